@@ -1,0 +1,1 @@
+"""One yaml per published model."""

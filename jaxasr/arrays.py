@@ -1,0 +1,42 @@
+"""Lengths, masks and buckets: the arithmetic that every room shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def length_mask(lengths: jax.Array, size: int) -> jax.Array:
+    """True where a position belongs to its row: lengths (B,) -> (B, size) bool."""
+    return jnp.arange(size)[None, :] < lengths[:, None]
+
+
+def zero_beyond(values: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Replace everything at and after each row's length by zero, also NaN: values (B, T, ...), lengths (B,)."""
+    mask = length_mask(lengths, values.shape[1])
+    return jnp.where(mask.reshape(mask.shape + (1,) * (values.ndim - 2)), values, jnp.zeros((), values.dtype))
+
+
+def repeat_last(values: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Replace everything at and after each row's length by the row's last valid step: values (B, T, D), lengths (B,)."""
+    last = jnp.take_along_axis(values, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)  # (B, 1, D)
+    return jnp.where(length_mask(lengths, values.shape[1])[..., None], values, last)
+
+
+def ceil_div(value: Any, divisor: int) -> Any:
+    """The quotient rounded up, for integers and integer arrays."""
+    return (value + divisor - 1) // divisor
+
+
+def bucket(size: int, smallest: int) -> int:
+    """The bucket that holds `size`: a geometric ladder with four steps an octave, from `smallest` upwards.
+
+    The ladder is smallest times 1, 1.25, 1.5, 1.75, 2, 2.5, 3, ...: at most a quarter of a bucket is padding, and
+    lengths up to N times the smallest need no more than 4 * log2(N) + 1 buckets.
+    """
+    octave = smallest
+    while size > 2 * octave:
+        octave *= 2
+    return octave if size <= octave else ceil_div(4 * size, octave) * octave // 4

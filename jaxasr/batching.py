@@ -1,0 +1,88 @@
+"""Which clips run together: windows of long audio, batches of equal buckets, rows of padded samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxasr.arrays import bucket
+
+# The smallest bucket (s): shorter clips are padded to it.
+SHORTEST = 1.0
+# Where a window may end: in the last part of the longest allowed (share), at the quietest stretch of this length (s).
+CUT_SEARCH, CUT_STRETCH = 0.3, 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A stretch of one clip: the clip's number, and where the stretch begins and ends in samples."""
+
+    clip: int
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Windows that run in one program of `rows` rows (the last may be empty) and `samples` samples."""
+
+    windows: tuple[Window, ...]
+    rows: int
+    samples: int
+
+
+def cut(samples: np.ndarray, longest: int, rate: int) -> list[tuple[int, int]]:
+    """(start, stop) of windows no longer than `longest` samples that cover a clip, cut at quiet points.
+
+    Each cut is in the middle of the stretch with the least energy near the longest window's end.
+    """
+    windows, start = [], 0
+    while len(samples) - start > longest:
+        earliest = start + int(longest * (1 - CUT_SEARCH))
+        searched = samples[earliest : start + longest]
+        stretch = max(min(int(CUT_STRETCH * rate), len(searched) // 2), 1)
+        energy = np.concatenate([[0.0], np.cumsum(np.square(searched, dtype=np.float64))])
+        quietest = int(np.argmin(energy[stretch:] - energy[:-stretch]))
+        stop = earliest + quietest + stretch // 2
+        windows.append((start, stop))
+        start = stop
+    return [*windows, (start, len(samples))]
+
+
+def plan(windows: Sequence[Window], padding: int, rate: int, budget: float, multiple: int) -> list[Batch]:
+    """Sort windows by length into batches: equal buckets, rows a power of two times `multiple`, `budget` seconds each.
+
+    `padding`: samples of silence that every window gets. Powers of two keep the number of programs small: a bucket
+    with seven windows runs as 4 + 2 + 1 rather than in a program of its own. `multiple`: local devices that share a
+    batch.
+    """
+    smallest = int(SHORTEST * rate)
+    buckets: dict[int, list[Window]] = {}
+    for window in sorted(windows, key=lambda w: w.stop - w.start):
+        buckets.setdefault(bucket(window.stop - window.start + padding, smallest), []).append(window)
+    batches = []
+    for samples, members in buckets.items():
+        most = max(int(budget * rate / samples / multiple), 1)
+        while members:
+            rows = 1 << (most.bit_length() - 1)
+            while rows > 1 and rows * multiple > len(members):
+                rows //= 2
+            taken, members = members[: rows * multiple], members[rows * multiple :]
+            batches.append(Batch(tuple(taken), rows * multiple, samples))
+    return batches
+
+
+def assemble(batch: Batch, clips: Sequence[np.ndarray], before: int) -> tuple[np.ndarray, np.ndarray]:
+    """The padded rows of a batch: (rows, samples) float32; and where each window's sound ends, (rows,) int32.
+
+    `before`: samples of silence in front of every window. An empty row has length 0.
+    """
+    waveforms = np.zeros((batch.rows, batch.samples), np.float32)
+    ends = np.zeros((batch.rows,), np.int32)
+    for row, window in enumerate(batch.windows):
+        size = window.stop - window.start
+        waveforms[row, before : before + size] = clips[window.clip][window.start : window.stop]
+        ends[row] = before + size
+    return waveforms, ends

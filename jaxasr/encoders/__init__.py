@@ -1,0 +1,1 @@
+"""Frames to encoded frames, one file per architecture."""

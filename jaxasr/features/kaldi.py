@@ -1,0 +1,215 @@
+"""Kaldi's log-mel filterbank in JAX: the front end of icefall's and FunASR's models.
+
+The order of work, the rounding of sizes and the mel triangles are Kaldi's (src/feat/feature-window.cc,
+mel-computations.cc, feature-fbank.cc), as kaldi-native-fbank, and with it sherpa-onnx, runs them.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxasr.arrays import ceil_div, zero_beyond
+
+Window = Literal["povey", "hamming", "hann"]
+Count = TypeVar("Count", int, jax.Array)
+
+
+@dataclass(frozen=True)
+class KaldiConfig:
+    """Options of `fbank` under Kaldi's meaning; the defaults are those of icefall and sherpa-onnx.
+
+    FunASR's are window="hamming", high_freq=0.0, snip_edges=True, sample_scale=32768.0. ValueError for what cannot be.
+    """
+
+    sample_rate: int = 16000  # Hz
+    frame_length_ms: float = 25.0
+    frame_shift_ms: float = 10.0
+    bins: int = 80
+    low_freq: float = 20.0  # Hz
+    high_freq: float = -400.0  # Hz; zero or below counts from the Nyquist frequency
+    window: Window = "povey"  # povey and hamming are symmetric, hann periodic, as in kaldi-native-fbank
+    preemphasis: float = 0.97
+    remove_dc_offset: bool = True
+    dither: float = 0.0  # deviation of the noise, in units of scaled samples; added only where `fbank` is given a key
+    snip_edges: bool = False  # True: only frames that lie wholly inside; False: the ends are mirrored
+    energy_floor: float = 1.1920929e-07  # of a mel energy before the logarithm: float32's epsilon, log -15.9424
+    sample_scale: float = 1.0  # multiplies samples in -1..1; FunASR and Kaldi itself work on 32768
+
+    def __post_init__(self) -> None:
+        if self.sample_rate <= 0:
+            raise ValueError(f"sample_rate must be positive, got {self.sample_rate}")
+        if self.frame_shift < 1 or self.frame_length < self.frame_shift:
+            raise ValueError(
+                "frame_shift_ms must cover at least one sample and frame_length_ms at least one shift, "
+                f"got {self.frame_shift_ms} and {self.frame_length_ms}"
+            )
+        if self.window not in get_args(Window):
+            raise ValueError(f"window must be one of {', '.join(get_args(Window))}, got {self.window!r}")
+        if not 0.0 <= self.preemphasis <= 1.0:
+            raise ValueError(f"preemphasis must lie in 0..1, got {self.preemphasis}")
+        if self.dither < 0.0:
+            raise ValueError(f"dither must not be negative, got {self.dither}")
+        if self.energy_floor <= 0.0:
+            raise ValueError(f"energy_floor must be positive, got {self.energy_floor}")
+        if self.sample_scale <= 0.0:
+            raise ValueError(f"sample_scale must be positive, got {self.sample_scale}")
+        nyquist = self.sample_rate / 2
+        if not 0.0 <= self.low_freq < self.highest_frequency <= nyquist:
+            raise ValueError(
+                f"low_freq and high_freq must satisfy 0 <= low < high <= {nyquist:g} Hz, "
+                f"got {self.low_freq:g} and {self.high_freq:g} (that is {self.highest_frequency:g})"
+            )
+        if self.bins < 3:
+            raise ValueError(f"bins must be at least 3, got {self.bins}")
+        mel_banks(self)
+
+    @property
+    def frame_length(self) -> int:
+        """Samples of a frame."""
+        return _milliseconds(self.sample_rate, self.frame_length_ms)
+
+    @property
+    def frame_shift(self) -> int:
+        """Samples from frame to frame."""
+        return _milliseconds(self.sample_rate, self.frame_shift_ms)
+
+    @property
+    def fft_length(self) -> int:
+        """Points of the Fourier transform: the frame length rounded up to a power of two."""
+        return 1 << (self.frame_length - 1).bit_length()
+
+    @property
+    def highest_frequency(self) -> float:
+        """Upper edge of the last mel bin in Hz."""
+        return self.high_freq if self.high_freq > 0 else self.sample_rate / 2 + self.high_freq
+
+
+def _milliseconds(sample_rate: int, milliseconds: float) -> int:
+    # Kaldi multiplies in float32 and cuts off: other arithmetic gives another size at odd rates.
+    return int(np.float32(sample_rate) * np.float32(0.001) * np.float32(milliseconds))
+
+
+def frame_count(config: KaldiConfig, samples: Count) -> Count:
+    """Frames that `fbank` makes of so many samples: an int for an int, an integer array for an array."""
+    shift = config.frame_shift
+    if not config.snip_edges:
+        return (samples + shift // 2) // shift
+    frames = (samples - config.frame_length) // shift + 1
+    return jnp.maximum(frames, 0) if isinstance(frames, jax.Array) else max(frames, 0)
+
+
+def fbank(
+    config: KaldiConfig, waveforms: jax.Array, lengths: jax.Array, *, key: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Log-mel energies of a padded batch.
+
+    waveforms (B, S) float32 in -1..1, of which only the first lengths (B,) int32 samples of a row count: what stands
+    behind them, NaN included, is never used. Returns frames (B, T, bins) float32 with T = frame_count(config, S), zero
+    behind the end of a row, and the number of frames (B,) int32 of each row. `key` turns dither on. Pure, for jax.jit.
+    """
+    batch, samples = waveforms.shape
+    total = frame_count(config, samples)
+    counts = frame_count(config, lengths).astype(jnp.int32)
+    if total == 0:
+        return jnp.zeros((batch, 0, config.bins), jnp.float32), counts
+
+    signal = zero_beyond(waveforms, lengths) * config.sample_scale
+    if not config.snip_edges:
+        signal = _mirror_ends(config, signal, lengths)
+    frames = _frame(config, signal, total)  # (B, T, frame_length)
+
+    if config.dither and key is not None:
+        frames = frames + config.dither * jax.random.normal(key, frames.shape, frames.dtype)
+    if config.remove_dc_offset:
+        # XLA divides by a constant through its rounded reciprocal. Differences to the first sample make a constant
+        # frame exactly zero all the same, as Kaldi's division does; else it would rise above the floor at scale 32768.
+        frames = frames - frames[..., :1]
+        frames = frames - jnp.mean(frames, axis=-1, keepdims=True)
+    if config.preemphasis:
+        # The sample before the first one is the first one itself.
+        before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+        frames = frames - config.preemphasis * before
+    spectrum = jnp.fft.rfft(frames * window(config), config.fft_length)  # (B, T, fft_length / 2 + 1)
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    energies = jnp.matmul(power, mel_banks(config), precision=jax.lax.Precision.HIGHEST)
+    return zero_beyond(jnp.log(jnp.maximum(energies, config.energy_floor)), counts), counts
+
+
+def _mirror_ends(config: KaldiConfig, signal: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Put mirrored samples before the first and behind the last sample of each row, so that frames are centred.
+
+    signal (B, S), lengths (B,) -> (B, S + frame_length - frame_shift // 2) with the old sample 0 at
+    frame_length // 2 - frame_shift // 2. Samples -1, -2 are 0, 1 and n, n + 1 are n - 1, n - 2, again and again where a
+    row is shorter than the mirrored part.
+    """
+    left = config.frame_length // 2 - config.frame_shift // 2
+    right = config.frame_length - config.frame_length // 2  # more is never read by a frame that counts
+    edge = jnp.arange(-left, right)
+    edge = jnp.where(edge < 0, edge, lengths[:, None] + edge)  # (B, left + right)
+    period = 2 * jnp.maximum(lengths, 1)[:, None]
+    folded = edge % period
+    folded = jnp.minimum(folded, period - 1 - folded)
+    mirrored = jnp.take_along_axis(signal, folded, axis=1, mode="clip")
+    extended = jnp.concatenate([mirrored[:, :left], jnp.pad(signal, ((0, 0), (0, right)))], axis=1)
+    # Rows end at different places, but only `right` samples of each are written.
+    write = jax.vmap(lambda row, end, start: jax.lax.dynamic_update_slice(row, end, (start,)))
+    return write(extended, mirrored[:, left:], left + lengths)
+
+
+def _frame(config: KaldiConfig, signal: jax.Array, total: int) -> jax.Array:
+    """Overlapping frames (B, T, frame_length) of signal (B, ...), by slices of whole shifts instead of a gather."""
+    shift, length = config.frame_shift, config.frame_length
+    pieces = ceil_div(length, shift)
+    needed = (total + pieces - 1) * shift
+    signal = jnp.pad(signal, ((0, 0), (0, max(0, needed - signal.shape[1]))))[:, :needed]
+    blocks = signal.reshape(signal.shape[0], -1, shift)
+    widths = [min(shift, length - piece * shift) for piece in range(pieces)]
+    return jnp.concatenate([blocks[:, i : i + total, :width] for i, width in enumerate(widths)], axis=-1)
+
+
+def window(config: KaldiConfig) -> np.ndarray:
+    """The window (frame_length,) float32, computed in float64 as Kaldi does."""
+    length = config.frame_length
+    cosine = np.cos(2 * np.pi * np.arange(length) / (length if config.window == "hann" else length - 1))
+    match config.window:
+        case "povey":
+            values = (0.5 - 0.5 * cosine) ** 0.85
+        case "hamming":
+            values = 0.54 - 0.46 * cosine
+        case "hann":
+            values = 0.5 - 0.5 * cosine
+    return values.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=32)
+def mel_banks(config: KaldiConfig) -> np.ndarray:
+    """Triangles on the mel scale 1127 ln(1 + f / 700), (fft_length / 2 + 1, bins) float32.
+
+    In float32 step by step, as Kaldi computes them: the low bins hold one or two lines of the spectrum, so that float64
+    moves their logarithm by up to 1e-3. ValueError where a bin would hold no line at all.
+    """
+    lines = np.arange(config.fft_length // 2, dtype=np.float32)  # Kaldi leaves the Nyquist line out
+    mel = _mel(np.float32(config.sample_rate / config.fft_length) * lines)[:, None]
+    low = _mel(np.float32(config.low_freq))
+    delta = (_mel(np.float32(config.highest_frequency)) - low) / np.float32(config.bins + 1)
+    left, center, right = (low + np.arange(i, i + config.bins, dtype=np.float32) * delta for i in range(3))
+    weights = np.where(mel <= center, (mel - left) / (center - left), (right - mel) / (right - center))
+    weights = np.where((mel > left) & (mel < right), weights, np.float32(0))
+    empty = np.flatnonzero(~weights.any(axis=0))
+    if empty.size:
+        raise ValueError(f"bins: {config.bins} are too many, bin {empty[0]} holds no line of the spectrum")
+    weights = np.pad(weights, ((0, 1), (0, 0)))
+    weights.flags.writeable = False
+    return weights
+
+
+def _mel(frequency: np.ndarray | np.float32) -> np.ndarray:
+    # The logarithm is rounded once from float64, as the C library's logf is; numpy's own float32 one errs by more.
+    ratio = np.float32(1) + frequency / np.float32(700)
+    return np.float32(1127) * np.log(ratio.astype(np.float64)).astype(np.float32)

@@ -1,0 +1,30 @@
+"""The CTC head: log-probabilities of tokens and blank, frame by frame."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxasr.layers.linear import Linear
+
+
+@dataclasses.dataclass(frozen=True)
+class CTCConfig:
+    """Size of a CTC head; the vocabulary includes the blank."""
+
+    vocabulary_size: int
+    blank_id: int = 0
+
+
+class CTC(nnx.Module):
+    """Encoded frames (B, T, D) to log-probabilities (B, T, vocabulary) float32."""
+
+    def __init__(self, config: CTCConfig, encoder_dim: int, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.output = Linear(encoder_dim, config.vocabulary_size, rngs=rngs)
+
+    def __call__(self, encoded: jax.Array) -> jax.Array:
+        return jax.nn.log_softmax(self.output(encoded).astype(jnp.float32), axis=-1)

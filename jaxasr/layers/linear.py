@@ -1,0 +1,23 @@
+"""Linear layers and embeddings."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxasr.layers.products import linear_product
+
+
+class Linear(nnx.Module):
+    """x (..., in) -> (..., out); kernel (in, out), optional bias (out,)."""
+
+    def __init__(self, in_features: int, out_features: int, *, use_bias: bool = True, rngs: nnx.Rngs) -> None:
+        bound = in_features**-0.5
+        self.kernel = nnx.Param(
+            jax.random.uniform(rngs.params(), (in_features, out_features), jnp.float32, -bound, bound)
+        )
+        self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return linear_product(x, self.kernel[...], None if self.bias is None else self.bias[...])

@@ -1,0 +1,88 @@
+"""Front ends that shorten the sequence of frames before the encoder."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxasr.arrays import zero_beyond
+from jaxasr.layers.activations import swoosh_l, swoosh_r
+from jaxasr.layers.convolution import Conv2d, DepthwiseConv2d
+from jaxasr.layers.linear import Linear
+from jaxasr.layers.norms import BiasNorm
+
+CHANNELS = (8, 32, 128)
+CONVNEXT_HIDDEN = 384
+# The 7 x 7 window of the ConvNeXt block reaches this many frames to either side.
+REACH = 3
+
+
+def subsampled_length(frames):
+    """Frames at 100 Hz to frames at 50 Hz, for integers and arrays: (T - 7) // 2, never below 0."""
+    shortened = (frames - 7) // 2
+    return max(shortened, 0) if isinstance(shortened, int) else jnp.maximum(shortened, 0)
+
+
+class ConvNeXt(nnx.Module):
+    """x + pointwise(SwooshL(pointwise(depthwise 7 x 7))) over (B, T, F, C); time is not padded here."""
+
+    def __init__(self, features: int, hidden: int, *, rngs: nnx.Rngs) -> None:
+        self.depthwise = DepthwiseConv2d(features, 2 * REACH + 1, 7, rngs=rngs)
+        self.pointwise1 = Linear(features, hidden, rngs=rngs)
+        self.pointwise2 = Linear(hidden, features, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x (B, T + 2 REACH, F, C) with REACH frames of context at either end -> (B, T, F, C)."""
+        y = self.depthwise(jnp.pad(x, ((0, 0), (0, 0), (3, 3), (0, 0))))
+        y = self.pointwise2(swoosh_l(self.pointwise1(y)))
+        return x[:, REACH:-REACH] + y
+
+
+class Conv2dSubsampling(nnx.Module):
+    """The Zipformer's front end: (B, T, bins) at 100 Hz -> (B, (T - 7) // 2, D) at 50 Hz (icefall, subsampling.py).
+
+    Three 3 x 3 convolutions with SwooshR, a ConvNeXt block, a linear layer over channels x frequencies, BiasNorm.
+    """
+
+    def __init__(self, bins: int, features: int, *, rngs: nnx.Rngs) -> None:
+        first, second, third = CHANNELS
+        self.conv1 = Conv2d(1, first, (3, 3), padding=((0, 0), (1, 1)), rngs=rngs)
+        self.conv2 = Conv2d(first, second, (3, 3), strides=(2, 2), rngs=rngs)
+        self.conv3 = Conv2d(second, third, (3, 3), strides=(1, 2), rngs=rngs)
+        self.convnext = ConvNeXt(third, CONVNEXT_HIDDEN, rngs=rngs)
+        self.frequencies = ((bins - 1) // 2 - 1) // 2
+        self.out = Linear(self.frequencies * third, features, rngs=rngs)
+        self.norm = BiasNorm(features, rngs=rngs)
+
+    def __call__(self, frames: jax.Array, lengths: jax.Array, *, isolated: bool = True) -> tuple[jax.Array, jax.Array]:
+        """frames (B, T, bins), lengths (B,) -> (B, (T - 7) // 2, D), lengths (B,).
+
+        `isolated` clears what the convolutions made of the padding before the ConvNeXt block can see it, which gives
+        a batch the values of its single utterances; the publisher's code does not.
+        """
+        x = self._convolve(frames)
+        lengths = subsampled_length(lengths)
+        if isolated:
+            x = zero_beyond(x, lengths)
+        x = self.convnext(jnp.pad(x, ((0, 0), (REACH, REACH), (0, 0), (0, 0))))
+        return self._project(x), lengths
+
+    def initial_state(self, batch: int, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """The ConvNeXt block's left context, (B, REACH, F, C) of zeros."""
+        return jnp.zeros((batch, REACH, self.frequencies, CHANNELS[-1]), dtype)
+
+    def step(self, state: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """One chunk: frames (B, 2 c + 7 + 2 REACH, bins) -> state, (B, c, D); the last REACH frames are look-ahead."""
+        x = self._convolve(frames)  # (B, c + REACH, F, C)
+        x = jnp.concatenate([state, x], axis=1)
+        consumed = x.shape[1] - REACH
+        return x[:, consumed - REACH : consumed], self._project(self.convnext(x))
+
+    def _convolve(self, frames: jax.Array) -> jax.Array:
+        x = swoosh_r(self.conv1(frames[..., None]))
+        x = swoosh_r(self.conv2(x))
+        return swoosh_r(self.conv3(x))  # (B, (T - 7) // 2, F, C)
+
+    def _project(self, x: jax.Array) -> jax.Array:
+        return self.norm(self.out(x.reshape(*x.shape[:2], -1)))

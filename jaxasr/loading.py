@@ -1,0 +1,59 @@
+"""From a name or a path to a ready recognizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from jaxasr import store
+from jaxasr.errors import ModelError
+from jaxasr.recognizer import Recognizer
+
+NO_MODEL = (
+    "no model is given: --model takes a folder made by `jaxasr convert` or a published name such as "
+    "reazon-research/reazonspeech-k2-v2"
+)
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str] | None = None,
+    *,
+    dtype: str = "float32",
+    batch_seconds: float | None = None,
+    blank_penalty: float = 0.0,
+    head: str | None = None,
+    pad_before: float | None = None,
+    pad_after: float | None = None,
+    precision: str = "float32",
+    verify: bool = True,
+) -> Recognizer:
+    """Load a model directory, or a published model by its name (downloaded and converted once), ready to transcribe.
+
+    `dtype`: float32, bfloat16 or float16. `batch_seconds`: sound that one batch may hold. `head`: transducer or ctc.
+    `pad_before`, `pad_after`: silence around clips (s) instead of the model's own. `precision`: which of a published
+    model's files to take. Raises a JaxasrError whose message is one line.
+    """
+    if name_or_path is None:
+        raise ModelError(NO_MODEL)
+    directory = locate(name_or_path, precision)
+    config, params, tokens = store.load(directory, verify=verify)
+    padding = {
+        key: value for key, value in (("silence_before", pad_before), ("silence_after", pad_after)) if value is not None
+    }
+    config = dataclasses.replace(config, audio=dataclasses.replace(config.audio, **padding))
+    return Recognizer(
+        config, params, tokens, dtype=dtype, batch_seconds=batch_seconds, blank_penalty=blank_penalty, head=head
+    )
+
+
+def locate(name_or_path: str | os.PathLike[str], precision: str = "float32") -> Path:
+    """The model directory behind a path or a published name; an existing path is always meant as a path."""
+    path = Path(name_or_path)
+    if path.exists():
+        if not store.is_model_directory(path):
+            raise ModelError(f"{path} is no model directory: make one with `jaxasr convert {path} OUT_DIR`")
+        return path
+    from jaxasr.convert import hub
+
+    return hub.convert_once(str(name_or_path), precision=precision)

@@ -1,0 +1,136 @@
+"""A whole recogniser as one Flax module: features, encoder, heads; and the configuration that describes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxasr.arrays import ceil_div
+from jaxasr.encoders.zipformer import Zipformer, ZipformerConfig
+from jaxasr.errors import ConfigError
+from jaxasr.features.kaldi import KaldiConfig, fbank
+from jaxasr.heads.ctc import CTC, CTCConfig
+from jaxasr.heads.transducer import Transducer, TransducerConfig
+from jaxasr.search.greedy import ctc_greedy, transducer_greedy
+from jaxasr.search.hypotheses import Hypotheses
+
+HeadName = Literal["transducer", "ctc"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioConfig:
+    """How audio is presented to the encoder.
+
+    `silence_before`, `silence_after` (s): zeros around every clip. `whole_chunks`: a causal model decodes full chunks
+    only, and a chunk only while more feature frames are ready than it reads (sherpa-onnx's online runtime).
+    `longest` (s): longer audio is cut into windows.
+    """
+
+    silence_before: float = 0.0
+    silence_after: float = 0.0
+    whole_chunks: bool = False
+    longest: float = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """How ids become text.
+
+    `unknown_id` is the id of `<unk>`, `unknown_is_blank` whether the transducer search skips it (sherpa-onnx does,
+    icefall emits it). `spelling` names the rules by which pieces are joined.
+    """
+
+    unknown_id: int | None = None
+    unknown_is_blank: bool = True
+    spelling: Literal["sherpa_onnx_offline_transducer", "sherpa_onnx_ctc", "sherpa_onnx_online"] = (
+        "sherpa_onnx_offline_transducer"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The whole model, as config.yaml of a model directory and the files of configs/ write it."""
+
+    name: str
+    encoder: ZipformerConfig
+    features: KaldiConfig = KaldiConfig()
+    transducer: TransducerConfig | None = None
+    ctc: CTCConfig | None = None
+    audio: AudioConfig = AudioConfig()
+    text: TextConfig = TextConfig()
+
+    def __post_init__(self) -> None:
+        if self.transducer is None and self.ctc is None:
+            raise ValueError("a model needs a transducer or a ctc head")
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Ids that the heads can emit, blank included."""
+        head = self.transducer or self.ctc
+        return head.vocabulary_size
+
+    @property
+    def default_head(self) -> HeadName:
+        """A model with both heads decodes with the transducer unless told otherwise."""
+        return "transducer" if self.transducer is not None else "ctc"
+
+    @property
+    def seconds_per_frame(self) -> float:
+        """Duration of one encoded frame."""
+        return self.features.frame_shift_ms / 1000 * 2 * self.encoder.output_downsampling
+
+    def choose_head(self, head: str | None) -> HeadName:
+        """The head to decode with; ConfigError where the model lacks the one asked for."""
+        if head is None:
+            return self.default_head
+        if head not in ("transducer", "ctc") or getattr(self, head) is None:
+            has = " and ".join(name for name in ("transducer", "ctc") if getattr(self, name) is not None)
+            raise ConfigError(f"{self.name} has no {head} head: it has {has}")
+        return head  # type: ignore[return-value]
+
+
+class Model(nnx.Module):
+    """Waveforms (B, S) at 16 kHz to Hypotheses; every part can also be called by itself."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.encoder = Zipformer(config.encoder, rngs=rngs)
+        width = config.encoder.output_dim
+        self.transducer = Transducer(config.transducer, width, rngs=rngs) if config.transducer else None
+        self.ctc = CTC(config.ctc, width, rngs=rngs) if config.ctc else None
+
+    def encode(
+        self, waveforms: jax.Array, lengths: jax.Array, dtype: jnp.dtype = jnp.float32
+    ) -> tuple[jax.Array, jax.Array]:
+        """waveforms (B, S) float32, lengths (B,) in samples -> encoded (B, T, D), lengths (B,) in frames to decode.
+
+        `dtype` is the type of the activations inside the encoder.
+        """
+        frames, frame_lengths = fbank(self.config.features, waveforms, lengths)
+        encoded, encoded_lengths = self.encoder(frames.astype(dtype), frame_lengths)
+        if self.config.audio.whole_chunks:
+            encoded_lengths = self._whole_chunks(frame_lengths)
+        return encoded, encoded_lengths
+
+    def search(
+        self, encoded: jax.Array, lengths: jax.Array, head: HeadName, blank_penalty: jax.Array | float = 0.0
+    ) -> Hypotheses:
+        """encoded (B, T, D), lengths (B,) -> Hypotheses of the greedy search of the named head."""
+        if head == "ctc":
+            log_probs = self.ctc(encoded)
+            return ctc_greedy(log_probs, lengths, blank_id=self.ctc.config.blank_id, blank_penalty=blank_penalty)
+        text = self.config.text
+        silent = (text.unknown_id,) if text.unknown_is_blank and text.unknown_id is not None else ()
+        return transducer_greedy(
+            self.transducer, encoded, lengths, blank_penalty=blank_penalty, silent_ids=silent
+        )
+
+    def _whole_chunks(self, frames: jax.Array) -> jax.Array:
+        """Encoded frames of the chunks that a stream of this many feature frames (B,) decodes."""
+        encoder = self.config.encoder
+        chunks = ceil_div(jnp.maximum(frames - encoder.frames_per_step, 0), encoder.shift_per_step)
+        return chunks * (encoder.chunk_size // encoder.output_downsampling)

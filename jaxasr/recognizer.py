@@ -1,0 +1,276 @@
+"""Audio in, transcripts out: reading ahead, batches, compiled programs, and the order restored."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxasr import audio as audio_files
+from jaxasr.batching import Batch, Window, assemble, cut, plan
+from jaxasr.devices import Policy, policy, prepare
+from jaxasr.errors import AudioError, ConfigError, JaxasrError
+from jaxasr.model import HeadName, Model, ModelConfig
+from jaxasr.search.hypotheses import Hypotheses
+from jaxasr.text.spelling import spell
+from jaxasr.text.tokens import TokenTable
+
+logger = logging.getLogger("jaxasr")
+
+Source = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray
+RATE = audio_files.SAMPLE_RATE
+# Sound that is read ahead and sorted into batches at a time, in multiples of a batch's seconds.
+GROUP_BATCHES = 4
+READERS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript:
+    """What was said in one clip.
+
+    `audio`: the file's name, or "" for an array; `duration` (s). `tokens`, `token_ids`, `timestamps` (s, the begin of
+    the frame that emitted the token) and `log_probs` (of the token under the search's softmax at temperature 1) run
+    side by side.
+    """
+
+    audio: str
+    duration: float
+    text: str
+    tokens: list[str]
+    token_ids: list[int]
+    timestamps: list[float]
+    log_probs: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """An input that could not be transcribed, and why."""
+
+    audio: str
+    error: JaxasrError
+
+
+@dataclasses.dataclass
+class _Clip:
+    """One input on its way: its samples, then the ids, frames and log-probabilities of its windows, by window."""
+
+    name: str
+    samples: np.ndarray
+    windows: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+
+
+class Recognizer:
+    """A model ready to transcribe. Thread-safe: calls share compiled programs and nothing else."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: dict[str, Any],
+        tokens: TokenTable,
+        *,
+        dtype: str = "float32",
+        batch_seconds: float | None = None,
+        blank_penalty: float = 0.0,
+        head: str | None = None,
+        devices: list[jax.Device] | None = None,
+    ) -> None:
+        """`params`: nested dictionary of arrays as `store.load` gives it. `batch_seconds`: sound in one batch.
+
+        `devices`: the local devices that share each batch, all of them by default.
+        """
+        prepare()
+        if batch_seconds is not None and not batch_seconds > 0:
+            raise ConfigError(f"batch_seconds must be positive, not {batch_seconds}")
+        self.config, self.tokens = config, tokens
+        self.head: HeadName = config.choose_head(head)
+        self.policy: Policy = policy(dtype)
+        self.blank_penalty = float(blank_penalty)
+        self.devices = list(devices) if devices is not None else jax.local_devices()
+        self.batch_seconds = batch_seconds or (60.0 if self.devices[0].platform == "cpu" else 1200.0)
+        self.traces = 0
+        self._graph, state = nnx.split(nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(0))))
+        self._state = state
+        self._before = round(config.audio.silence_before * RATE)
+        self._after = round(config.audio.silence_after * RATE)
+        self._mesh = Mesh(np.array(self.devices), ("batch",))
+        replicated = jax.sharding.NamedSharding(self._mesh, PartitionSpec())
+        self._params = jax.device_put(self.policy.cast(params), replicated)
+        self._rows = jax.sharding.NamedSharding(self._mesh, PartitionSpec("batch"))
+        self._program = jax.jit(
+            jax.shard_map(
+                self._recognize,
+                mesh=self._mesh,
+                in_specs=(PartitionSpec(), PartitionSpec("batch"), PartitionSpec("batch"), PartitionSpec()),
+                out_specs=PartitionSpec("batch"),
+                check_vma=False,
+            )
+        )
+
+    def transcribe(
+        self,
+        sources: Iterable[Source] | Source,
+        *,
+        sample_rate: int | None = None,
+        on_error: Literal["raise", "yield"] = "raise",
+        progress: Callable[[float, float], None] | None = None,
+    ) -> Iterator[Transcript | Failure]:
+        """Transcripts of files (paths, bytes, open files) and arrays, one by one in their order.
+
+        `sample_rate` (Hz) is that of arrays, 16,000 by default. An input that cannot be read raises AudioError, or with
+        on_error="yield" takes its place as a Failure. `progress` is called with (seconds done, seconds read so far).
+        Sound is read and decoded in threads while the device works on what was read before.
+        """
+        if on_error not in ("raise", "yield"):
+            raise ConfigError(f"on_error must be 'raise' or 'yield', not {on_error!r}")
+        single = isinstance(sources, (str, bytes, os.PathLike, np.ndarray)) or hasattr(sources, "read")
+        return self._transcribe([sources] if single else sources, sample_rate, on_error, progress)  # type: ignore[list-item]
+
+    def run(self, waveforms: np.ndarray, lengths: np.ndarray) -> Hypotheses:
+        """The compiled program on one batch: waveforms (B, S) float32 at 16 kHz, silence included, lengths (B,).
+
+        B must be a multiple of the number of devices. The result stays on the device.
+        """
+        rows = jax.device_put((waveforms, lengths), self._rows)
+        return self._program(self._params, *rows, jnp.float32(self.blank_penalty))
+
+    def _recognize(
+        self, params: dict[str, Any], waveforms: jax.Array, lengths: jax.Array, blank_penalty: jax.Array
+    ) -> Hypotheses:
+        self.traces += 1
+        model = self.bind(params)
+        encoded, encoded_lengths = model.encode(waveforms, lengths, self.policy.activations)
+        return model.search(encoded, encoded_lengths, self.head, blank_penalty)
+
+    def bind(self, params: dict[str, Any] | None = None) -> Model:
+        """The model as a module over `params` (by default the recognizer's own), to call parts of it."""
+        params = nnx.restore_int_paths(self._params if params is None else params)
+        state = jax.tree.map(lambda leaf: leaf, self._state)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(self._graph, state)
+
+    def _transcribe(
+        self,
+        sources: Iterable[Source],
+        sample_rate: int | None,
+        on_error: str,
+        progress: Callable[[float, float], None] | None,
+    ) -> Iterator[Transcript | Failure]:
+        done = known = 0.0
+        for group in self._groups(sources, sample_rate):
+            clips = [item for item in group if isinstance(item, _Clip)]
+            known += sum(len(clip.samples) for clip in clips) / RATE
+            for seconds in self._decode(clips):
+                done += seconds
+                if progress is not None:
+                    progress(done, known)
+            for item in group:
+                if isinstance(item, Failure) and on_error == "raise":
+                    raise item.error
+                yield item if isinstance(item, Failure) else self._transcript(item)
+
+    def _groups(self, sources: Iterable[Source], sample_rate: int | None) -> Iterator[list[_Clip | Failure]]:
+        """Read inputs ahead of their use: while one group is decoded, the next is read."""
+        budget = GROUP_BATCHES * self.batch_seconds * RATE
+        inputs = iter(sources)
+        pending: collections.deque[Future[_Clip | Failure]] = collections.deque()
+        with ThreadPoolExecutor(READERS, thread_name_prefix="jaxasr-read") as pool:
+            with ThreadPoolExecutor(1, thread_name_prefix="jaxasr-group") as collector:
+
+                def collect() -> list[_Clip | Failure]:
+                    group: list[_Clip | Failure] = []
+                    size = 0
+                    while size < budget:
+                        while len(pending) < 2 * READERS and (source := next(inputs, None)) is not None:
+                            pending.append(pool.submit(_read, source, sample_rate))
+                        if not pending:
+                            break
+                        item = pending.popleft().result()
+                        group.append(item)
+                        size += len(item.samples) if isinstance(item, _Clip) else 0
+                    return group
+
+                upcoming = collector.submit(collect)
+                try:
+                    while group := upcoming.result():
+                        upcoming = collector.submit(collect)
+                        yield group
+                finally:
+                    for future in pending:
+                        future.cancel()
+
+    def _decode(self, clips: list[_Clip]) -> Iterator[float]:
+        """Run all windows of `clips` and keep the results in them; yields the seconds of sound that each batch held."""
+        longest = int(self.config.audio.longest * RATE)
+        windows, numbers = [], {}
+        for index, clip in enumerate(clips):
+            pieces = cut(clip.samples, longest, RATE) if len(clip.samples) else []
+            if len(pieces) > 1:
+                logger.warning(
+                    "%s: %.0f s are longer than this model's %.0f s: cut at quiet points into %d windows",
+                    clip.name or "array", len(clip.samples) / RATE, self.config.audio.longest, len(pieces),
+                )  # fmt: skip
+            for number, (start, stop) in enumerate(pieces):
+                window = Window(index, start, stop)
+                windows.append(window)
+                numbers[window] = number
+        batches = plan(windows, self._before + self._after, RATE, self.batch_seconds, len(self.devices))
+        running: collections.deque[tuple[Batch, Hypotheses]] = collections.deque()
+        samples = [clip.samples for clip in clips]
+        for batch in batches:
+            waveforms, ends = assemble(batch, samples, self._before)
+            lengths = np.where(ends > 0, ends + self._after, 0).astype(np.int32)
+            running.append((batch, self.run(waveforms, lengths)))
+            if len(running) > 1:  # one batch is prepared while the device works on the one before
+                yield self._keep(*running.popleft(), clips, numbers)
+        while running:
+            yield self._keep(*running.popleft(), clips, numbers)
+
+    def _keep(
+        self, batch: Batch, hypotheses: Hypotheses, clips: list[_Clip], numbers: dict[Window, int]
+    ) -> float:
+        ids, frames, log_probs, lengths = jax.device_get(
+            (hypotheses.tokens, hypotheses.frames, hypotheses.log_probs, hypotheses.length)
+        )
+        seconds = 0.0
+        for row, window in enumerate(batch.windows):
+            count = lengths[row, 0]
+            offset = window.start / RATE - self.config.audio.silence_before
+            times = np.maximum(frames[row, 0, :count] * self.config.seconds_per_frame + offset, window.start / RATE)
+            clips[window.clip].windows[numbers[window]] = (ids[row, 0, :count], times, log_probs[row, 0, :count])
+            seconds += (window.stop - window.start) / RATE
+        return seconds
+
+    def _transcript(self, clip: _Clip) -> Transcript:
+        parts = [clip.windows[number] for number in sorted(clip.windows)]
+        ids = [int(i) for part in parts for i in part[0]]
+        spelling = "sherpa_onnx_ctc" if self.head == "ctc" else self.config.text.spelling
+        text, tokens = spell([self.tokens[i] for i in ids], spelling, self.tokens.byte_coding)
+        return Transcript(
+            audio=clip.name,
+            duration=len(clip.samples) / RATE,
+            text=text,
+            tokens=tokens,
+            token_ids=ids,
+            timestamps=[round(float(t), 4) for part in parts for t in part[1]],
+            log_probs=[float(p) for part in parts for p in part[2]],
+        )
+
+
+def _read(source: Source, sample_rate: int | None) -> _Clip | Failure:
+    name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else ""
+    try:
+        return _Clip(str(name), audio_files.load(source, sample_rate))
+    except JaxasrError as error:
+        return Failure(str(name), error)
+    except MemoryError:
+        return Failure(str(name), AudioError(f"{name or 'array'}: too long for this machine's memory: cut it up first"))

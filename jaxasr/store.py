@@ -1,0 +1,288 @@
+"""A model directory: config.yaml, params/ (Orbax), tokens.txt, README.md (the card) and manifest.json.
+
+The directory is written to a sibling and renamed, so that an interruption leaves either nothing or a whole one. The
+manifest holds the SHA-256, shape and type of every array and the SHA-256 of every other file; loading checks them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from jaxasr.configuration import from_mapping, to_mapping
+from jaxasr.errors import ConfigError, ModelError
+from jaxasr.model import ModelConfig
+from jaxasr.text.tokens import TokenTable
+
+FORMAT = 1
+CONFIG, PARAMS, TOKENS, CARD, MANIFEST = "config.yaml", "params", "tokens.txt", "README.md", "manifest.json"
+Parameters = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """What a person should know of a model directory.
+
+    `source`: (file name, bytes, SHA-256) of each file converted. `origin` and `licence` as far as they are known.
+    `summary`: lines that the conversion told its user.
+    """
+
+    name: str
+    source: tuple[tuple[str, int, str], ...]
+    summary: tuple[str, ...] = ()
+    origin: str = "local files"
+    licence: str = "that of the source"
+
+    def text(self, config: ModelConfig, parameters: int) -> str:
+        """The README.md of the directory."""
+        rows = "\n".join(f"| {name} | {size:,} | `{digest}` |" for name, size, digest in self.source)
+        notes = "\n".join(f"- {line}" for line in self.summary) or "- nothing of note"
+        heads = " and ".join(h for h in ("transducer", "ctc") if getattr(config, h) is not None)
+        return (
+            f"# {self.name}\n\nA speech recogniser for jaxasr: {config.encoder.kind} encoder, {heads}, "
+            f"{parameters:,} parameters, vocabulary {config.vocabulary_size:,}.\n\n"
+            f"Origin: {self.origin}. Licence: {self.licence}.\n\n"
+            f"## Converted from\n\n| file | bytes | SHA-256 |\n|---|---|---|\n{rows}\n\n## Conversion\n\n{notes}\n\n"
+            "## Agreement\n\nThe parameters are the source's, transposed; nothing was trained or rounded unless a "
+            "line above says so. Measure agreement with `jaxasr evaluate MANIFEST.tsv --model .`\n"
+        )
+
+
+def save(
+    directory: str | os.PathLike[str],
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    tokens: TokenTable,
+    card: ModelCard,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a model directory. `params` is a nested dictionary of arrays; ModelError where it cannot be written."""
+    import orbax.checkpoint as ocp
+
+    target = Path(directory)
+    if target.exists() and not overwrite:
+        raise ModelError(f"{target} exists: choose another folder or give --overwrite")
+    if overwrite and target.exists() and not is_model_directory(target):
+        raise ModelError(f"{target} exists and is no model directory: --overwrite will not remove it")
+    with _writing(target) as folder:
+        (folder / CONFIG).write_text(_yaml(config), encoding="utf-8")
+        tokens.write(folder / TOKENS)
+        leaves = flatten(params)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((folder / PARAMS).absolute(), params)
+        count = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
+        (folder / CARD).write_text(card.text(config, count), encoding="utf-8")
+        manifest = {
+            "format": FORMAT,
+            "name": card.name,
+            "source": [dict(zip(("file", "bytes", "sha256"), row, strict=True)) for row in card.source],
+            "files": {name: _file_hash(folder / name) for name in (CONFIG, TOKENS)},
+            "arrays": _describe_arrays(leaves),
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def load(directory: str | os.PathLike[str], *, verify: bool = True) -> tuple[ModelConfig, Parameters, TokenTable]:
+    """Read a model directory and check every shape and, with `verify`, every hash: ModelError names what is wrong."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    folder = Path(directory)
+    manifest = _read_manifest(folder)
+    config = load_config(folder)
+    tokens = _read_tokens(folder, config)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = unflatten(
+        {
+            path: jax.ShapeDtypeStruct(tuple(entry["shape"]), np.dtype(entry["dtype"]), sharding=device)
+            for path, entry in manifest["arrays"].items()
+        }
+    )
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore((folder / PARAMS).absolute(), abstract)
+    except Exception as error:  # Orbax and TensorStore raise many kinds for one cause: a damaged params folder
+        raise ModelError(f"{folder / PARAMS} is damaged ({_first_line(error)}): convert the model again") from None
+    if verify:
+        _verify(folder, manifest, params)
+    return config, params, tokens
+
+
+def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
+    """The configuration of a model directory; ModelError without one, ConfigError where a key is wrong."""
+    path = Path(directory) / CONFIG
+    return read_config(path)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """A yaml file that is the literal image of a ModelConfig."""
+    try:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} cannot be read ({_first_line(error)})") from None
+    except (yaml.YAMLError, RecursionError):
+        raise ConfigError(f"{path} is not valid yaml") from None
+    return from_mapping(ModelConfig, mapping, str(path))
+
+
+def is_model_directory(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` looks like what `save` writes."""
+    return (Path(path) / MANIFEST).is_file() and (Path(path) / CONFIG).is_file()
+
+
+def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `jaxasr info` shows of a model directory, without reading its arrays."""
+    folder = Path(directory)
+    manifest = _read_manifest(folder)
+    config = load_config(folder)
+    arrays = manifest["arrays"].values()
+    return {
+        "kind": "model directory",
+        "path": str(folder),
+        "name": config.name,
+        "architecture": config.encoder.kind,
+        "heads": [head for head in ("transducer", "ctc") if getattr(config, head) is not None],
+        "parameters": sum(int(np.prod(entry["shape"])) for entry in arrays),
+        "dtype": ", ".join(sorted({entry["dtype"] for entry in arrays})),
+        "vocabulary": config.vocabulary_size,
+        "causal": config.encoder.causal,
+        "chunk_size": config.encoder.chunk_size,
+        "left_context": config.encoder.left_context,
+        "silence_before_s": config.audio.silence_before,
+        "silence_after_s": config.audio.silence_after,
+        "longest_s": config.audio.longest,
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        "source": manifest["source"],
+    }
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries to one with dotted paths."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        flat.update(flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value})
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted paths to nested dictionaries."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes `target` on success and vanishes on any failure, Ctrl-C included."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise ModelError(f"{target} cannot be written ({error.strerror})") from None
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        folder.rename(target)
+    except OSError as error:
+        raise ModelError(f"{target} cannot be written ({error.strerror or error})") from None
+    except ValueError as error:  # how TensorStore reports a failed write
+        raise ModelError(f"{target} cannot be written ({_first_line(error)})") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    if not folder.exists():
+        raise ModelError(f"{folder} does not exist: make a model directory with `jaxasr convert`")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except OSError:
+        raise ModelError(f"{folder} is no model directory: it has no {MANIFEST}; make one with `jaxasr convert`") from None
+    except ValueError:
+        manifest = None
+    if not _is_manifest(manifest):
+        raise ModelError(f"{folder / MANIFEST} is damaged: convert the model again")
+    if manifest["format"] != FORMAT:
+        raise ModelError(f"{folder} has format {manifest['format']}, this jaxasr reads {FORMAT}: convert it again")
+    return manifest
+
+
+def _is_manifest(manifest: Any) -> bool:
+    try:
+        return all(
+            isinstance(path, str) and len(entry["sha256"]) == 64 and np.dtype(entry["dtype"]) is not None
+            and all(type(size) is int and size >= 0 for size in entry["shape"])
+            for path, entry in manifest["arrays"].items()
+        ) and isinstance(manifest["files"], dict) and type(manifest["format"]) is int  # fmt: skip
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _read_tokens(folder: Path, config: ModelConfig) -> TokenTable:
+    return TokenTable.read(folder / TOKENS, config.vocabulary_size)
+
+
+def _verify(folder: Path, manifest: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    for name, digest in manifest["files"].items():
+        if name not in (CONFIG, TOKENS) or _file_hash(folder / name) != digest:
+            raise ModelError(f"{folder / name} is not what was converted (its hash differs): convert the model again")
+    expected = manifest["arrays"]
+    leaves = flatten(params)
+    with ThreadPoolExecutor() as pool:
+        digests = dict(zip(leaves, pool.map(_array_hash, leaves.values()), strict=True))
+    wrong = sorted(path for path, digest in digests.items() if digest != expected[path]["sha256"])
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ModelError(
+            f"{folder / PARAMS} is damaged: {', '.join(wrong[:3])}{more} differ from the manifest; convert the model again"
+        )
+
+
+def _describe_arrays(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(_array_hash, leaves.values())
+        return {
+            path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": digest}
+            for (path, leaf), digest in zip(leaves.items(), digests, strict=True)
+        }
+
+
+def _array_hash(array: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def _yaml(config: ModelConfig) -> str:
+    return yaml.safe_dump(to_mapping(config), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

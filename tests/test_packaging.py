@@ -1,0 +1,224 @@
+"""What is installed is what lies in the tree, and what the README says about it holds."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.resources
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import jaxasr
+import jaxasr.configs
+import jaxasr.convert
+from conftest import REPOSITORY
+from jaxasr.convert.published import MODELS
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+COMMANDS = ("transcribe", "convert", "info", "evaluate", "bench")
+# Top-level folders that hold packages, and the names they are installed under.
+PACKAGE_FOLDERS = {"jaxasr": "jaxasr", "convert": "jaxasr.convert", "configs": "jaxasr.configs"}
+
+
+def jaxasr_command() -> str:
+    """The console script that belongs to the Python that runs the tests."""
+    found = shutil.which("jaxasr", path=str(Path(sys.executable).parent)) or shutil.which("jaxasr")
+    assert found, "the command jaxasr is not installed"
+    return found
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    # Wide enough that no help text is wrapped inside an option's name.
+    environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    return subprocess.run([jaxasr_command(), *arguments], capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def tracked() -> list[Path]:
+    """The files that git tracks or would track."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=REPOSITORY, capture_output=True
+    )
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    names = [name for name in listing.stdout.decode().split("\0") if name]
+    return [path for path in (REPOSITORY / name for name in names) if path.is_file()]
+
+
+def fenced(language: str) -> list[str]:
+    """The README's code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_package_list_is_the_tree() -> None:
+    found = set()
+    for folder, package in PACKAGE_FOLDERS.items():
+        for init in (REPOSITORY / folder).rglob("__init__.py"):
+            found.add(".".join([package, *init.parent.relative_to(REPOSITORY / folder).parts]))
+    assert sorted(found) == PROJECT["tool"]["setuptools"]["packages"]
+
+
+def test_every_module_lies_in_a_package() -> None:
+    for folder in PACKAGE_FOLDERS:
+        for module in (REPOSITORY / folder).rglob("*.py"):
+            assert (module.parent / "__init__.py").is_file(), f"{module} would not be installed"
+
+
+def test_data_files_are_installed() -> None:
+    installed = importlib.resources.files("jaxasr.configs")
+    names = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
+    assert names
+    for name in names:
+        assert (installed / name).read_bytes() == (REPOSITORY / "configs" / name).read_bytes()
+    assert (importlib.resources.files("jaxasr") / "py.typed").is_file()
+
+
+def test_no_other_files_are_forgotten() -> None:
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]
+    for path in tracked():
+        relative = path.relative_to(REPOSITORY)
+        if relative.parts[0] in PACKAGE_FOLDERS and path.suffix != ".py":
+            package = ".".join([PACKAGE_FOLDERS[relative.parts[0]], *relative.parts[1:-1]])
+            covered = any(path.match(pattern) for pattern in patterns.get(package, ()))
+            assert covered, f"{relative} is in no package-data"
+
+
+def test_the_installed_package_is_tested_where_that_was_asked_for() -> None:
+    homes = [Path(str(module.__file__)).resolve() for module in (jaxasr, jaxasr.convert, jaxasr.configs)]
+    inside = [REPOSITORY in home.parents for home in homes]
+    if os.environ.get("JAXASR_TESTS_INSTALLED"):
+        assert not any(inside), homes
+    else:
+        assert len(set(inside)) == 1, f"half installed, half from the checkout: {homes}"
+
+
+def test_the_two_folders_have_one_name_each() -> None:
+    """`import convert` would make a second copy of every module of jaxasr.convert."""
+    pattern = re.compile(r"^\s*(from|import) (convert|configs)\b", re.MULTILINE)
+    for path in tracked():
+        if path.suffix in (".py", ".ipynb", ".md"):
+            assert not pattern.search(path.read_text(encoding="utf-8")), path
+
+
+def test_versions_agree() -> None:
+    assert jaxasr.__version__ == PROJECT["project"]["version"] == importlib.metadata.version("jaxasr")
+    assert f"## {jaxasr.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_nothing_is_pinned_from_above() -> None:
+    project = PROJECT["project"]
+    required = [*project["dependencies"], *PROJECT["build-system"]["requires"], project["requires-python"]]
+    for extra in project["optional-dependencies"].values():
+        required += extra
+    for requirement in required:
+        assert not re.search(r"<|==|~=|!=", requirement), requirement
+    for notebook in (REPOSITORY / "notebooks").glob("*.ipynb"):
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+            for line in "".join(cell["source"]).splitlines():
+                if "pip install" in line:
+                    assert not re.search(r"<|==|~=", line), f"{notebook.name}: {line}"
+
+
+def test_public_names_exist() -> None:
+    assert len(jaxasr.__all__) <= 12
+    for name in jaxasr.__all__:
+        assert getattr(jaxasr, name) is not None
+    with pytest.raises(AttributeError, match="load_modle"):
+        jaxasr.load_modle  # noqa: B018
+
+
+def test_no_file_knows_the_machine_it_was_written_on() -> None:
+    # Put together here, so that this file does not hold what it looks for.
+    words = ["/" + "work/", "/" + "root/", "/" + "tmp/v", "site" + "-packages/", "pyenv" + "/versions/3"]
+    pattern = re.compile("|".join(map(re.escape, words)) + r"|/(home|Users)/[a-z]\w*/")
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # models, arrays and recordings
+        found = pattern.search(text)
+        assert not found, f"{path.relative_to(REPOSITORY)}: {found and text[found.start() - 30 : found.end() + 30]!r}"
+
+
+def test_python_versions_agree() -> None:
+    versions = [c.rsplit(" ")[-1] for c in PROJECT["project"]["classifiers"] if re.search(r":: 3\.\d+$", c)]
+    assert versions == ["3.11", "3.12", "3.13"] and PROJECT["project"]["requires-python"] == ">=3.11"
+    assert f"Python {versions[0]} to {versions[-1]}" in README
+
+
+# The README
+
+
+def test_readme_sets_up_with_two_commands() -> None:
+    main_job, tests = (line for line in fenced("sh")[0].splitlines() if line)
+    assert main_job.startswith("pip install -e . && ") and tests.startswith("pip install -e '.[test]' && ")
+    assert README.index(main_job) < 1500, "not on the first screen"
+
+
+def test_readme_main_job(shared: Path, tmp_path: Path) -> None:
+    """The first command as it stands, but for its two place holders."""
+    main_job = fenced("sh")[0].splitlines()[0].split(" && ", 1)[1]
+    main_job = main_job.replace("CHECKPOINT", str(shared / "golden" / "zipformer-tiny"))
+    main_job = main_job.replace("AUDIO.wav", str(shared / "golden" / "audio" / "espeak_sentence.wav"))
+    for command in main_job.split(" && "):
+        name, *arguments = shlex.split(command)
+        assert name == "jaxasr"
+        result = run(*arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    expected = json.loads((shared / "golden" / "zipformer-tiny" / "sherpa_onnx.json").read_text())
+    assert expected["runs"]["greedy_search"]["espeak_sentence"]["text"].strip() in result.stdout
+
+
+def test_readme_commands_and_options_exist() -> None:
+    assert set(re.findall(r"jaxasr (\w+)", "\n".join(fenced("sh")))) == set(COMMANDS)
+    helps = {command: run(command, "--help").stdout for command in COMMANDS}
+    for line in "\n".join(fenced("sh")).splitlines():
+        for command, rest in re.findall(r"jaxasr (\w+)([^|&#]*)", line):
+            for option in re.findall(r"--[\w-]+", rest):
+                assert option in helps[command], f"jaxasr {command} has no {option}"
+    for option in re.findall(r"`(--[\w-]+)", README):
+        assert any(option in text for text in helps.values()), option
+
+
+def test_readme_links_lead_somewhere() -> None:
+    for page in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
+        text = (REPOSITORY / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert (REPOSITORY / target).exists(), f"{page} links to {target}"
+
+
+def test_readme_lists_the_published_models() -> None:
+    rows = re.findall(r"^\| `([\w.…-]+)` \|.*\| (.+?) \| (.+?) \|$", README, re.MULTILINE)
+    listed = {name: (precisions, licence) for name, precisions, licence in rows}
+    for model in MODELS:
+        name = model.name if model.name in listed else "icefall-librispeech-zipformer-…"
+        precisions, licence = listed.pop(name) if name in listed and not name.endswith("…") else listed[name]
+        assert precisions == ", ".join(model.files) and licence == model.licence, model.name
+    assert set(listed) == {"icefall-librispeech-zipformer-…"}, "names that do not exist"
+
+
+def test_published_models_have_their_configurations() -> None:
+    for model in MODELS:
+        assert model.config is None or (REPOSITORY / "configs" / f"{model.config}.yaml").is_file(), model.name
+
+
+def test_readme_configurations_exist() -> None:
+    names = re.findall(r"--config (\w+)", README)
+    assert names and all((REPOSITORY / "configs" / f"{name}.yaml").is_file() for name in names)
+
+
+def test_licence_is_whole() -> None:
+    text = (REPOSITORY / "LICENSE").read_text(encoding="utf-8")
+    assert "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text
+    assert PROJECT["project"]["license"] == "Apache-2.0"
+    metadata = importlib.metadata.metadata("jaxasr")
+    assert metadata["License-Expression"] == "Apache-2.0"

@@ -1,0 +1,100 @@
+"""Spelling against sherpa-onnx: stored results of its package for odd tables, and every run of the goldens.
+
+sherpa_onnx_spelling.jsonl was made by sherpa-onnx 2.0.1 itself: models that emit given ids, with token tables of random
+pieces (marks, spaces, punctuation, CJK, accents, byte-fallback pieces, byte-level BPE). One case per line.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxasr.text.spelling import spell
+from jaxasr.text.tokens import TokenTable
+
+CASES = [json.loads(line) for line in (Path(__file__).parent / "sherpa_onnx_spelling.jsonl").open(encoding="utf-8")]
+SPELLINGS = ("sherpa_onnx_offline_transducer", "sherpa_onnx_ctc", "sherpa_onnx_online")
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_odd_tables_are_spelt_as_sherpa_onnx_does(spelling: str) -> None:
+    assert {case["byte_coding"] for case in CASES} == {"none", "fallback", "byte_bpe"}
+    for case in CASES:
+        text, tokens = spell(case["pieces"], spelling, case["byte_coding"])
+        assert text == case["text"][spelling], case["pieces"]
+        assert tokens == case["tokens"], case["pieces"]
+
+
+# Seen by running sherpa-onnx 2.0.1, as the stored cases.
+@pytest.mark.parametrize(
+    ("pieces", "transducer", "ctc", "online"),
+    [
+        (
+            "▁HE LLO ▁ ' S ▁, ▁世 ▁界 ▁。 ▁WORLD",
+            "HELLO'S, 世界。 WORLD",
+            "HELLO 'S , 世 界 。 WORLD",
+            "HELLO'S, 世界。 WORLD",
+        ),
+        ("' S ▁B", "'S B", "'S B", "S B"),
+        ("' ▁B", "' B", "' B", "B"),
+        ("▁ ▁ 。 世 ▁", "。世 ", "。世 ", "世"),
+        ("- - A", "--A", "--A", "-A"),
+        ("“ A ▁”", "“A ”", "“A ”", "“A ”"),
+        ("A ▁ ▁", "A  ", "A  ", "A"),
+        ("▁▁A ▁▁ B▁C", "▁A ▁B▁C", "▁A ▁B▁C", "▁A ▁B▁C"),
+        ("▁", "", "", ""),
+        ("▁!", "!", "!", ""),
+        ("A <sos/eos> B", "A<sos/eos>B", "A<sos/eos>B", "A<sos/eos>B"),
+        ("", "", "", ""),
+    ],
+)
+def test_rules(pieces: str, transducer: str, ctc: str, online: str) -> None:
+    texts = [spell(pieces.split(), spelling)[0] for spelling in SPELLINGS]
+    assert texts == [transducer, ctc, online]
+
+
+def test_tokens_stay_aligned_where_a_piece_is_left_out_of_the_text() -> None:
+    pieces = ["A", "SIL", "</s>", "<unk>", "▁B"]
+    assert spell(pieces, "sherpa_onnx_ctc") == ("A<unk> B", ["A", "SIL", "</s>", "<unk>", " B"])
+    assert spell(pieces, "sherpa_onnx_online") == ("ASIL</s> B", ["A", "SIL", "</s>", "<unk>", " B"])
+
+
+def test_bytes_of_a_cut_character() -> None:
+    pieces = ["▁A", "<0xE4>", "<0xB8>", "B"]
+    assert spell(pieces, "sherpa_onnx_offline_transducer", "fallback")[0] == "A\ufffd\ufffdB"
+    assert spell(pieces, "sherpa_onnx_ctc", "fallback")[0] == "AB"
+    assert spell(["<0xE4>", "<0xB8>", "<0x96>"], "sherpa_onnx_online", "fallback")[0] == "世"
+    # The leading zero is not matched by sherpa-onnx: the piece is printed as it is written.
+    assert spell(["<0x0A>", "<0x41>"], "sherpa_onnx_online", "fallback")[0] == "0x0A>A"
+    # Without all 256 bytes in the table such pieces are plain text.
+    assert spell(pieces, "sherpa_onnx_ctc")[0] == "A<0xE4><0xB8>B"
+
+
+def test_an_unknown_spelling_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        spell(["A"], "sherpa")
+
+
+@pytest.mark.parametrize(
+    ("model", "spelling"),
+    [
+        ("zipformer-tiny", "sherpa_onnx_offline_transducer"),
+        ("zipformer-ja-tiny", "sherpa_onnx_offline_transducer"),
+        ("zipformer-streaming-tiny", "sherpa_onnx_online"),
+        ("zipformer-ctc-tiny", "sherpa_onnx_ctc"),
+    ],
+)
+def test_every_run_of_the_goldens(shared: Path, model: str, spelling: str) -> None:
+    folder = shared / "golden" / model
+    table = TokenTable.read(folder / "tokens.txt")
+    piece_of = {spell([piece], spelling)[1][0]: piece for piece in table.pieces}
+    runs = json.loads((folder / "sherpa_onnx.json").read_text(encoding="utf-8"))["runs"]
+    checked = 0
+    for run, clips in runs.items():
+        for clip, expected in clips.items():
+            pieces = [piece_of[token] for token in expected["tokens"]]
+            assert spell(pieces, spelling) == (expected["text"], expected["tokens"]), (run, clip)
+            checked += 1
+    assert checked == 6 * len(runs) >= 18
