@@ -3,7 +3,7 @@
 Their directory is parsed here instead of by zipfile, which keeps the last of two equal names and never compares a
 member's own header with the directory (published proofs show a scanner one member and the loader another). Accepted is
 what torch writes and no more: uncompressed members that fill the file from its first byte to the directory without hole
-or overlap, below one folder, each name once, checksums right.
+or overlap, padded with what torch pads with, below one folder, each name once, checksums right.
 """
 
 from __future__ import annotations
@@ -39,18 +39,15 @@ def open_torch_zip(file: BinaryIO, size: int) -> dict[str, Member]:
     CheckpointError, without the file's name, which the caller puts before it, for what torch.save does not write.
     Every byte is read once, in blocks, for the checksums.
     """
-    _check_kind(file, size)
+    _check_head(file, size)
+    entries, directory_start = _entries(file, size)
+    names = _names(entries)
+    _check_contents(names, entries)
     members = {}
-    for name, member, checksum in _placed(file, *_entries(file, size)):
-        if _checksum(file, member) != checksum:
+    for name, entry, member in zip(names, entries, _members(file, names, entries, directory_start), strict=True):
+        if _checksum(file, member) != entry.checksum:
             raise damaged(f"member {shown(name)} differs from its checksum")
-        members[name.partition("/")[2]] = member
-    if "constants.pkl" in members or any(name.startswith("code/") for name in members):
-        raise CheckpointError(
-            "a TorchScript export, which holds code: convert epoch-N.pt, or the pretrained.pt of export.py (no --jit)"
-        )
-    if "data.pkl" not in members:
-        raise CheckpointError("a zip archive, but not one of torch.save: name a PyTorch checkpoint")
+        members[name] = member
     if "byteorder" in members and contents(file, members["byteorder"], 16) != b"little":
         raise CheckpointError("written on a big-endian machine: load it there and save its numbers as little-endian")
     return members
@@ -81,7 +78,7 @@ def shown(name: str) -> str:
     return ascii(name[:80])
 
 
-def _check_kind(file: BinaryIO, size: int) -> None:
+def _check_head(file: BinaryIO, size: int) -> None:
     """Recognise what else is met under the name .pt, each with its own remedy."""
     file.seek(0)
     head = file.read(64)
@@ -97,12 +94,29 @@ def _check_kind(file: BinaryIO, size: int) -> None:
         raise CheckpointError("not a PyTorch checkpoint: name a .pt file that torch.save wrote")
 
 
+def _check_contents(names: list[str], entries: list[_Entry]) -> None:
+    """Recognise zip archives that torch.save did not write."""
+    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+        raise CheckpointError(
+            "a TorchScript export, which holds code: convert epoch-N.pt, or the pretrained.pt of export.py (no --jit)"
+        )
+    if "data.pkl" not in names:
+        raise CheckpointError("a zip archive, but not one of torch.save: name a PyTorch checkpoint")
+    if any(entry.flags & ~FLAGS for entry in entries):
+        raise refused("a member that is encrypted or written in an unusual way")
+    if any(entry.method or entry.packed_size != entry.size for entry in entries):
+        raise CheckpointError("its members are compressed, as torch.save never does: save it again with PyTorch")
+
+
 class _Entry(NamedTuple):
     name: bytes
     offset: int  # of the member's own header
     size: int
+    packed_size: int
     checksum: int
     flags: int
+    method: int  # of compression; 0: none
+    common: bytes  # version, flags, method and time, which stand in the member's own header too
 
 
 def _entries(file: BinaryIO, size: int) -> tuple[list[_Entry], int]:
@@ -116,19 +130,19 @@ def _entries(file: BinaryIO, size: int) -> tuple[list[_Entry], int]:
     for _ in range(count):
         if directory[position : position + 4] != DIRECTORY or position + 46 > length:
             raise damaged("the archive's directory is broken")
-        flags, method = struct.unpack_from("<2H", directory, position + 8)
-        checksum, packed, unpacked, *sizes = struct.unpack_from("<3I3H", directory, position + 16)
+        common = directory[position + 6 : position + 16]
+        flags, method = struct.unpack_from("<2H", common, 2)
+        checksum, packed, unpacked, name_size, extra_size, comment_size, disk = struct.unpack_from(
+            "<3I4H", directory, position + 16
+        )
         (offset,) = struct.unpack_from("<I", directory, position + 42)
-        name_end = position + 46 + sizes[0]
-        extra_end = name_end + sizes[1]
-        name, extra = directory[position + 46 : name_end], directory[name_end:extra_end]
-        position = extra_end + sizes[2]
+        if comment_size or disk:  # torch writes no comments
+            raise damaged("the archive's directory is broken")
+        name_end = position + 46 + name_size
+        name, extra = directory[position + 46 : name_end], directory[name_end : name_end + extra_size]
+        position = name_end + extra_size
         unpacked, packed, offset = _widened([unpacked, packed, offset], extra)
-        if flags & ~FLAGS:
-            raise refused(f"an encrypted or otherwise unusual member (flags {flags:#06x})")
-        if method or packed != unpacked:
-            raise CheckpointError("compressed members, which torch.save never writes: save it again with PyTorch")
-        entries.append(_Entry(name, offset, unpacked, checksum, flags))
+        entries.append(_Entry(name, offset, unpacked, packed, checksum, flags, method, common))
     if position != length:
         raise damaged("the archive's directory is broken")
     return sorted(entries, key=lambda entry: entry.offset), start
@@ -168,55 +182,62 @@ def _widened(fields: list[int], extra: bytes) -> list[int]:
     return fields
 
 
-def _placed(file: BinaryIO, entries: list[_Entry], directory_start: int) -> list[tuple[str, Member, int]]:
-    """(name, member, checksum) of each entry; its own header must agree and begin where the last member ended."""
-    names = _names(entries)
-    ends = [entry.offset for entry in entries[1:]] + [directory_start]
-    placed, expected = [], 0
-    for name, entry, end in zip(names, entries, ends, strict=True):
-        if entry.offset != expected or not expected <= end <= directory_start:
-            raise damaged(f"member {shown(name)} overlaps another or leaves a hole")
-        file.seek(entry.offset)
-        header = file.read(30).ljust(30, b"\0")
-        flags, method = struct.unpack_from("<2H", header, 6)
-        checksum, packed, unpacked, name_size, extra_size = struct.unpack_from("<3I2H", header, 14)
-        member = Member(entry.offset + 30 + name_size + extra_size, entry.size)
-        deferred = bool(entry.flags & 0x0008)  # torch then leaves checksum and sizes zero in the header
-        if (
-            header[:4] != LOCAL
-            or (flags, method) != (entry.flags, 0)
-            or file.read(name_size) != entry.name
-            or checksum not in ({0, entry.checksum} if deferred else {entry.checksum})
-            or not {packed, unpacked} <= ({0, entry.size, ESCAPE} if deferred else {entry.size, ESCAPE})
-            or not _ends_at(file, member, end, entry.checksum if deferred else None)
-        ):
-            raise damaged(f"member {shown(name)} and the archive's directory contradict each other")
-        placed.append((name, member, entry.checksum))
-        expected = end
-    return placed
-
-
 def _names(entries: list[_Entry]) -> list[str]:
-    """The names as text: one top folder, none twice, none that points elsewhere."""
-    names = []
-    for entry in entries:
-        name = entry.name.decode("utf-8", errors="replace")
+    """The names without the top folder: all lie in one, none is there twice, none points elsewhere."""
+    names = [entry.name.decode("utf-8", errors="replace") for entry in entries]
+    for name, entry in zip(names, entries, strict=True):
         parts = name.split("/")
         if len(parts) < 2 or {"", ".", ".."} & set(parts) or not name.isprintable() or set("\\\ufffd:") & set(name):
             raise refused(f"a member named {shown(name)}")
         if len(entry.name) > NAME_LIMIT:
             raise refused(f"a member whose name, {shown(name)}, is longer than {NAME_LIMIT} bytes")
-        names.append(name)
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
     if twice:
         raise refused(f"two members named {shown(twice[0])}")
     if len({name.partition("/")[0] for name in names}) != 1:
         raise refused("members outside the archive's one folder")
-    return names
+    return [name.partition("/")[2] for name in names]
+
+
+def _members(file: BinaryIO, names: list[str], entries: list[_Entry], directory_start: int) -> list[Member]:
+    """Where the data lie, comparing each member's own header with its entry and its place with its neighbours'."""
+    ends = [entry.offset for entry in entries[1:]] + [directory_start]
+    members, expected = [], 0
+    for name, entry, end in zip(names, entries, ends, strict=True):
+        if entry.offset != expected or not expected <= end <= directory_start:
+            raise damaged(f"member {shown(name)} overlaps another or leaves a hole")
+        file.seek(entry.offset)
+        header = file.read(30).ljust(30, b"\0")
+        checksum, packed, unpacked, name_size, extra_size = struct.unpack_from("<3I2H", header, 14)
+        member = Member(entry.offset + 30 + name_size + extra_size, entry.size)
+        deferred = bool(entry.flags & 0x0008)  # torch then leaves checksum and sizes zero in the header
+        if (
+            header[:4] != LOCAL
+            or header[4:14] != entry.common
+            or file.read(name_size) != entry.name
+            or not _is_padding(file.read(extra_size))
+            or checksum not in ({0, entry.checksum} if deferred else {entry.checksum})
+            or not {packed, unpacked} <= ({0, entry.size, ESCAPE} if deferred else {entry.size, ESCAPE})
+            or not _ends_at(file, member, end, entry.checksum if deferred else None)
+        ):
+            raise damaged(f"member {shown(name)} and the archive's directory contradict each other")
+        members.append(member)
+        expected = end
+    return members
+
+
+def _is_padding(extra: bytes) -> bool:
+    """Whether a member's own extra field is 64-bit sizes and torch's filling (kind "FB", letters Z) and nothing else."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<2H", extra)
+        value, extra = extra[4 : 4 + length], extra[4 + length :]
+        if kind not in (1, 0x4246) or len(value) != length or (kind == 0x4246 and value.strip(b"Z")):
+            return False
+    return not extra
 
 
 def _ends_at(file: BinaryIO, member: Member, end: int, checksum: int | None) -> bool:
-    """Whether the data, and the descriptor behind them where the checksum is deferred, fill the file up to `end`."""
+    """Whether the data, and a descriptor behind them if their checksum is deferred, fill the file up to `end`."""
     data_end = member.start + member.size
     if checksum is None or data_end > end:
         return data_end == end

@@ -7,7 +7,7 @@ the converters know. Two caches are kept: huggingface_hub's own, with the publis
 with
 
     hub/<org>--<repo>/revision               the commit pinned at first use, where published.py pins none
-    hub/<org>--<repo>/<commit>-<precision>/  links to the verified files, and hub.json: where from, which sha256
+    hub/<org>--<repo>/<commit>-<precision>/  hub.json (where from, which sha256) and a folder of links to the files
     models/<org>--<repo>/<commit>-<precision>-<version of jaxasr>/   the converted model directory
 
 A file is verified against published.py, else against what the first download recorded, else against the hash that the
@@ -31,6 +31,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jaxasr
+from jaxasr.caches import cache_folder
 from jaxasr.convert.published import MODELS, PRECISIONS, PublishedFile, PublishedModel
 from jaxasr.errors import DownloadError
 
@@ -65,21 +66,6 @@ class _Remote:
     files: dict[str, tuple[int | None, str | None]]
 
 
-def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of our own cache: `cache`, else $JAXASR_CACHE, else the platform's folder for users' caches."""
-    if cache is not None:
-        return Path(cache)
-    if named := os.environ.get("JAXASR_CACHE"):
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "jaxasr"
-
-
 def fetch(
     name: str,
     precision: str | None = None,
@@ -89,11 +75,11 @@ def fetch(
 ) -> Path:
     """Download and verify the checkpoint files of `name`; return a folder that holds links to exactly these files.
 
-    `precision` (float32, int8 or int8-fp32) may also end the name (`NAME:int8`); float32 where neither says. `endpoint`
-    is the hub's address (else HF_ENDPOINT, else the public hub). Raises DownloadError.
+    `precision` is float32 (default), int8 or int8-fp32; a name that ends in one (`NAME:int8`) decides. `cache` replaces
+    $JAXASR_CACHE. `endpoint` is the hub's address (else HF_ENDPOINT, else the public hub). Raises DownloadError.
     """
     request = _parse(name, precision)
-    root = cache_folder(cache)
+    root = Path(cache) if cache is not None else cache_folder()
     with _locked(root, request):
         return _fetch(request, root, endpoint)
 
@@ -111,21 +97,28 @@ def convert_once(
     DownloadError, and what the conversion raises.
     """
     request = _parse(name, precision)
-    root = cache_folder(cache)
+    root = Path(cache) if cache is not None else cache_folder()
     if directory := _converted(request, root):
         return directory
     with _locked(root, request):
         if directory := _converted(request, root):  # another process was faster
             return directory
         source = _fetch(request, root, endpoint)
-        commit = json.loads((source / _RECORD).read_text(encoding="utf-8"))["revision"]
+        record = json.loads((source.parent / _RECORD).read_text(encoding="utf-8"))
+        commit = record["revision"]
         directory = _model_directory(request, root, commit)
         directory.parent.mkdir(parents=True, exist_ok=True)
         _log.info("converting %s", request.name)
         from jaxasr.convert import convert_checkpoint  # only now: a converted model needs no converter
 
-        config = request.model.config if request.model else None
-        convert_checkpoint(source, directory, config=config, overwrite=directory.exists())
+        convert_checkpoint(
+            source,
+            directory,
+            config=request.model.config if request.model else None,
+            overwrite=directory.exists(),
+            origin=f"{request.repository}@{commit}",
+            licence=record["licence"],
+        )
         return directory
 
 
@@ -134,7 +127,7 @@ def _parse(name: str, precision: str | None) -> _Request:
     if not match:
         raise DownloadError(f"{name!r} is no model name: write NAME, NAME:PRECISION or org/repo@COMMIT")
     base, commit = match["name"], match["commit"]
-    wanted = precision or match["precision"] or "float32"
+    wanted = match["precision"] or precision or "float32"
     wanted = {"fp32": "float32"}.get(wanted, wanted)
     if commit is not None and not _COMMIT.fullmatch(commit):
         raise DownloadError(f"{name}: after @ stands a whole commit id of 40 hex digits, not {commit!r}")
@@ -267,6 +260,11 @@ def _folder(request: _Request, root: Path, commit: str) -> Path:
     return root / "hub" / request.folder / f"{commit[:12]}-{request.precision}"
 
 
+def _links(request: _Request, folder: Path) -> Path:
+    # Named like the repository: a converted model is called after the folder that held its checkpoint.
+    return folder / PurePosixPath(request.repository).name
+
+
 def _recorded(request: _Request, root: Path, commit: str) -> dict[str, Any]:
     """Per path, what an earlier download of this commit recorded (in any precision)."""
     found: dict[str, Any] = {}
@@ -281,23 +279,25 @@ def _recorded(request: _Request, root: Path, commit: str) -> dict[str, Any]:
 def _verified(request: _Request, root: Path, commit: str) -> Path | None:
     """The folder of an earlier, complete download whose files are all still there and still what they were."""
     folder = _folder(request, root, commit)
+    links = _links(request, folder)
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         whole = record["revision"] == commit and all(
-            _hashes(folder / PurePosixPath(path).name)[0] == entry["sha256"] for path, entry in record["files"].items()
+            _hashes(links / PurePosixPath(path).name)[0] == entry["sha256"] for path, entry in record["files"].items()
         )
     except (OSError, ValueError, KeyError):
         return None
-    return folder if whole else None
+    return links if whole else None
 
 
 def _link(request: _Request, root: Path, commit: str, paths: dict[str, Path], record: dict[str, Any]) -> Path:
     """Gather the files, which lie in folders of the hub's making, in one folder that holds nothing else."""
     folder = _folder(request, root, commit)
+    links = _links(request, folder)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    links.mkdir(parents=True)
     for name, path in paths.items():
-        _place(path, folder / PurePosixPath(name).name)
+        _place(path, links / PurePosixPath(name).name)
     content = {
         "repository": request.repository,
         "revision": commit,
@@ -308,7 +308,7 @@ def _link(request: _Request, root: Path, commit: str, paths: dict[str, Path], re
     _write(folder / _RECORD, json.dumps(content, indent=2) + "\n")
     if request.revision is None:
         _write(root / "hub" / request.folder / "revision", commit + "\n")
-    return folder
+    return links
 
 
 def _place(source: Path, target: Path) -> None:
@@ -361,8 +361,9 @@ def _versus(found: str, expected: str | None) -> str:
 def choose_files(paths: Iterable[str], precision: str, name: str) -> list[str]:
     """Of a repository's paths, those of one checkpoint that the converters know, its tokens last.
 
-    The order that decides: a transducer's encoder, decoder and joiner; then a CTC model.onnx or ctc-*.onnx; then
-    (float32 only) pretrained.pt; among equals the first by name. Raises DownloadError where nothing fits.
+    The order that decides: a transducer's encoder, decoder and joiner, the largest epoch first; then a CTC model.onnx
+    or ctc-*.onnx; then (float32 only) pretrained.pt; among equals the first by name. Raises DownloadError where
+    nothing fits.
     """
     known = sorted(paths)
     for checkpoint in (*_trios(known, precision), *_ctc_models(known, precision), *_pretrained(known, precision)):
@@ -378,7 +379,7 @@ def choose_files(paths: Iterable[str], precision: str, name: str) -> list[str]:
 
 
 def _trios(paths: list[str], precision: str) -> Iterator[list[str]]:
-    for path in paths:
+    for path in sorted(paths, key=lambda path: (-int((re.findall(r"epoch-(\d+)", path) or ["-1"])[0]), path)):
         match = re.fullmatch(r"((?:.*/)?)encoder([^/]*?)(\.int8)?\.onnx", path)
         if match and bool(match[3]) == (precision != "float32"):
             folder, stem, suffix = match[1], match[2], match[3] or ""

@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
+from jaxasr.convert.tensors import release
 from jaxasr.encoders.zipformer import ZipformerConfig
 from jaxasr.errors import CheckpointError, ConfigError
 from jaxasr.heads.ctc import CTCConfig
@@ -435,10 +437,19 @@ def parameters(checkpoint: IcefallCheckpoint, config: ModelConfig) -> dict[str, 
             faults.append(f"{path} has type {array.dtype}, not a floating one")
         elif not np.isfinite(array).all():
             faults.append(f"{path} holds values that are not finite")
+        release(array)
     if faults:
         shown = "; ".join(faults[:20]) + (f"; and {len(faults) - 20} more" if len(faults) > 20 else "")
         raise CheckpointError(f"the tensors do not fit: {shown}")
-    return unflatten({path: mapped[path].astype(np.float32, copy=False) for path in wanted})
+    # Arrays of the device, made one by one: the file's pages are given back as soon as a tensor has been copied.
+    return unflatten({path: _owned(mapped.pop(path)) for path in wanted})
+
+
+def _owned(array: np.ndarray) -> jax.Array:
+    """A float32 copy that no longer needs the file."""
+    copy = jax.device_put(np.array(array, np.float32, order="C")).block_until_ready()
+    release(array)
+    return copy
 
 
 def _named(tree: Mapping[Any, Any]) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-PUBLISHED_POS_DIM = 48  # the default of icefall's recipes
-_OTHER_POS_DIMS = (24, 32, 64, 96, 128, 192)
+POS_DIMS = (48, 24, 32, 64, 96, 128, 192)  # those to try where a table hides it; all of icefall's recipes have 48
 
 
 def relative_positions(offsets: np.ndarray, pos_dim: int) -> np.ndarray:
@@ -34,22 +33,18 @@ def is_position_table(table: np.ndarray) -> bool:
     return bool(np.abs(table - expected).max() < tolerance)
 
 
-def unfold_positions(products: np.ndarray, chunk: int, tolerance: float) -> np.ndarray | None:
-    """The least-squares `linear_pos.weight` (heads · d, pos_dim) float32 whose products with the positions are given.
+def unfold_positions(products: np.ndarray, chunk: int, pos_dim: int) -> tuple[np.ndarray, float]:
+    """The least-squares `linear_pos.weight` (heads · d, pos_dim) float32 that gives `products`, and its largest miss.
 
-    `products` (heads, 1, d, N) for offsets −(N − chunk) … chunk − 1 (`chunk` in the stack's own frames); N = left
-    context + 2 · chunk − 1. The positions have less than full rank there (34 of 48 for 95), so the trained matrix is
-    not to be had, but this one does the same for each of these offsets. `tolerance`: how far a product may be missed
-    (products that were rounded to int8 carry half a step of their own). None where no pos_dim does it.
+    `products` (heads, 1, d, N) are those of offsets −(N − chunk) … chunk − 1 (`chunk` in the stack's own frames), with
+    N = left context + 2 · chunk − 1. The positions have less than full rank there (34 of 48 for 95), so the trained
+    matrix is not to be had, but this one does the same for each of these offsets.
     """
     heads, _, width, count = products.shape
     rows = products.astype(np.float64).transpose(3, 1, 0, 2).reshape(count, heads * width)
-    for pos_dim in (PUBLISHED_POS_DIM, *_OTHER_POS_DIMS):
-        encoding = relative_positions(np.arange(chunk - count, chunk), pos_dim)
-        weight = np.linalg.pinv(encoding, rcond=1e-5) @ rows
-        if np.abs(encoding @ weight - rows).max() <= tolerance:
-            return np.ascontiguousarray(weight.T, dtype=np.float32)
-    return None
+    encoding = relative_positions(np.arange(chunk - count, chunk), pos_dim)
+    weight = np.linalg.pinv(encoding, rcond=1e-5) @ rows
+    return np.ascontiguousarray(weight.T, dtype=np.float32), float(np.abs(encoding @ weight - rows).max())
 
 
 def unfold_chunk_scale(total: np.ndarray, kernel: int) -> np.ndarray:

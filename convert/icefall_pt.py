@@ -117,8 +117,8 @@ def _mean_of_batches(paths: Sequence[Path], checkpoints: Sequence[Mapping[str, A
     )
     if first >= last:
         raise CheckpointError(
-            f"{end_path}: its batch {last} is not after batch {first} of {start_path.name}: convert the later checkpoint"
-            " and name the earlier one with --average"
+            f"{end_path}: its batch {last} is not after batch {first} of {start_path.name}: convert the later file and"
+            " name the earlier one with --average"
         )
     end_state, start_state = _weights(end_path, end, "model_avg"), _weights(start_path, start, "model_avg")
     _check_alike(start_path, start_state, end_path, end_state)

@@ -9,6 +9,7 @@ norms, bypasses and downsampling by the constants in them, integer products with
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterator
 
@@ -59,8 +60,8 @@ class _Value:
     `last`: the deepest operation on the way here. `product`: the operation whose product this is, before its bias.
     `output`: the operation whose output, or a part of it, this is. `statistic`: the norm whose statistic this is.
     `table`: the constant of which this is a part, cut at places known only at run time. `edges`: constants that are
-    added to the left or right end of a chunk. `factor`: the constant that an activation's scale was multiplied by.
-    `met`: the "positions" whose product this is.
+    added to the left or right end of a chunk. `activation_scale`: whether this is what DynamicQuantizeLinear scaled
+    by; `factor`: the scales of a weight that it was multiplied by. `met`: the "positions" whose product this is.
     """
 
     constant: Constant | None = None
@@ -70,6 +71,7 @@ class _Value:
     statistic: Operation | None = None
     table: Constant | None = None
     edges: tuple[tuple[str, Constant], ...] = ()
+    activation_scale: bool = False
     factor: Constant | None = None
     met: Operation | None = None
 
@@ -83,6 +85,12 @@ def trace(graph: OnnxGraph) -> list[Operation]:
     if graph.functions:
         raise CheckpointError(
             f"{graph.path}: defines operations of its own; export it with torch.onnx.export(dynamo=False)"
+        )
+    foreign = next((node for node in graph.nodes if node.domain not in ("", "ai.onnx")), None)
+    if foreign is not None:
+        raise CheckpointError(
+            f"{graph.path}: a runtime has rewritten it for itself (node '{foreign.name[:80]}' is {foreign.domain[:40]}."
+            f"{foreign.op_type[:40]}); convert the model as its publisher exported it"
         )
     return _Tracer(graph).run()
 
@@ -120,31 +128,47 @@ class _Tracer:
         self.bytes_left = 8 * stored + 2**20
 
     def run(self) -> list[Operation]:
-        for node in self.graph.nodes:
-            if node.op_type == "Constant" and node.outputs and node.outputs[0] in self.graph.constants:
-                continue
-            for name in (*node.inputs, *_captured(node)):
-                if name not in self.values:
-                    raise CheckpointError(f"{self.graph.path}: node '{node.name}' uses '{name}' before it is made")
+        for node in self._sorted():
             made = self.visit(node)
             for index, name in enumerate(node.outputs):
-                if name in self.producers or (name in self.values and name):
-                    raise CheckpointError(f"{self.graph.path}: '{name}' is made twice")
-                self.producers[name] = node
-                # The second and third output of DynamicQuantizeLinear are an activation's scale and zero point.
-                self.values[name] = made if index == 0 or node.op_type == "Split" else _Value(last=made.last)
-            self.values[""] = _Value()
+                if name:
+                    self.producers[name] = node
+                    self.values[name] = made
+                    if node.op_type == "DynamicQuantizeLinear" and index > 0:
+                        self.values[name] = _Value(last=made.last, activation_scale=index == 1)
         return sorted(self.operations, key=lambda operation: operation.depth)
+
+    def _sorted(self) -> Iterator[OnnxNode]:
+        """The nodes, each after those whose outputs it uses: some converters append nodes where they should insert."""
+        nodes = [node for node in self.graph.nodes if node.op_type != "Constant"]
+        needs = [{name for name in (*node.inputs, *_captured(node)) if name not in self.values} for node in nodes]
+        users: dict[str, list[int]] = {}
+        for index, names in enumerate(needs):
+            for name in names:
+                users.setdefault(name, []).append(index)
+        made = set(self.values)
+        ready = collections.deque(index for index, names in enumerate(needs) if not names)
+        left = len(nodes)
+        while ready:
+            node = nodes[ready.popleft()]
+            yield node
+            left -= 1
+            for name in filter(None, node.outputs):
+                if name in made:
+                    raise CheckpointError(f"{self.graph.path}: '{name[:80]}' is made twice")
+                made.add(name)
+                for index in users.get(name, ()):
+                    needs[index].discard(name)
+                    if not needs[index]:
+                        ready.append(index)
+        if left:
+            raise CheckpointError(f"{self.graph.path}: {left} nodes use values that nothing makes")
 
     def visit(self, node: OnnxNode) -> _Value:
         inputs = [self.values[name] for name in node.inputs]
-        if node.domain in ("", "ai.onnx"):
-            handler = _HANDLERS.get(node.op_type)
-            made = handler(self, node, inputs) if handler and inputs else None
-            made = made or self._fold(node, inputs)
-            if made:
-                return made
-        return self._pass(node, inputs)
+        handler = _HANDLERS.get(node.op_type)
+        made = handler(self, node, inputs) if handler and inputs else None
+        return made or self._fold(node, inputs) or self._pass(node, inputs)
 
     # Operations with parameters ---------------------------------------------------------------------------------------
 
@@ -231,10 +255,10 @@ class _Tracer:
             if other.edges:
                 made = self._operation("chunk scale", node, value, dict(other.edges))
                 return _Value(last=made)
+            if value.activation_scale and constant is not None:
+                return _Value(last=value.last, factor=constant)
             if constant is not None and constant.array.dtype.kind == "f" and constant.array.size > 1:
                 return self._scale(node, value, constant)
-            if constant is not None and constant.array.size == 1:
-                return dataclasses.replace(self._pass(node, inputs), factor=constant)
             if value.product is not None and value.product.integers is not None and other.factor is not None:
                 _dequantize_parameter(value.product, other.factor)
                 return value

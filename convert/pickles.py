@@ -48,8 +48,8 @@ INERT_CALLS = set(
     __builtin__.frozenset __builtin__.int __builtin__.list __builtin__.object __builtin__.set __builtin__.str
     __builtin__.tuple _codecs.encode
     torch.Size torch.device torch.torch_version.TorchVersion numpy.dtype numpy.ndarray
-    numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct
-    numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct
+    numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct numpy.core.numeric._frombuffer
+    numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct numpy._core.numeric._frombuffer
     """.split()
 )
 INERT_PACKAGES = {"icefall", "k2", "lhotse"}  # the publisher's own classes, whichever
@@ -310,6 +310,7 @@ _OPCODES: dict[int, Callable[[_Interpreter], None]] = {
     0x8C: lambda machine: machine.push(machine.text(machine.unsigned(1))),  # SHORT_BINUNICODE
     ord("B"): lambda machine: machine.push(machine.take_at_most(STRING_LIMIT, machine.unsigned(4))),  # BINBYTES
     ord("C"): lambda machine: machine.push(machine.take(machine.unsigned(1))),  # SHORT_BINBYTES
+    0x96: lambda machine: machine.push(machine.take_at_most(STRING_LIMIT, machine.unsigned(8))),  # BYTEARRAY8
     ord("}"): lambda machine: machine.push({}),  # EMPTY_DICT
     ord("]"): lambda machine: machine.push([]),  # EMPTY_LIST
     ord(")"): lambda machine: machine.push(()),  # EMPTY_TUPLE

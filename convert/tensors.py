@@ -41,7 +41,7 @@ class Storage:
 def locate_storage(kind: str, key: str, length: int, members: dict[str, Member]) -> Storage:
     """The storage of type torch.`kind` that the archive keeps as data/`key`."""
     if kind not in STORAGE_TYPES:
-        raise CheckpointError(f"a tensor of type torch.{shown(kind)} is not supported: save the model in float32")
+        raise CheckpointError(f"a tensor of type {shown(f'torch.{kind}')} is not supported: save the model in float32")
     member = members.get(f"data/{key}")
     if member is None:
         raise damaged(f"the storage {shown(key)} is missing from the archive")
@@ -85,7 +85,7 @@ def rebuild_parameter(arguments: tuple[Any, ...]) -> np.ndarray:
 def release(array: np.ndarray) -> None:
     """Let the system take back the pages of the file that `array` is a window of; they are read again when wanted."""
     base = array.base
-    while isinstance(base, np.ndarray):
-        base = base.base
+    while isinstance(base, (np.ndarray, memoryview)):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
     if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
         base.madvise(mmap.MADV_DONTNEED)

@@ -133,7 +133,7 @@ def _load_stream(stream: Any, name: str) -> np.ndarray:
 
 def _load_array(array: np.ndarray, sample_rate: Any) -> np.ndarray:
     name = "audio array"
-    if array.dtype not in (np.int16, np.int32, np.uint8, np.float16, np.float32, np.float64):
+    if array.dtype.newbyteorder("=") not in (np.int16, np.int32, np.uint8, np.float16, np.float32, np.float64):
         raise AudioError(f"{name}: dtype {array.dtype} is none of int16, int32, uint8, float16, float32, float64; cast")
     if array.ndim not in (1, 2):
         raise AudioError(f"{name}: has {array.ndim} axes; pass (samples,), (samples, channels) or (channels, samples)")

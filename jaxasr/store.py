@@ -29,6 +29,7 @@ from jaxasr.text.tokens import TokenTable
 FORMAT = 1
 CONFIG, PARAMS, TOKENS, CARD, MANIFEST = "config.yaml", "params", "tokens.txt", "README.md", "manifest.json"
 Parameters = dict[str, Any]
+SAVE_CONCURRENT_GB = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +82,10 @@ def save(
         (folder / CONFIG).write_text(_yaml(config), encoding="utf-8")
         tokens.write(folder / TOKENS)
         leaves = flatten(params)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((folder / PARAMS).absolute(), params)
+        # One array at a time: by default Orbax holds a second copy of everything until it is written.
+        handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=SAVE_CONCURRENT_GB)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save((folder / PARAMS).absolute(), args=ocp.args.PyTreeSave(params))
         count = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
         (folder / CARD).write_text(card.text(config, count), encoding="utf-8")
         manifest = {

@@ -1,15 +1,21 @@
-"""Transcripts as txt, json, srt, vtt and tsv; words and subtitle cues from tokens and their times."""
+"""Transcripts as txt, json, srt, vtt and tsv; words and subtitle cues from tokens; files that appear whole."""
 
 from __future__ import annotations
 
+import contextlib
 import html
 import itertools
 import json
+import os
 import re
+import secrets
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
+
+from jaxasr.errors import ConfigError
 
 if TYPE_CHECKING:
     from jaxasr.recognizer import Transcript
@@ -90,6 +96,47 @@ class Document:
             comma = "," if self.format == "srt" else "."
             parts.append(f"{number}{clock(cue.start, comma)} --> {clock(cue.stop, comma)}\n{text}\n\n")
         return "".join(parts)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[Callable[[str], None]]:
+    """A function that appends text to the file `path`, which appears when the block ends and not at all if it fails.
+
+    The text goes to a sibling that is renamed, in UTF-8. Devices and pipes are written to directly. Raises ConfigError
+    where the file cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        direct = target.exists() and not target.is_file()
+        part = target if direct else target.with_name(f".{secrets.token_hex(6)}.part")
+        file = open(part, "w", encoding="utf-8", errors="surrogateescape", newline="\n")
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+    def write(text: str) -> None:
+        try:
+            file.write(text)
+        except OSError as error:
+            raise _unwritable(path, error) from None
+
+    try:
+        yield write
+        try:
+            file.close()
+            if not direct:
+                os.replace(part, target)
+        except OSError as error:
+            raise _unwritable(path, error) from None
+    finally:
+        # After a failure the buffer may hold what cannot be written.
+        with contextlib.suppress(OSError):
+            file.close()
+        if not direct:
+            part.unlink(missing_ok=True)
+
+
+def _unwritable(path: str | os.PathLike[str], error: OSError) -> ConfigError:
+    return ConfigError(f"{os.fspath(path)}: cannot be written ({error.strerror or error}); give another --output")
 
 
 def json_line(transcript: Transcript) -> str:

@@ -1,1 +1,125 @@
-"""The command line, one file per command."""
+"""The command line, one file per command; `main` turns what goes wrong into one line and an exit code.
+
+Exit codes: 0 done, 1 an error that the line on standard error names, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from jaxasr import __version__
+from jaxasr.cli import bench, convert, evaluate, info, transcribe
+from jaxasr.cli.progress import debugging, log_to_stderr, say
+from jaxasr.errors import JaxasrError
+
+app = typer.Typer(
+    name="jaxasr",
+    help="Published speech recognisers in JAX: convert a checkpoint once, then transcribe on CPU, GPU or TPU.",
+    epilog="Example: jaxasr convert icefall-model/ model/ && jaxasr transcribe *.wav --model model/",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"jaxasr {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("transcribe", epilog=transcribe.EXAMPLE)(transcribe.transcribe)
+app.command("convert", epilog=convert.EXAMPLE, cls=convert.ConvertCommand)(convert.convert)
+app.command("info", epilog=info.EXAMPLE)(info.info)
+app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command("bench", epilog=bench.EXAMPLE)(bench.bench)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line (of `arguments`, else of the process) and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        # Whatever the locale says: transcripts are UTF-8, and file names that are not pass through.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    log_to_stderr()
+    if threading.current_thread() is threading.main_thread():
+        # So that what is half written is cleaned up when a scheduler ends the process.
+        signal.signal(signal.SIGTERM, _terminate)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    code = exit_code(lambda: app(arguments or ["--help"], prog_name="jaxasr", standalone_mode=False))
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    sys.exit(code)
+
+
+def exit_code(work: Callable[[], Any]) -> int:
+    """Run `work`; print one line for whatever goes wrong and give the exit code of the process."""
+    try:
+        code = work()
+        sys.stdout.flush()
+        if code == 130:  # how Typer passes an interruption on
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except typer.Abort:
+        say("interrupted")
+        return 130
+    except BrokenPipeError:
+        return _reader_is_gone()
+    except SystemExit as error:
+        # Typer ends so where standard output is closed.
+        return error.code if isinstance(error.code, int) else 1
+    except Exception as error:
+        if debugging():
+            traceback.print_exc()
+        # Wrong usage has these in every version of Typer and Click, which differ in where the class lives.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context is not None else "jaxasr"
+            say(f"{error.format_message().rstrip(chr(46))} (see {command} --help)")
+            return int(error.exit_code)
+        say(_in_one_line(error))
+        return 1
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, JaxasrError):
+        return str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return "out of memory: try a smaller --batch-seconds, or --dtype bfloat16"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    return f"unexpected {type(error).__name__}: {first} (JAXASR_DEBUG=1 shows where; please report it)"
+
+
+def _reader_is_gone() -> int:
+    """Nobody reads standard output any more: say nothing, and keep the interpreter from saying something at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + 13  # as a process that SIGPIPE ended
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)

@@ -115,7 +115,7 @@ def fbank(
     """
     batch, samples = waveforms.shape
     total = frame_count(config, samples)
-    counts = frame_count(config, lengths).astype(jnp.int32)
+    counts = frame_count(config, jnp.asarray(lengths, jnp.int32))
     if total == 0:
         return jnp.zeros((batch, 0, config.bins), jnp.float32), counts
 

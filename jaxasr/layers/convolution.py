@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxasr.layers.products import precision_of
+from jaxasr.layers.products import convolution_product
 
 # Shifted products that XLA fuses into one loop; more of them at once spill registers and run at half the speed.
 TAPS_PER_LOOP = 8
@@ -90,14 +90,5 @@ class Conv2d(nnx.Module):
         self.padding = padding
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...]
-        y = lax.conv_general_dilated(
-            x.astype(kernel.dtype),
-            kernel,
-            self.strides,
-            self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=precision_of(kernel.dtype),
-            preferred_element_type=jnp.float32 if kernel.dtype == jnp.float32 else None,
-        )
-        return y.astype(x.dtype) + self.bias[...].astype(x.dtype)
+        y = convolution_product(x, self.kernel[...], self.strides, self.padding)
+        return y + self.bias[...].astype(x.dtype)

@@ -19,7 +19,7 @@ import pytest
 import jaxasr
 from fake_hub import FakeHub, serve
 from jaxasr.convert import hub as published_hub
-from jaxasr.convert.hub import cache_folder, choose_files, convert_once, fetch
+from jaxasr.convert.hub import choose_files, convert_once, fetch
 from jaxasr.convert.published import MODELS, PRECISIONS, PublishedFile, PublishedModel
 from jaxasr.errors import DownloadError
 
@@ -54,9 +54,8 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Stands in for the converter where only downloading matters; returns the log of its calls."""
     log: list[dict[str, Any]] = []
 
-    def convert(source: Path, out_dir: Path, *, config: str | None = None, overwrite: bool = False) -> None:
-        files = {path.name: path.read_bytes() for path in source.iterdir() if path.name != "hub.json"}
-        log.append({"files": files, "config": config, "overwrite": overwrite})
+    def convert(source: Path, out_dir: Path, **options: Any) -> None:
+        log.append({"files": content(source)} | options)
         out_dir.mkdir()
         (out_dir / "manifest.json").write_text("{}")
 
@@ -82,7 +81,7 @@ def listed(
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "hub.json"}
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def one_line(error: pytest.ExceptionInfo[DownloadError]) -> str:
@@ -141,8 +140,14 @@ def test_fetch_gives_exactly_the_files_of_one_precision(hub: FakeHub, monkeypatc
         f"joiner-{STEM}.int8.onnx",
         "tokens.txt",
     }
-    assert fetch("tiny:int8") == fetch(f"{REPOSITORY}:int8") == fetch("tiny-zipformer", "int8") != folder
-    record = json.loads((folder / "hub.json").read_text())
+    assert (
+        fetch("tiny:int8")
+        == fetch("tiny:int8", "float32")
+        == fetch(f"{REPOSITORY}:int8")
+        == fetch("tiny-zipformer", "int8")
+        != folder
+    )
+    record = json.loads((folder.parent / "hub.json").read_text())
     assert record["revision"] == commit and record["repository"] == REPOSITORY and record["licence"] == "Apache-2.0"
     entry = record["files"][f"encoder-{STEM}.onnx"]
     data = FILES[f"encoder-{STEM}.onnx"]
@@ -159,7 +164,7 @@ def test_a_pinned_commit_stays_when_the_repository_moves_on(hub: FakeHub, monkey
 def test_first_use_pins_a_repository_without_a_known_commit(hub: FakeHub, tmp_path: Path) -> None:
     first = hub.publish(REPOSITORY, FILES)
     folder = fetch(REPOSITORY)
-    record = json.loads((folder / "hub.json").read_text())
+    record = json.loads((folder.parent / "hub.json").read_text())
     assert record["revision"] == first
     assert {entry["verified_against"] for entry in record["files"].values()} == {"hub"}
     hub.publish(REPOSITORY, FILES | {f"encoder-{STEM}.int8.onnx": b"newer"})
@@ -209,8 +214,7 @@ def test_what_the_first_download_recorded_holds_later(hub: FakeHub, tmp_path: Pa
     commit = hub.publish(REPOSITORY, FILES)
     folder = fetch(REPOSITORY)
     for link in folder.iterdir():
-        if link.name != "hub.json":
-            link.resolve().unlink()  # the user emptied huggingface_hub's cache
+        link.resolve().unlink()  # the user emptied huggingface_hub's cache
     hub.publish(REPOSITORY, FILES | {"tokens.txt": b"rewritten"}, commit)
     with pytest.raises(DownloadError, match="tokens.txt is not what was pinned"):
         fetch(REPOSITORY)
@@ -235,7 +239,8 @@ def test_converted_once_and_offline_afterwards(
     listed(monkeypatch, hub.publish(REPOSITORY, FILES), FILES)
     directory = convert_once("tiny")
     assert (directory / "manifest.json").is_file() and jaxasr.__version__ in directory.name
-    assert [call["config"] for call in conversions] == ["a_config"]
+    assert [(call["config"], call["licence"]) for call in conversions] == [("a_config", "Apache-2.0")]
+    assert re.fullmatch(f"{REPOSITORY}@[0-9a-f]{{40}}", conversions[0]["origin"])
     assert conversions[0]["files"] == content(fetch("tiny"))
 
     def refuse(*arguments: object, **options: object) -> None:
@@ -333,6 +338,12 @@ def test_repositories_that_hold_nothing_known_are_left_alone(hub: FakeHub) -> No
     ("paths", "precision", "chosen"),
     [
         (["encoder.onnx", "decoder.onnx", "joiner.onnx", "model.onnx", "tokens.txt"], "float32", 0),
+        (
+            [f"{part}-epoch-{epoch}.onnx" for part in ("encoder", "decoder", "joiner") for epoch in (9, 30)]
+            + ["tokens.txt"],
+            "float32",
+            ["encoder-epoch-30.onnx", "decoder-epoch-30.onnx", "joiner-epoch-30.onnx", "tokens.txt"],
+        ),
         (["model.onnx", "exp/pretrained.pt", "tokens.txt"], "float32", ["model.onnx", "tokens.txt"]),
         (["model.int8.onnx", "model.onnx", "tokens.txt"], "int8", ["model.int8.onnx", "tokens.txt"]),
         (["ctc-epoch-1.onnx", "tokens.txt"], "float32", ["ctc-epoch-1.onnx", "tokens.txt"]),
@@ -387,18 +398,6 @@ def test_a_cache_that_cannot_be_written(hub: FakeHub, tmp_path: Path, monkeypatc
     with pytest.raises(DownloadError, match="JAXASR_CACHE") as error:
         convert_once(REPOSITORY)
     one_line(error)
-
-
-def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAXASR_CACHE", str(tmp_path / "ours"))
-    assert cache_folder() == tmp_path / "ours"
-    assert cache_folder(tmp_path / "named") == tmp_path / "named"
-    monkeypatch.delenv("JAXASR_CACHE")
-    if sys.platform.startswith("linux"):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        assert cache_folder() == tmp_path / "xdg" / "jaxasr"
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        assert cache_folder() == Path.home() / ".cache" / "jaxasr"
 
 
 def test_a_cached_model_is_found_without_importing_huggingface_hub(hub: FakeHub, conversions: list[Any]) -> None:

@@ -1,0 +1,80 @@
+"""`jaxasr convert`: a publisher's checkpoint to a model directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand
+
+EXAMPLE = "Example: jaxasr convert exp/pretrained.pt model/ --config reazonspeech_k2_v2 --tokens data/tokens.txt"
+
+
+class ConvertCommand(TyperCommand):
+    """`--average` takes all file names that follow it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Spell `--average A B` as `--average A --average B`, then parse as usual."""
+        spelled: list[str] = []
+        averaging = False
+        for position, argument in enumerate(args):
+            if argument == "--":
+                spelled += args[position:]
+                break
+            if argument.startswith("-"):
+                averaging = argument == "--average"
+                # An --average without a file is left for the parser to complain of.
+                followed = args[position + 1 : position + 2]
+                if not averaging or not followed or followed[0].startswith("-"):
+                    spelled.append(argument)
+            else:
+                spelled += ["--average", argument] if averaging else [argument]
+        return super().parse_args(ctx, spelled)
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A checkpoint file, or the folder that holds it.")],
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="The model directory to make.")],
+    tokens: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="tokens.txt, where it does not lie beside the checkpoint.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="A yaml file of ours, the recipe's own arguments, or a name such as reazonspeech_k2_v2.",
+        ),
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "int8"] | None,
+        typer.Option(help="Which files to read where there are both; int8 is dequantized."),
+    ] = None,
+    average: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE...", help="More training checkpoints to average SOURCE with; after OUT_DIR."),
+    ] = None,
+    chunk: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Chunk of a causal model, in frames of 20 ms.")
+    ] = None,
+    left_context: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Left context of a causal model, in frames of 20 ms.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model directory OUT_DIR.")] = False,
+) -> None:
+    """Make a model directory from a published checkpoint (icefall .pt or ONNX). Nothing in the file is executed."""
+    from jaxasr.convert import convert_checkpoint
+
+    card = convert_checkpoint(
+        source,
+        out_dir,
+        tokens=tokens,
+        config=config,
+        precision=precision,
+        average=average or (),
+        chunk=chunk,
+        left_context=left_context,
+        overwrite=overwrite,
+    )
+    for line in card.summary:
+        print(line)

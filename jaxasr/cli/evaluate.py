@@ -1,0 +1,179 @@
+"""`jaxasr evaluate`: word and character error rates on manifests of transcribed recordings."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from typing import Annotated, Any
+
+import typer
+
+import jaxasr
+from jaxasr.cli.progress import metered, say
+from jaxasr.cli.transcribe import (
+    BatchSecondsOption,
+    BlankPenaltyOption,
+    DtypeOption,
+    HeadOption,
+    ModelOption,
+    PadAfterOption,
+    PadBeforeOption,
+    PrecisionOption,
+)
+from jaxasr.evaluation import Errors, Metric, Scored, read_manifest
+from jaxasr.evaluation import evaluate as run
+from jaxasr.writers import writing
+
+EXAMPLE = "Example: jaxasr evaluate an4/manifest.tsv --model model/ --where split=test --output hypotheses.tsv"
+
+_COLUMNS = (
+    "manifest", "path", "start", "samples", "reference", "hypothesis",
+    "errors", "substitutions", "deletions", "insertions", "reference_length",
+)  # fmt: skip
+
+
+def evaluate(
+    manifests: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MANIFEST.tsv", help="Tab-separated tables with the columns path, start, samples and text."
+        ),
+    ],
+    model: ModelOption = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=VALUE", help="Only rows with this value; repeat for more columns, or more values of one."
+        ),
+    ] = None,
+    metric: Annotated[Metric, typer.Option(help="Count words, or characters without spaces.")] = "wer",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; rates are fractions.")] = False,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="TSV", help="Write reference and hypothesis of every utterance here."),
+    ] = None,
+    dtype: DtypeOption = "float32",
+    batch_seconds: BatchSecondsOption = None,
+    blank_penalty: BlankPenaltyOption = 0.0,
+    head: HeadOption = None,
+    pad_before: PadBeforeOption = None,
+    pad_after: PadAfterOption = None,
+    precision: PrecisionOption = "float32",
+) -> None:
+    """Count the errors of a model on transcribed recordings, per manifest and in all."""
+    conditions = _conditions(where or [])
+    utterances = [utterance for manifest in manifests for utterance in read_manifest(manifest, conditions)]
+    sums = {manifest: _Sum() for manifest in manifests}
+    failed = False
+    with contextlib.ExitStack() as stack:
+        write = stack.enter_context(writing(output)) if output is not None else None
+        if write is not None:
+            write("\t".join(_COLUMNS) + "\n")
+        recognizer = jaxasr.load_model(
+            model,
+            dtype=dtype,
+            batch_seconds=batch_seconds,
+            blank_penalty=blank_penalty,
+            head=head,
+            pad_before=pad_before,
+            pad_after=pad_after,
+            precision=precision,
+        )
+        meter = stack.enter_context(metered("evaluating"))
+        begun = time.monotonic()
+        for scored in run(recognizer, utterances, metric, meter):
+            if scored.error is not None:
+                say(str(scored.error))
+                failed = True
+                continue
+            sums[scored.utterance.manifest].add(scored)
+            if write is not None:
+                write(_row(scored))
+        seconds = time.monotonic() - begun
+        if not any(total.utterances for total in sums.values()):
+            raise typer.Exit(1)
+    everything = _Sum()
+    for total in sums.values():
+        everything.merge(total)
+    rows = [(name, total) for name, total in sums.items() if total.utterances]
+    if as_json:
+        report = {
+            "metric": metric,
+            "manifests": [{"manifest": name, **total.facts()} for name, total in rows],
+            "total": everything.facts(),
+            "seconds": round(seconds, 3),
+            "real_time_factor": round(everything.audio_seconds / seconds, 3),
+        }
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        _print_table(rows if len(rows) == 1 else [*rows, ("all", everything)], metric)
+    if failed:
+        raise typer.Exit(1)
+
+
+class _Sum:
+    """The errors of several utterances."""
+
+    def __init__(self) -> None:
+        self.errors, self.utterances, self.audio_seconds = Errors(), 0, 0.0
+
+    def add(self, scored: Scored) -> None:
+        self.errors += scored.errors
+        self.utterances += 1
+        self.audio_seconds += scored.duration
+
+    def merge(self, other: _Sum) -> None:
+        self.errors += other.errors
+        self.utterances += other.utterances
+        self.audio_seconds += other.audio_seconds
+
+    def facts(self) -> dict[str, Any]:
+        rate = self.errors.rate
+        return {
+            "utterances": self.utterances,
+            "audio_seconds": round(self.audio_seconds, 3),
+            "errors": self.errors.total,
+            "substitutions": self.errors.substitutions,
+            "deletions": self.errors.deletions,
+            "insertions": self.errors.insertions,
+            "reference_length": self.errors.reference_length,
+            "rate": rate if math.isfinite(rate) else None,
+        }
+
+
+def _conditions(where: list[str]) -> dict[str, list[str]]:
+    conditions: dict[str, list[str]] = {}
+    for condition in where:
+        column, equals, value = condition.partition("=")
+        if not equals or not column:
+            raise typer.BadParameter(f"--where takes COLUMN=VALUE, not {condition!r}")
+        conditions.setdefault(column, []).append(value)
+    return conditions
+
+
+def _row(scored: Scored) -> str:
+    utterance, errors = scored.utterance, scored.errors
+    values = (
+        utterance.manifest, utterance.columns["path"], utterance.columns.get("start", ""),
+        utterance.columns.get("samples", ""), utterance.text, " ".join(scored.hypothesis.split()),
+        errors.total, errors.substitutions, errors.deletions, errors.insertions, errors.reference_length,
+    )  # fmt: skip
+    return "\t".join(map(str, values)) + "\n"
+
+
+def _print_table(rows: list[tuple[str, _Sum]], metric: Metric) -> None:
+    counted = "words" if metric == "wer" else "characters"
+    table = [["manifest", "utterances", "errors", "substitutions", "deletions", "insertions", counted, metric.upper()]]
+    for name, total in rows:
+        errors = total.errors
+        counts = (
+            total.utterances, errors.total, errors.substitutions, errors.deletions, errors.insertions,
+            errors.reference_length,
+        )  # fmt: skip
+        table.append([name, *map(str, counts), f"{100 * errors.rate:.2f} %"])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        print("  ".join(cells).rstrip())

@@ -1,0 +1,56 @@
+"""`jaxasr info`: what a model directory or a published checkpoint is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+EXAMPLE = "Example: jaxasr info sherpa-onnx-zipformer-en/ --json"
+
+
+def info(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A model directory, a checkpoint file, or its folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a model directory or a published checkpoint is: architecture, parameters, vocabulary, size."""
+    from jaxasr import store
+
+    if store.is_model_directory(path):
+        facts = store.describe(path)
+    else:
+        from jaxasr import convert
+
+        facts = convert.describe(path)
+    print(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(fact_lines(facts)))
+
+
+def fact_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """`key: value` lines, the keys with spaces, lists of mappings and of long texts as indented lines of their own."""
+    for key, value in facts.items():
+        name = key.replace("_", " ")
+        if isinstance(value, Mapping):
+            yield f"{name}:"
+            yield from (f"  {line}" for line in fact_lines(value))
+        elif isinstance(value, (list, tuple)) and any(
+            isinstance(item, Mapping) or len(str(item)) > 40 for item in value
+        ):
+            yield f"{name}:"
+            yield from (f"  {', '.join(fact_lines(item)) if isinstance(item, Mapping) else item}" for item in value)
+        elif isinstance(value, (list, tuple)):
+            yield f"{name}: {', '.join(map(_spelled, value)) or 'none'}"
+        else:
+            yield f"{name}: {_spelled(value)}"
+
+
+def _spelled(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

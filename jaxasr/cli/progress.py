@@ -1,0 +1,91 @@
+"""What the command line shows while it works, all on standard error: a progress bar on a terminal, and log lines."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+def debugging() -> bool:
+    """Whether JAXASR_DEBUG asks for tracebacks and for the libraries' own log lines."""
+    return os.environ.get("JAXASR_DEBUG", "") not in ("", "0")
+
+
+def say(message: str) -> None:
+    """One line for people, whatever `message` holds."""
+    # A closed standard error must not stop the work.
+    with contextlib.suppress(OSError, ValueError):
+        print(f"jaxasr: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def log_to_stderr() -> None:
+    """Print what jaxasr logs as lines; keep the libraries beneath it quiet unless JAXASR_DEBUG is set."""
+    logger = logging.getLogger("jaxasr")
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+        logger.addHandler(_Lines())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not debugging():
+        for name in ("absl", "jax", "orbax", "huggingface_hub"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class Meter:
+    """Seconds of audio done, as a bar with the real-time factor; it shows nothing where there is no terminal."""
+
+    def __init__(self, bar: Progress | None = None, title: str = "") -> None:
+        self._bar = bar
+        self._task = bar.add_task(title, total=None, speed="") if bar else None
+        self._begun = time.monotonic()
+
+    def __call__(self, done: float, known: float | None) -> None:
+        """Show that `done` seconds are finished of `known` seconds that have been read so far."""
+        if self._bar is None or self._task is None:
+            return
+        factor = done / max(time.monotonic() - self._begun, 1e-9)
+        self._bar.update(self._task, completed=done, total=known, speed=f"{factor:.3g}x real time")
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the bar away while something is printed on the same terminal."""
+        if self._bar is None or not sys.stdout.isatty():
+            yield
+            return
+        self._bar.stop()
+        try:
+            yield
+        finally:
+            self._bar.start()
+
+
+@contextlib.contextmanager
+def metered(title: str) -> Iterator[Meter]:
+    """A meter on standard error where that is a terminal, otherwise a silent one."""
+    if not sys.stderr.isatty():
+        yield Meter()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} s of audio, {task.fields[speed]}"),
+    )
+    # Standard output is left alone: results go there, also while it is a file and the bar is on the terminal.
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+        yield Meter(bar, title)

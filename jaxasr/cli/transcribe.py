@@ -1,0 +1,240 @@
+"""`jaxasr transcribe`: audio files to text, subtitles or tables."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+from collections import Counter
+from itertools import compress
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+import jaxasr
+from jaxasr.audio import find
+from jaxasr.cli.progress import metered, say
+from jaxasr.errors import ConfigError, JaxasrError
+from jaxasr.writers import FORMATS, Document, Format, writing
+
+EXAMPLE = "Example: jaxasr transcribe talks/ extra.mp3 --model model/ --format srt --output subtitles/ --skip-existing"
+_STEM = 0  # before whole names (1 part of the path), a folder and the name (2), ...
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="DIR|NAME", help="A folder made by jaxasr convert, or a published model's name."
+    ),
+]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16", "float16"], typer.Option(help="The type that the network computes in.")
+]
+BatchSecondsOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N",
+        callback=_finite,
+        min=0.1,
+        help="Seconds of audio in one batch, padding included; by the device if unset.",
+    ),
+]
+BlankPenaltyOption = Annotated[
+    float,
+    typer.Option(
+        metavar="X", callback=_finite, help="Subtracted from the blank's logit: more of it, fewer words left out."
+    ),
+]
+HeadOption = Annotated[
+    Literal["transducer", "ctc"] | None,
+    typer.Option(help="The head to decode with, of a model with both; the transducer if unset."),
+]
+PadBeforeOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S",
+        callback=_finite,
+        min=0,
+        max=60,
+        help="Seconds of silence before the audio; the model's own if unset.",
+    ),
+]
+PadAfterOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S",
+        callback=_finite,
+        min=0,
+        max=60,
+        help="Seconds of silence after the audio; the model's own if unset.",
+    ),
+]
+PrecisionOption = Annotated[
+    Literal["float32", "int8"], typer.Option(help="Which files of a published model to take, when given by its name.")
+]
+
+
+def transcribe(
+    audio: Annotated[
+        list[str], typer.Argument(metavar="AUDIO", help="Files, folders, patterns, and - for standard input.")
+    ],
+    model: ModelOption = None,
+    format: Annotated[
+        Format | None,
+        typer.Option("--format", "-f", help="What to write; told from the suffix of --output if unset, else txt."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE|DIR",
+            help="Where to write instead of standard output: one file for all, or a folder (one that exists, or a name "
+            "without a suffix or with a / at its end) that gets a file for each.",
+        ),
+    ] = None,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave out audio whose file in the output folder exists.")
+    ] = False,
+    dtype: DtypeOption = "float32",
+    batch_seconds: BatchSecondsOption = None,
+    blank_penalty: BlankPenaltyOption = 0.0,
+    head: HeadOption = None,
+    pad_before: PadBeforeOption = None,
+    pad_after: PadAfterOption = None,
+    precision: PrecisionOption = "float32",
+) -> None:
+    """Print the words spoken in audio files, in their order, as they are recognised."""
+    output = None if output == "-" else output
+    format = format or _format_of(output)
+    folder = Path(output) if output is not None and _is_folder(output) else None
+    if skip_existing and folder is None:
+        raise typer.BadParameter("--skip-existing needs --output with a folder")
+    inputs, failed = _find(audio)
+    targets: list[Path | None] = [None] * len(inputs)
+    if folder is not None:
+        _make(folder)
+        paths = [folder / name for name in file_names(inputs, format)]
+        wanted = [not (skip_existing and path.exists()) for path in paths]
+        inputs, targets = list(compress(inputs, wanted)), list(compress(paths, wanted))
+    elif format in ("srt", "vtt") and len(inputs) > 1:
+        say(f"one {format} for {len(inputs)} recordings, each from 0:00 on; --output FOLDER writes a file for each")
+    _protect(inputs, [target for target in targets if target] if folder is not None else [Path(output or os.devnull)])
+    if not inputs:
+        raise typer.Exit(int(failed))
+
+    with contextlib.ExitStack() as stack:
+        # Opened before the model is loaded, so that what cannot be written is known at once.
+        write = stack.enter_context(writing(output)) if output is not None and folder is None else None
+        recognizer = jaxasr.load_model(
+            model,
+            dtype=dtype,
+            batch_seconds=batch_seconds,
+            blank_penalty=blank_penalty,
+            head=head,
+            pad_before=pad_before,
+            pad_after=pad_after,
+            precision=precision,
+        )
+        meter = stack.enter_context(metered("transcribing"))
+        document = Document(format)
+        succeeded = 0
+        results = recognizer.transcribe(inputs, on_error="yield", progress=meter)
+        for target, result in zip(targets, results, strict=True):
+            if isinstance(result, jaxasr.Failure):
+                say(str(result.error))
+                failed = True
+                continue
+            succeeded += 1
+            if target is not None:
+                with writing(target) as write_target:
+                    write_target(Document(format).add(result))
+            elif write is not None:
+                write(document.add(result))
+            else:
+                with meter.aside():
+                    print(document.add(result), end="", flush=True)
+        if not succeeded:
+            # Leaves no empty file under the output's name.
+            raise typer.Exit(1)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _is_folder(output: str) -> bool:
+    path = Path(output)
+    return path.is_dir() or output.endswith(("/", os.sep)) or (not path.exists() and not path.suffix)
+
+
+def _format_of(output: str | None) -> Format:
+    suffix = Path(output or "").suffix.lower().lstrip(".")
+    return next((format for format in FORMATS if suffix in (format, f"{format}l")), "txt")
+
+
+def _find(arguments: list[str]) -> tuple[list[str], bool]:
+    """The audio that the arguments mean, and whether one of them meant none; each of these is told in a line."""
+    found: list[str] = []
+    failed = False
+    for argument in arguments:
+        try:
+            found += find([argument])
+        except JaxasrError as error:
+            say(str(error))
+            failed = True
+    return found, failed
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: the folder cannot be made ({error.strerror}); give another --output") from None
+
+
+def _protect(inputs: list[str], targets: list[Path]) -> None:
+    """Refuse to write over the audio."""
+    sources = {os.path.realpath(name) for name in inputs if name != "-"}
+    for target in targets:
+        if os.path.realpath(target) in sources:
+            raise ConfigError(f"{target}: is one of the audio files; give another --output")
+
+
+def file_names(inputs: list[str], format: Format) -> list[str]:
+    """A file name for each input, in a folder for all: its stem and the format's suffix.
+
+    Inputs of one stem are told apart by their whole names ("a.wav.txt", "a.mp3.txt"), then by the folders above them
+    ("x_a.wav.txt"), then by numbers. Case does not count, as on some file systems.
+    """
+    names = [("stdin",) if name == "-" else Path(os.path.abspath(name)).parts[1:] for name in inputs]
+    candidates = [_STEM] * len(names)
+
+    def spelled(i: int) -> str:
+        parts = names[i]
+        return Path(parts[-1]).stem if candidates[i] == _STEM else "_".join(parts[-candidates[i] :])
+
+    while True:
+        counts = Counter(spelled(i).casefold() for i in range(len(names)))
+        clashing = [i for i in range(len(names)) if counts[spelled(i).casefold()] > 1 and candidates[i] < len(names[i])]
+        if not clashing:
+            break
+        for i in clashing:
+            candidates[i] += 1
+    taken: set[str] = set()
+    unique = []
+    for i in range(len(names)):
+        name = spelled(i)
+        for number in itertools.count(2):
+            if name.casefold() not in taken:
+                break
+            name = f"{spelled(i)}-{number}"
+        taken.add(name.casefold())
+        unique.append(f"{name}.{format}")
+    return unique
