@@ -117,7 +117,9 @@ def _read(
             checkpoint = icefall_onnx.read_models(found.files)
         checkpoint.arguments.update(arguments)
         for other in found.others[:1]:
-            checkpoint.notes.append(f"taken: {' + '.join(f.name for f in found.files)}; passed over: {other} and others")
+            checkpoint.notes.append(
+                f"taken: {' + '.join(f.name for f in found.files)}; passed over: {other} and others"
+            )
         table = _read_tokens(TokenTable, found, tokens, icefall.vocabulary_size(checkpoint))
         name = _name(source)
         if ours is None:

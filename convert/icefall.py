@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from jaxasr.convert.tensors import release
 from jaxasr.encoders.zipformer import ZipformerConfig
@@ -22,7 +21,7 @@ from jaxasr.errors import CheckpointError, ConfigError
 from jaxasr.heads.ctc import CTCConfig
 from jaxasr.heads.transducer import TransducerConfig
 from jaxasr.layers.subsampling import CHANNELS
-from jaxasr.model import AudioConfig, Model, ModelConfig, TextConfig
+from jaxasr.model import AudioConfig, ModelConfig, Skeleton, TextConfig
 from jaxasr.store import flatten, read_config, unflatten
 
 
@@ -353,7 +352,9 @@ def _chunks(
         trained = arguments.get(key)
         trained = _per_stack(trained, 1) if trained is not None else ()
         if arguments.get("fixed_chunk") and asked is not None and asked != trained[0]:
-            raise ConfigError(f"this export holds weights for {key} {trained[0]} only: {asked} needs the .pt checkpoint")
+            raise ConfigError(
+                f"this export holds weights for {key} {trained[0]} only: {asked} needs the .pt checkpoint"
+            )
         value = asked if asked is not None else next((v for v in trained if v > 0), default)
         if asked is None and len(trained) != 1:
             options = f"the first of {','.join(map(str, trained))}" if trained else "the recipe's first"
@@ -425,8 +426,7 @@ def suggest(checkpoint: IcefallCheckpoint, model: ModelConfig, named: Mapping[st
 def parameters(checkpoint: IcefallCheckpoint, config: ModelConfig) -> dict[str, Any]:
     """The nested parameters of `Model(config)`, every one filled once; CheckpointError lists all that does not fit."""
     mapped = map_tensors(checkpoint.tensors)
-    abstract = nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(0))))[1])
-    wanted = {path: leaf.shape for path, leaf in flatten(_named(abstract)).items()}
+    wanted = {path: leaf.shape for path, leaf in flatten(Skeleton(config).parameters).items()}
     faults = [f"{path} {wanted[path]} is missing" for path in wanted if path not in mapped]
     for path, array in mapped.items():
         if path not in wanted:
@@ -450,8 +450,3 @@ def _owned(array: np.ndarray) -> jax.Array:
     copy = jax.device_put(np.array(array, np.float32, order="C")).block_until_ready()
     release(array)
     return copy
-
-
-def _named(tree: Mapping[Any, Any]) -> dict[str, Any]:
-    """Module lists count their members with integers; paths and files hold names only."""
-    return {str(key): _named(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

@@ -143,8 +143,8 @@ def _layer_operations(part: Part) -> list[Operation]:
     return taken
 
 
-def _kernel(operation: Operation) -> int:
-    return operation.parameters["weight"].array.shape[-1]
+def _kernel(operation: Operation) -> tuple[int, ...]:
+    return operation.parameters["weight"].array.shape[-1:]
 
 
 def _begins_stack(part: Part, stack: int, previous: _Layer) -> bool:
@@ -175,7 +175,7 @@ def _read_layer(
     for operation, (inner, kind) in zip(operations, table, strict=True):
         part.place(operation, f"{name}.{inner}", kind)
         if kind == "chunk scale":
-            _place_chunk_scale(part, f"{name}.{inner}", operation)
+            _place_chunk_scale(part, f"{name}.{inner}", operation, factor, streaming)
 
     def rows(inner: str) -> int:
         return part.tensors[f"{name}.{inner}.weight"].array.shape[0]
@@ -222,7 +222,6 @@ def _place_positions(
     part: Part, name: str, positions: Operation, factor: int, streaming: dict[str, tuple[int, ...]]
 ) -> None:
     """linear_pos has no bias and no name: a matrix met by the position table, or (folded) their product."""
-    part.dequantized |= positions.step is not None
     if positions.integers:
         raise CheckpointError(f"{part.graph.path}: the scale of the integers of {name} was not found")
     if positions.table is not None:
@@ -236,7 +235,7 @@ def _place_positions(
         return
     products = positions.parameters["products"]
     chunk = streaming.get("decode_chunk_len", (0,))[0] // 2 // factor
-    if products.array.shape[1] != 1 or not 0 < chunk < products.array.shape[3]:
+    if products.array.shape[1] != 1 or 0 in products.array.shape or not 0 < chunk < products.array.shape[3]:
         raise CheckpointError(f"{part.graph.path}: {name} is folded into a table, and its chunk length cannot be told")
     # Rounding to int8 costs half a step; what the publisher's own files leave beyond it was measured as 0.21 steps.
     tolerance = 0.75 * positions.step if positions.step else 1e-3 * float(np.abs(products.array).max())
@@ -257,20 +256,24 @@ def _unfold_positions(part: Part, candidates: tuple[int, ...]) -> int:
     raise CheckpointError(f"{part.graph.path}: its position tables are no products with icefall's relative positions")
 
 
-def _place_chunk_scale(part: Part, name: str, operation: Operation) -> None:
+def _place_chunk_scale(
+    part: Part, name: str, operation: Operation, factor: int, streaming: dict[str, tuple[int, ...]]
+) -> None:
     """The two edges as the export holds them, or their sum for one chunk length."""
-    kernel = part.tensors[f"{name}.chunkwise_conv.weight"].array.shape[-1]
-    parameters = operation.parameters
-    if parameters.keys() == {"left", "right"} and parameters["left"].array.shape == parameters["right"].array.shape:
-        edges = np.stack([parameters["left"].array, parameters["right"].array])
-    elif parameters.keys() == {"sum"} and parameters["sum"].array.ndim == 2:
-        edges = unfold_chunk_scale(parameters["sum"].array, kernel)
+    channels, _, kernel = part.tensors[f"{name}.chunkwise_conv.weight"].array.shape
+    arrays = {role: constant.array for role, constant in operation.parameters.items()}
+    chunk = streaming.get("decode_chunk_len", (0,))[0] // 2 // factor
+    if arrays.keys() == {"left", "right"} and all(array.shape == (channels, kernel) for array in arrays.values()):
+        edges = np.stack([arrays["left"], arrays["right"]])
+    elif arrays.keys() == {"sum"} and chunk > 0 and arrays["sum"].shape == (channels, chunk):
+        edges = unfold_chunk_scale(arrays["sum"], kernel)
         part.folded = True
     else:
         raise CheckpointError(
-            f"{part.graph.path}: {name}.chunkwise_conv_scale was not found at '{operation.node[:80]}'"
+            f"{part.graph.path}: {name}.chunkwise_conv_scale is neither two edges of {kernel} frames nor their sum for "
+            f"a known chunk at node '{operation.node[:80]}'"
         )
-    sources = frozenset().union(*(constant.sources for constant in parameters.values()))
+    sources = frozenset().union(*(constant.sources for constant in operation.parameters.values()))
     part.put(f"{name}.chunkwise_conv_scale", Constant(edges, sources))
 
 
@@ -322,7 +325,10 @@ def _derive_arguments(
         left = {length * factor for length, factor in zip(streaming.get("left_context_len", ()), factors, strict=False)}
         if len(left) != 1 or len(streaming["left_context_len"]) != len(factors):
             raise CheckpointError(f"{path}: left_context_len in its metadata does not fit downsampling {factors}")
-        arguments["chunk_size"] = (streaming["decode_chunk_len"][0] // 2,)
+        chunk = streaming["decode_chunk_len"][0] // 2
+        if not first[0].causal or chunk < 1 or any(chunk % factor for factor in factors):
+            raise CheckpointError(f"{path}: decode_chunk_len in its metadata does not fit downsampling {factors}")
+        arguments["chunk_size"] = (chunk,)
         arguments["left_context_frames"] = (left.pop(),)
     if part.folded:
         arguments["fixed_chunk"] = True

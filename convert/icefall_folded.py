@@ -44,7 +44,8 @@ def unfold_positions(products: np.ndarray, chunk: int, pos_dim: int) -> tuple[np
     rows = products.astype(np.float64).transpose(3, 1, 0, 2).reshape(count, heads * width)
     encoding = relative_positions(np.arange(chunk - count, chunk), pos_dim)
     weight = np.linalg.pinv(encoding, rcond=1e-5) @ rows
-    return np.ascontiguousarray(weight.T, dtype=np.float32), float(np.abs(encoding @ weight - rows).max())
+    miss = float(np.abs(encoding @ weight - rows).max())
+    return np.ascontiguousarray(weight.T, dtype=np.float32), miss
 
 
 def unfold_chunk_scale(total: np.ndarray, kernel: int) -> np.ndarray:

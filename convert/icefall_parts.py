@@ -31,9 +31,9 @@ _KEPT_NAME = re.compile(r"^(encoder_embed|encoder|decoder|joiner|ctc_output)\.")
 # Stored tensors that are no parameters, with the reason; position tables are compared with the formula first.
 _IGNORED = (
     (lambda tensor: tensor.data_type in (6, 7, 9, 12, 13), "shapes, indices and masks"),
-    (lambda tensor: tensor.size <= 1, "constants of activations, masks and norms"),
-    (lambda tensor: not tensor.decodable and tensor.size == 1, "text"),
+    (lambda tensor: tensor.size <= 1, "constants of activations, masks and norms; texts"),
 )
+_INTEGER_WEIGHTS = (2, 3)  # uint8 and int8
 
 
 class Part:
@@ -60,8 +60,9 @@ class Part:
 
     def place(self, operation: Operation, name: str, kind: str, parameters: set[str] | None = None) -> Operation:
         expected = _PARAMETERS.get(kind) if parameters is None else parameters
-        if operation.kind != kind or operation.integers or (expected and operation.parameters.keys() != expected):
-            having = ", ".join(operation.parameters)
+        fits = operation.kind == kind and not operation.integers and _fits(operation)
+        if not fits or (expected and operation.parameters.keys() != expected):
+            having = " and ".join(operation.parameters)
             raise CheckpointError(
                 f"{self.graph.path}: is no icefall Zipformer 2 that jaxasr knows: where {name} ({kind}) belongs, "
                 f"node '{operation.node[:80]}' is a {operation.kind} with {having}"
@@ -69,7 +70,6 @@ class Part:
         if kind != "chunk scale":
             for parameter, constant in operation.parameters.items():
                 self.put(f"{name}.{parameter}", constant)
-        self.dequantized |= operation.step is not None
         return operation
 
     def put(self, name: str, constant: Constant) -> None:
@@ -95,8 +95,20 @@ class Part:
         ]
         if faults:
             raise CheckpointError(f"{self.graph.path}: " + "; ".join(faults))
+        self.dequantized = any(
+            tensor.data_type in _INTEGER_WEIGHTS and tensor.name in self.used for tensor in stored_tensors(self.graph)
+        )
         self.widened = any(constant.array.dtype == np.float16 for constant in self.tensors.values())
         return {name: constant.array.astype(np.float32, copy=False) for name, constant in self.tensors.items()}
+
+
+def _fits(operation: Operation) -> bool:
+    """Whether the parameters of an operation have the numbers of axes of its kind, and its bias a value per output."""
+    shapes = {name: constant.array.shape for name, constant in operation.parameters.items()}
+    axes = {"linear": (2,), "embedding": (2,), "convolution": (3, 4)}.get(operation.kind)
+    if axes is not None and "weight" in shapes:
+        return len(shapes["weight"]) in axes and shapes.get("bias", shapes["weight"][:1]) == shapes["weight"][:1]
+    return True
 
 
 def _kept_name(source: str) -> str:

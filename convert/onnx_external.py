@@ -64,7 +64,7 @@ def _locate(model: Path, location: str, where: str) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{where} needs {location[:80]!r} beside the model ({reason})") from None
     if file != folder.joinpath(*parts) and file.parent != _hub_blobs(model.parent):
-        raise CheckpointError(f"{where} at {location[:80]!r} is a link that leads out of the model's folder")
+        raise CheckpointError(f"{where} at {location[:80]!r} is a link, and none of a hub cache; copy the file there")
     return file
 
 

@@ -248,9 +248,9 @@ class _Reader:
         attributes: dict[str, Any] = {}
         for number, wire, value in self._fields(data):
             if number in names:
-                names[number].append(protobuf.text(wire, value))
+                names[number].append(protobuf.name(wire, value))
             elif number in texts:
-                texts[number] = protobuf.text(wire, value)
+                texts[number] = protobuf.name(wire, value)
             elif number == 5:
                 _insert(attributes, self._attribute(protobuf.message(wire, value), nesting), "attribute")
         return OnnxNode(texts[4], texts[3], tuple(names[1]), tuple(names[2]), attributes, texts[7])
@@ -262,7 +262,7 @@ class _Reader:
         for number, wire, value in self._fields(data):
             match number:
                 case 1:
-                    name = protobuf.text(wire, value)
+                    name = protobuf.name(wire, value)
                 case 2:
                     one = protobuf.single(wire, value)
                 case 3:
@@ -304,7 +304,7 @@ class _Reader:
                 case 7:
                     pieces.setdefault("int64_data", []).append(protobuf.packed(wire, value, protobuf.VARINT))
                 case 8:
-                    name = protobuf.text(wire, value)
+                    name = protobuf.name(wire, value)
                 case 9:
                     pieces.setdefault("raw_data", []).append(protobuf.message(wire, value))
                 case 10:
@@ -345,7 +345,7 @@ class _Reader:
         name, shape = "", []
         for number, wire, value in self._fields(data):
             if number == 1:
-                name = protobuf.text(wire, value)
+                name = protobuf.name(wire, value)
             elif number == 2:
                 for dimension in self._inside(protobuf.message(wire, value), 1, 2, 1):
                     size: int | str | None = None
@@ -353,7 +353,7 @@ class _Reader:
                         if kind == 1:
                             size = protobuf.integer(size_wire, size_value)
                         elif kind == 2:
-                            size = protobuf.text(size_wire, size_value)
+                            size = protobuf.name(size_wire, size_value)
                     shape.append(size)
         return name, tuple(shape)
 
@@ -370,17 +370,19 @@ class _Reader:
         domain, version = "", 0
         for number, wire, value in self._fields(data):
             if number == 1:
-                domain = protobuf.text(wire, value)
+                domain = protobuf.name(wire, value)
             elif number == 2:
                 version = protobuf.integer(wire, value)
         return domain, version
 
     def _pair(self, data: memoryview) -> tuple[str, str]:
-        texts = {1: "", 2: ""}
+        key = content = ""
         for number, wire, value in self._fields(data):
-            if number in texts:
-                texts[number] = protobuf.text(wire, value)
-        return texts[1], texts[2]
+            if number == 1:
+                key = protobuf.name(wire, value)
+            elif number == 2:
+                content = protobuf.text(wire, value)
+        return key, content
 
     def _list(self, decode: Any, wire: int, value: Any, element_wire: int) -> list[Any]:
         numbers = decode(protobuf.short(protobuf.packed(wire, value, element_wire)))

@@ -197,7 +197,7 @@ class _Tracer:
         made = self._matmul(node, inputs)
         if made is not None and made.product is not None:
             zero_point = inputs[3].constant if len(inputs) > 3 else None
-            ((name, integers),) = made.product.parameters.items()
+            (integers,) = made.product.parameters.values()
             made.product.integers = (integers, zero_point)
         return made
 
@@ -231,7 +231,7 @@ class _Tracer:
             bias = other.constant
             if bias is not None and bias.array.size > 1 and value.product and "bias" not in value.product.parameters:
                 weight = value.product.parameters.get("weight")
-                if weight is not None and bias.array.size == weight.array.shape[0]:
+                if weight is not None and weight.array.shape[:1] == (bias.array.size,):
                     value.product.parameters["bias"] = dataclasses.replace(bias, array=bias.array.reshape(-1))
                     return dataclasses.replace(value, product=None)
         return None
@@ -249,8 +249,14 @@ class _Tracer:
             if value.known:
                 continue
             constant = other.constant
-            if value.statistic and constant is not None and constant.array.size == 1:
-                value.statistic.parameters["log_scale"] = constant.logarithm or logarithm(constant)
+            if (
+                value.statistic
+                and constant is not None
+                and constant.array.dtype.kind == "f"
+                and constant.array.size == 1
+            ):
+                scale = constant.logarithm or logarithm(constant)
+                value.statistic.parameters["log_scale"] = dataclasses.replace(scale, array=scale.array.reshape(()))
                 return _Value(last=value.statistic)
             if other.edges:
                 made = self._operation("chunk scale", node, value, dict(other.edges))
@@ -260,7 +266,7 @@ class _Tracer:
             if constant is not None and constant.array.dtype.kind == "f" and constant.array.size > 1:
                 return self._scale(node, value, constant)
             if value.product is not None and value.product.integers is not None and other.factor is not None:
-                _dequantize_parameter(value.product, other.factor)
+                self._dequantize(value.product, other.factor)
                 return value
         return None
 
@@ -289,8 +295,24 @@ class _Tracer:
         if made is None or made.integers is None or len(inputs) < 2 or inputs[1].constant is None:
             return None
         made.integers = (made.integers[0], inputs[2].constant if len(inputs) > 2 else None)
-        _dequantize_parameter(made, inputs[1].constant)
+        self._dequantize(made, inputs[1].constant)
         return _Value(last=made)
+
+    def _dequantize(self, operation: Operation, scale: Constant) -> None:
+        """Replace the integers of an operation by (integer − zero point) · scale in float32."""
+        integers, zero_point = operation.integers
+        for constant in (scale, zero_point):
+            if constant is not None and constant.array.size not in (1, integers.array.shape[0]):
+                raise CheckpointError(
+                    f"{self.graph.path}: the scales of node '{operation.node[:80]}' do not fit its weight"
+                )
+        with np.errstate(all="ignore"):
+            array = dequantize(integers.array, scale.array, zero_point.array if zero_point else None)
+        used = [integers, scale] + ([zero_point] if zero_point else [])
+        ((name, _),) = [item for item in operation.parameters.items() if item[0] != "bias"]
+        operation.parameters[name] = Constant(array, frozenset().union(*(constant.sources for constant in used)))
+        operation.step = float(np.abs(scale.array).max(initial=0.0))
+        operation.integers = None
 
     # What else must be remembered -------------------------------------------------------------------------------------
 
@@ -439,15 +461,3 @@ def _integers(value: _Value) -> list[int | None]:
 
 def _both_ways(inputs: list[_Value]) -> list[tuple[_Value, _Value]]:
     return [(inputs[0], inputs[1]), (inputs[1], inputs[0])] if len(inputs) == 2 else []
-
-
-def _dequantize_parameter(operation: Operation, scale: Constant) -> None:
-    """Replace the integers of an operation by (integer − zero point) · scale in float32."""
-    integers, zero_point = operation.integers
-    ((name, _),) = [item for item in operation.parameters.items() if item[0] != "bias"]
-    used = [integers, scale] + ([zero_point] if zero_point else [])
-    with np.errstate(all="ignore"):
-        array = dequantize(integers.array, scale.array, zero_point.array if zero_point else None)
-    operation.parameters[name] = Constant(array, frozenset().union(*(constant.sources for constant in used)))
-    operation.step = float(np.abs(scale.array).max(initial=0.0))
-    operation.integers = None

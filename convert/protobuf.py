@@ -14,6 +14,7 @@ import numpy as np
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 
 MAX_STRING_BYTES = 1 << 16
+MAX_NAME = 1024  # characters
 MAX_PACKED_BYTES = 1 << 26  # integers of varying width; publishers keep large tensors as raw bytes
 
 # A field: its number, its wire type, and its value: an integer, or the memory it takes.
@@ -95,6 +96,14 @@ def text(wire: int, value: Any) -> str:
         return str(short(message(wire, value)), "utf-8")
     except UnicodeDecodeError:
         raise Malformed("a name is not UTF-8") from None
+
+
+def name(wire: int, value: Any) -> str:
+    """The value of a string field that names something, and so may stand in a message of one line."""
+    named = text(wire, value)
+    if len(named) > MAX_NAME or not named.isprintable():
+        raise Malformed("a name is too long or not printable")
+    return named
 
 
 def packed(wire: int, value: Any, element_wire: int) -> memoryview:

@@ -216,7 +216,7 @@ def _load_by_libsndfile(soundfile: Any, file: Any, head: bytes, name: str) -> np
 
 
 def _load_endless_mp3(soundfile: Any, content: bytes, name: str) -> np.ndarray:
-    """Decode MPEG audio to the last byte, through a pipe and without the header that announces a length."""
+    """Decode MPEG audio as far as it goes, through a pipe and without the header that announces a length."""
     if content[:3] == b"ID3":
         size = functools.reduce(lambda high, low: high << 7 | low & 0x7F, content[6:10], 0)
         content = content[10 + size :]
@@ -229,13 +229,17 @@ def _load_endless_mp3(soundfile: Any, content: bytes, name: str) -> np.ndarray:
             pipe.write(head)
             pipe.write(memoryview(content)[len(head) :])
 
+    def blocks(sound: Any) -> Iterator[np.ndarray]:
+        with contextlib.suppress(soundfile.LibsndfileError):  # at tags behind the audio, for one
+            yield from _soundfile_blocks(sound, _MPG123_SILENCE)
+
     feeder = threading.Thread(target=feed, daemon=True)
     feeder.start()
     try:
         with _MPG123_SILENCE:
             sound = soundfile.SoundFile(source, closefd=False)
         with sound:
-            return _gather(_soundfile_blocks(sound, _MPG123_SILENCE), sound.samplerate, name)
+            return _gather(blocks(sound), sound.samplerate, name)
     finally:
         os.close(source)
         feeder.join()
@@ -265,7 +269,7 @@ def _load_by_av(file: Any, head: bytes, name: str) -> np.ndarray:
             if not container.streams.audio:
                 raise AudioError(f"{name}: holds no audio track; check the file")
             stream = container.streams.audio[0]
-            return _gather(_av_blocks(av, container, stream), stream.rate, name)
+            return _gather(_av_blocks(av, container, stream), stream.rate or 0, name)
     except (av.FFmpegError, ValueError) as error:
         raise AudioError(
             f"{name}: is no audio that libsndfile or FFmpeg can decode ({_reason(error)}); convert it to WAV or FLAC"
@@ -349,7 +353,7 @@ class _Mpg123Silence:
     """A context in which the MPEG decoder inside libsndfile does not write on file descriptor 2.
 
     It prints on every oddity of a file and has no switch that libsndfile hands on. What other threads write meanwhile
-    goes out, in order, when the last thread leaves. Entered per block, so that this takes milliseconds.
+    goes out when the last reader leaves: entered per block, so that this takes milliseconds.
     """
 
     _LINE = re.compile(rb"Note: |Warning: |\[src/libmpg123/")

@@ -131,8 +131,9 @@ def read_manifest(path: str | os.PathLike[str], where: Mapping[str, Iterable[str
     where = {column: set(values) for column, values in (where or {}).items()}
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-            columns = list(rows[0]) if rows else []
+            reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            rows = [(reader.line_num, row) for row in reader]
+            columns = list(reader.fieldnames or [])
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read as a manifest ({error.strerror or error})") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -141,9 +142,9 @@ def read_manifest(path: str | os.PathLike[str], where: Mapping[str, Iterable[str
         raise ConfigError(f"{path}: the manifest holds no utterances")
     for column in ("path", "text", *where):
         if column not in columns:
-            raise ConfigError(f"{path}: no column {column!r} among {', '.join(map(str, columns))}")
+            raise ConfigError(f"{path}: no column {column!r} among {', '.join(columns)}")
     found = []
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         if None in row or None in row.values():
             raise ConfigError(f"{path}: line {number} does not have {len(columns)} columns")
         if all(row[column] in values for column, values in where.items()):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from jaxasr import store
 from jaxasr.errors import ModelError
@@ -27,23 +30,30 @@ def load_model(
     pad_after: float | None = None,
     precision: str = "float32",
     verify: bool = True,
+    lazy: bool = False,
 ) -> Recognizer:
     """Load a model directory, or a published model by its name (downloaded and converted once), ready to transcribe.
 
     `dtype`: float32, bfloat16 or float16. `batch_seconds`: sound that one batch may hold. `head`: transducer or ctc.
     `pad_before`, `pad_after`: silence around clips (s) instead of the model's own. `precision`: which of a published
-    model's files to take. Raises a JaxasrError whose message is one line.
+    model's files to take. `verify`: check every hash. `lazy`: return while the arrays are still being read and compile
+    meanwhile; damage then shows at the first transcript. Raises a JaxasrError whose message is one line.
     """
     if name_or_path is None:
         raise ModelError(NO_MODEL)
     directory = locate(name_or_path, precision)
-    config, params, tokens = store.load(directory, verify=verify)
+    stored = store.open_model(directory, verify=verify)
+    params: Future[dict[str, Any]] = Future()
+    reader = threading.Thread(target=_fulfil, args=(params, stored, verify), name="jaxasr-params", daemon=True)
+    reader.start()
+    if not lazy:
+        params.result()
     padding = {
         key: value for key, value in (("silence_before", pad_before), ("silence_after", pad_after)) if value is not None
     }
-    config = dataclasses.replace(config, audio=dataclasses.replace(config.audio, **padding))
+    config = dataclasses.replace(stored.config, audio=dataclasses.replace(stored.config.audio, **padding))
     return Recognizer(
-        config, params, tokens, dtype=dtype, batch_seconds=batch_seconds, blank_penalty=blank_penalty, head=head
+        config, params, stored.tokens, dtype=dtype, batch_seconds=batch_seconds, blank_penalty=blank_penalty, head=head
     )
 
 
@@ -57,3 +67,10 @@ def locate(name_or_path: str | os.PathLike[str], precision: str = "float32") -> 
     from jaxasr.convert import hub
 
     return hub.convert_once(str(name_or_path), precision=precision)
+
+
+def _fulfil(params: Future[dict[str, Any]], stored: store.StoredModel, verify: bool) -> None:
+    try:
+        params.set_result(stored.params(verify=verify))
+    except BaseException as error:  # whatever it is, it belongs to who waits for the parameters
+        params.set_exception(error)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -125,12 +126,31 @@ class Model(nnx.Module):
             return ctc_greedy(log_probs, lengths, blank_id=self.ctc.config.blank_id, blank_penalty=blank_penalty)
         text = self.config.text
         silent = (text.unknown_id,) if text.unknown_is_blank and text.unknown_id is not None else ()
-        return transducer_greedy(
-            self.transducer, encoded, lengths, blank_penalty=blank_penalty, silent_ids=silent
-        )
+        return transducer_greedy(self.transducer, encoded, lengths, blank_penalty=blank_penalty, silent_ids=silent)
 
     def _whole_chunks(self, frames: jax.Array) -> jax.Array:
         """Encoded frames of the chunks that a stream of this many feature frames (B,) decodes."""
         encoder = self.config.encoder
         chunks = ceil_div(jnp.maximum(frames - encoder.frames_per_step, 0), encoder.shift_per_step)
         return chunks * (encoder.chunk_size // encoder.output_downsampling)
+
+
+class Skeleton:
+    """A model's structure without numbers: made once, then filled inside a traced function at no cost per call."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self._graph, self._state = nnx.split(nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(0))))
+        self.parameters: dict[str, Any] = _named(nnx.to_pure_dict(self._state))
+        """Shapes and types of every parameter, nested by name as a model directory stores them."""
+
+    def fill(self, parameters: dict[str, Any]) -> Model:
+        """The model over nested `parameters`, to call it or parts of it."""
+        state = jax.tree.map(lambda leaf: leaf, self._state)
+        nnx.replace_by_pure_dict(state, nnx.restore_int_paths(parameters))
+        return nnx.merge(self._graph, state)
+
+
+def _named(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """Module lists count their members with integers; paths and files hold names only."""
+    return {str(key): _named(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

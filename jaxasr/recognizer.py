@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, Literal
@@ -13,14 +15,13 @@ from typing import Any, BinaryIO, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxasr import audio as audio_files
 from jaxasr.batching import Batch, Window, assemble, cut, plan
 from jaxasr.devices import Policy, policy, prepare
 from jaxasr.errors import AudioError, ConfigError, JaxasrError
-from jaxasr.model import HeadName, Model, ModelConfig
+from jaxasr.model import HeadName, ModelConfig, Skeleton
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.text.spelling import spell
 from jaxasr.text.tokens import TokenTable
@@ -75,7 +76,7 @@ class Recognizer:
     def __init__(
         self,
         config: ModelConfig,
-        params: dict[str, Any],
+        params: dict[str, Any] | Future[dict[str, Any]],
         tokens: TokenTable,
         *,
         dtype: str = "float32",
@@ -84,9 +85,9 @@ class Recognizer:
         head: str | None = None,
         devices: list[jax.Device] | None = None,
     ) -> None:
-        """`params`: nested dictionary of arrays as `store.load` gives it. `batch_seconds`: sound in one batch.
-
-        `devices`: the local devices that share each batch, all of them by default.
+        """`params`: nested dictionary of arrays as `store.load` gives it, or a future of one: programs are compiled
+        while it is being read. `batch_seconds`: sound in one batch. `devices`: the local devices that share each batch,
+        all of them by default.
         """
         prepare()
         if batch_seconds is not None and not batch_seconds > 0:
@@ -97,24 +98,14 @@ class Recognizer:
         self.blank_penalty = float(blank_penalty)
         self.devices = list(devices) if devices is not None else jax.local_devices()
         self.batch_seconds = batch_seconds or (60.0 if self.devices[0].platform == "cpu" else 1200.0)
-        self.traces = 0
-        self._graph, state = nnx.split(nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(0))))
-        self._state = state
         self._before = round(config.audio.silence_before * RATE)
         self._after = round(config.audio.silence_after * RATE)
+        self.skeleton = Skeleton(config)
         self._mesh = Mesh(np.array(self.devices), ("batch",))
-        replicated = jax.sharding.NamedSharding(self._mesh, PartitionSpec())
-        self._params = jax.device_put(self.policy.cast(params), replicated)
-        self._rows = jax.sharding.NamedSharding(self._mesh, PartitionSpec("batch"))
-        self._program = jax.jit(
-            jax.shard_map(
-                self._recognize,
-                mesh=self._mesh,
-                in_specs=(PartitionSpec(), PartitionSpec("batch"), PartitionSpec("batch"), PartitionSpec()),
-                out_specs=PartitionSpec("batch"),
-                check_vma=False,
-            )
-        )
+        self._replicated = NamedSharding(self._mesh, PartitionSpec())
+        self._rows = NamedSharding(self._mesh, PartitionSpec("batch"))
+        self._given, self._lock = params, threading.RLock()
+        self.programs: dict[tuple[int, int], Any] = {}
 
     def transcribe(
         self,
@@ -140,23 +131,52 @@ class Recognizer:
 
         B must be a multiple of the number of devices. The result stays on the device.
         """
+        program = self.compile(*waveforms.shape)
         rows = jax.device_put((waveforms, lengths), self._rows)
-        return self._program(self._params, *rows, jnp.float32(self.blank_penalty))
+        return program(self.params, *rows, np.float32(self.blank_penalty))
+
+    def compile(self, rows: int, samples: int) -> Any:
+        """The program for batches of this shape: traced and compiled once, then kept in `programs`."""
+        with self._lock:
+            if (rows, samples) not in self.programs:
+                by_row = PartitionSpec("batch")
+                mapped = jax.shard_map(
+                    self._recognize,
+                    mesh=self._mesh,
+                    in_specs=(PartitionSpec(), by_row, by_row, PartitionSpec()),
+                    out_specs=by_row,
+                    check_vma=False,
+                )
+                lowered = jax.jit(mapped).lower(
+                    self.abstract_params(),
+                    jax.ShapeDtypeStruct((rows, samples), jnp.float32, sharding=self._rows),
+                    jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=self._rows),
+                    jax.ShapeDtypeStruct((), jnp.float32, sharding=self._replicated),
+                )
+                self.programs[rows, samples] = lowered.compile()
+            return self.programs[rows, samples]
+
+    @functools.cached_property
+    def params(self) -> dict[str, Any]:
+        """The parameters in the types of the policy, on every device."""
+        with self._lock:
+            given = self._given.result() if isinstance(self._given, Future) else self._given
+            self._given = None
+            return jax.device_put(self.policy.cast(given), self._replicated)
+
+    def abstract_params(self) -> dict[str, Any]:
+        """Shapes and types of `params`, known before the parameters are read."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._replicated),
+            jax.eval_shape(self.policy.cast, self.skeleton.parameters),
+        )
 
     def _recognize(
         self, params: dict[str, Any], waveforms: jax.Array, lengths: jax.Array, blank_penalty: jax.Array
     ) -> Hypotheses:
-        self.traces += 1
-        model = self.bind(params)
+        model = self.skeleton.fill(params)
         encoded, encoded_lengths = model.encode(waveforms, lengths, self.policy.activations)
         return model.search(encoded, encoded_lengths, self.head, blank_penalty)
-
-    def bind(self, params: dict[str, Any] | None = None) -> Model:
-        """The model as a module over `params` (by default the recognizer's own), to call parts of it."""
-        params = nnx.restore_int_paths(self._params if params is None else params)
-        state = jax.tree.map(lambda leaf: leaf, self._state)
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(self._graph, state)
 
     def _transcribe(
         self,
@@ -235,9 +255,7 @@ class Recognizer:
         while running:
             yield self._keep(*running.popleft(), clips, numbers)
 
-    def _keep(
-        self, batch: Batch, hypotheses: Hypotheses, clips: list[_Clip], numbers: dict[Window, int]
-    ) -> float:
+    def _keep(self, batch: Batch, hypotheses: Hypotheses, clips: list[_Clip], numbers: dict[Window, int]) -> float:
         ids, frames, log_probs, lengths = jax.device_get(
             (hypotheses.tokens, hypotheses.frames, hypotheses.log_probs, hypotheses.length)
         )

@@ -98,30 +98,53 @@ def save(
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
-def load(directory: str | os.PathLike[str], *, verify: bool = True) -> tuple[ModelConfig, Parameters, TokenTable]:
-    """Read a model directory and check every shape and, with `verify`, every hash: ModelError names what is wrong."""
-    import jax
-    import orbax.checkpoint as ocp
+@dataclasses.dataclass(frozen=True)
+class StoredModel:
+    """An opened model directory: everything but its arrays, which `params` reads."""
 
+    folder: Path
+    config: ModelConfig
+    tokens: TokenTable
+    manifest: Mapping[str, Any]
+
+    def params(self, *, verify: bool = True) -> Parameters:
+        """Nested arrays on the first local device; ModelError where a shape or, with `verify`, a hash is wrong."""
+        import jax
+        import orbax.checkpoint as ocp
+
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = unflatten(
+            {
+                path: jax.ShapeDtypeStruct(tuple(entry["shape"]), np.dtype(entry["dtype"]), sharding=device)
+                for path, entry in self.manifest["arrays"].items()
+            }
+        )
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                params = checkpointer.restore((self.folder / PARAMS).absolute(), abstract)
+        except Exception as error:  # Orbax and TensorStore raise many kinds for one cause: a damaged params folder
+            raise ModelError(
+                f"{self.folder / PARAMS} is damaged ({_first_line(error)}): convert the model again"
+            ) from None
+        if verify:
+            _verify_arrays(self.folder, self.manifest["arrays"], params)
+        return params
+
+
+def open_model(directory: str | os.PathLike[str], *, verify: bool = True) -> StoredModel:
+    """Read and check all of a model directory but its arrays; ModelError and ConfigError name what is wrong."""
     folder = Path(directory)
     manifest = _read_manifest(folder)
-    config = load_config(folder)
-    tokens = _read_tokens(folder, config)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = unflatten(
-        {
-            path: jax.ShapeDtypeStruct(tuple(entry["shape"]), np.dtype(entry["dtype"]), sharding=device)
-            for path, entry in manifest["arrays"].items()
-        }
-    )
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore((folder / PARAMS).absolute(), abstract)
-    except Exception as error:  # Orbax and TensorStore raise many kinds for one cause: a damaged params folder
-        raise ModelError(f"{folder / PARAMS} is damaged ({_first_line(error)}): convert the model again") from None
     if verify:
-        _verify(folder, manifest, params)
-    return config, params, tokens
+        _verify_files(folder, manifest["files"])
+    config = load_config(folder)
+    return StoredModel(folder, config, TokenTable.read(folder / TOKENS, config.vocabulary_size), manifest)
+
+
+def load(directory: str | os.PathLike[str], *, verify: bool = True) -> tuple[ModelConfig, Parameters, TokenTable]:
+    """Read a whole model directory and check every shape and, with `verify`, every hash."""
+    opened = open_model(directory, verify=verify)
+    return opened.config, opened.params(verify=verify), opened.tokens
 
 
 def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
@@ -221,7 +244,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except OSError:
-        raise ModelError(f"{folder} is no model directory: it has no {MANIFEST}; make one with `jaxasr convert`") from None
+        raise ModelError(
+            f"{folder} is no model directory: it has no {MANIFEST}; make one with `jaxasr convert`"
+        ) from None
     except ValueError:
         manifest = None
     if not _is_manifest(manifest):
@@ -242,15 +267,13 @@ def _is_manifest(manifest: Any) -> bool:
         return False
 
 
-def _read_tokens(folder: Path, config: ModelConfig) -> TokenTable:
-    return TokenTable.read(folder / TOKENS, config.vocabulary_size)
-
-
-def _verify(folder: Path, manifest: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-    for name, digest in manifest["files"].items():
-        if name not in (CONFIG, TOKENS) or _file_hash(folder / name) != digest:
+def _verify_files(folder: Path, files: Mapping[str, str]) -> None:
+    for name in (CONFIG, TOKENS):
+        if _file_hash(folder / name) != files.get(name):
             raise ModelError(f"{folder / name} is not what was converted (its hash differs): convert the model again")
-    expected = manifest["arrays"]
+
+
+def _verify_arrays(folder: Path, expected: Mapping[str, Any], params: Mapping[str, Any]) -> None:
     leaves = flatten(params)
     with ThreadPoolExecutor() as pool:
         digests = dict(zip(leaves, pool.map(_array_hash, leaves.values()), strict=True))

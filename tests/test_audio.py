@@ -335,7 +335,8 @@ def test_what_mpg123_prints_is_kept_from_the_terminal_and_nothing_else_is(capfd:
     stop.set()
     talker.join()
     os.write(2, b"after\n")
-    assert capfd.readouterr().err.splitlines() == [*(f"line {i}" for i in range(said)), "after"]
+    heard = capfd.readouterr().err.splitlines()
+    assert sorted(heard) == sorted([*(f"line {i}" for i in range(said)), "after"])
 
 
 def variable_rate_mp3() -> bytes:
@@ -366,7 +367,14 @@ def test_joined_files_are_read_to_the_end_or_refused() -> None:
     joined = audio.load(content + content)
     assert 2 * 96000 <= len(joined) <= 2 * 96000 + 12 * 576
     assert np.abs(joined[-16000:]).mean() > 0.1
-    np.testing.assert_array_equal(audio.load(content + b"TAG" + bytes(125)), audio.load(content))
+    tags = (
+        b"TAG" + bytes(125),
+        b"APETAGEX\xd0\x07\0\0" + bytes(50000),
+        b"TAG" + bytes(125) + b"ID3\3\0\0\0\1\0\0" + bytes(16384),
+    )
+    for tag in tags:
+        np.testing.assert_array_equal(audio.load(content + tag), audio.load(content))
+    assert len(audio.load(content + tags[2] + content)) >= 2 * 96000
     noise = np.random.default_rng(1).uniform(-0.5, 0.5, 32000).astype(np.float32)
     for form, subtype in (("OGG", "VORBIS"), ("OGG", "OPUS"), ("FLAC", "PCM_16")):
         single = encoded(noise, 16000, form, subtype)

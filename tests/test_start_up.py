@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("jax", "jaxlib", "flax", "orbax", "librosa", "huggingface_hub", "onnx", "onnxruntime", "torch", "matplotlib")
-PUBLISHERS = ("torch", "torchaudio", "onnx", "onnxruntime", "nemo", "sherpa_onnx", "tensorflow", "k2", "lhotse")
+PUBLISHERS = ("torch", "torchaudio", "onnx", "onnxruntime", "nemo", "sherpa_onnx", "k2", "lhotse")
 
 # Runs a program, then prints which of the packages named in argv[1] it has imported or tried to import.
 PROBE = """

@@ -61,17 +61,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     log_to_stderr()
+    _stopped_by.clear()
     if threading.current_thread() is threading.main_thread():
-        # So that what is half written is cleaned up when a scheduler ends the process.
-        signal.signal(signal.SIGTERM, _terminate)
+        # What is half written is cleaned up, also when a scheduler ends the process.
+        signal.signal(signal.SIGTERM, _stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored, in the background
+            signal.signal(signal.SIGINT, _stop)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    code = exit_code(lambda: app(arguments or ["--help"], prog_name="jaxasr", standalone_mode=False))
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.flush()
-    sys.exit(code)
+    sys.exit(_exit_code(lambda: app(arguments or ["--help"], prog_name="jaxasr", standalone_mode=False)))
 
 
-def exit_code(work: Callable[[], Any]) -> int:
+_stopped_by: list[int] = []  # signals that asked the process to end
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    _stopped_by.append(number)
+    raise KeyboardInterrupt
+
+
+def _exit_code(work: Callable[[], Any]) -> int:
     """Run `work`; print one line for whatever goes wrong and give the exit code of the process."""
     try:
         code = work()
@@ -79,28 +87,36 @@ def exit_code(work: Callable[[], Any]) -> int:
         if code == 130:  # how Typer passes an interruption on
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    except typer.Abort:
-        say("interrupted")
-        return 130
-    except BrokenPipeError:
-        return _reader_is_gone()
-    except SystemExit as error:
-        # Typer ends so where standard output is closed.
-        return error.code if isinstance(error.code, int) else 1
+    except (KeyboardInterrupt, typer.Abort):
+        return _stopped()
+    except (BrokenPipeError, SystemExit):  # Typer makes the second of the first
+        # Nobody reads the results any more, which is no error: `jaxasr … | head`.
+        _drop_stdout()
+        return 128 + 13  # as of a process that SIGPIPE ended
     except Exception as error:
+        if _stopped_by:  # modules of C, while they are imported, raise something else than they got
+            return _stopped()
         if debugging():
             traceback.print_exc()
         # Wrong usage has these in every version of Typer and Click, which differ in where the class lives.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             context = getattr(error, "ctx", None)
             command = context.command_path if context is not None else "jaxasr"
-            say(f"{error.format_message().rstrip(chr(46))} (see {command} --help)")
+            message = error.format_message().rstrip(".")
+            say(f"{message} (see {command} --help)")
             return int(error.exit_code)
         say(_in_one_line(error))
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_stdout()
         return 1
+
+
+def _stopped() -> int:
+    terminated = signal.SIGTERM in _stopped_by
+    say("terminated" if terminated else "interrupted")
+    return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
 
 
 def _in_one_line(error: Exception) -> str:
@@ -109,17 +125,12 @@ def _in_one_line(error: Exception) -> str:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return "out of memory: try a smaller --batch-seconds, or --dtype bfloat16"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return f"{error.filename or 'standard output'}: {error.strerror}"
     first = (str(error).strip().splitlines() or [""])[0][:300]
     return f"unexpected {type(error).__name__}: {first} (JAXASR_DEBUG=1 shows where; please report it)"
 
 
-def _reader_is_gone() -> int:
-    """Nobody reads standard output any more: say nothing, and keep the interpreter from saying something at its end."""
+def _drop_stdout() -> None:
+    """Let go of what standard output does not take, of which the interpreter would complain at its end."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + 13  # as a process that SIGPIPE ended
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise SystemExit(128 + signal.SIGTERM)

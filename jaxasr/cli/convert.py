@@ -78,3 +78,4 @@ def convert(
     )
     for line in card.summary:
         print(line)
+    print(f"{out_dir} is ready: jaxasr transcribe AUDIO --model {out_dir}")

@@ -29,9 +29,10 @@ def info(
 
 
 def fact_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    """`key: value` lines, the keys with spaces, lists of mappings and of long texts as indented lines of their own."""
+    """`key: value` lines for people: keys with spaces, units after values, long lists as indented lines."""
     for key, value in facts.items():
-        name = key.replace("_", " ")
+        name = "size" if key == "bytes" else key.removesuffix("_s").replace("_", " ")
+        unit = " s" if key.endswith("_s") else ""
         if isinstance(value, Mapping):
             yield f"{name}:"
             yield from (f"  {line}" for line in fact_lines(value))
@@ -42,8 +43,10 @@ def fact_lines(facts: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"  {', '.join(fact_lines(item)) if isinstance(item, Mapping) else item}" for item in value)
         elif isinstance(value, (list, tuple)):
             yield f"{name}: {', '.join(map(_spelled, value)) or 'none'}"
+        elif key == "bytes":
+            yield f"size: {value / 1e6:,.1f} MB ({value:,} bytes)"
         else:
-            yield f"{name}: {_spelled(value)}"
+            yield f"{name}: {_spelled(value)}{unit}"
 
 
 def _spelled(value: Any) -> str:

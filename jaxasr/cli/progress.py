@@ -32,15 +32,17 @@ class _Lines(logging.Handler):
 
 
 def log_to_stderr() -> None:
-    """Print what jaxasr logs as lines; keep the libraries beneath it quiet unless JAXASR_DEBUG is set."""
+    """Print what jaxasr logs as lines; what the libraries beneath it log is heard only where JAXASR_DEBUG is set.
+
+    They log tracebacks of failures (a full disk) that end in one line of ours.
+    """
     logger = logging.getLogger("jaxasr")
     if not any(isinstance(handler, _Lines) for handler in logger.handlers):
         logger.addHandler(_Lines())
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    if not debugging():
-        for name in ("absl", "jax", "orbax", "huggingface_hub"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+    if not debugging() and not logging.getLogger().handlers:
+        logging.getLogger().addHandler(logging.NullHandler())
 
 
 class Meter:

@@ -11,6 +11,7 @@ A batch gives what its single utterances give: whatever stands behind a row's le
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -173,7 +174,7 @@ class Stack(nnx.Module):
         mask = attention_mask(lengths, x.shape[1], self.chunk, self.left)
         scale_lengths = lengths if self.config.padding == "isolated" else jnp.full_like(lengths, x.shape[1])
         for layer in self.layers:
-            x = layer(x, positions, mask, lengths, scale_lengths)
+            x = run_layer(*nnx.split(layer), x, positions, mask, lengths, scale_lengths)
         return self._restore(original, x, steps)
 
     def initial_state(self, batch: int, dtype: jnp.dtype) -> list[State]:
@@ -476,6 +477,12 @@ class Downsample(nnx.Module):
         weights = jax.nn.softmax(self.bias[...]).astype(x.dtype)
         # Written out: a reduction over a short axis is slow on CPU (docs/decisions.md).
         return sum(x[:, :, k] * weights[k] for k in range(self.factor))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run_layer(graph: nnx.GraphDef, state: nnx.State, *inputs: jax.Array) -> jax.Array:
+    """A layer's call, traced once for all layers of a stack; XLA then inlines it."""
+    return nnx.merge(graph, state)(*inputs)
 
 
 def attention_mask(lengths: jax.Array, steps: int, chunk: int | None, left: int | None) -> jax.Array:

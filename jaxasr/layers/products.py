@@ -56,9 +56,7 @@ def _single_channel_convolution(
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
     taps = kernel[:, :, 0].astype(x.dtype)
-    return sum(
-        x[:, i : i + rows, j : j + columns] * taps[i, j] for i in range(height) for j in range(width)
-    )
+    return sum(x[:, i : i + rows, j : j + columns] * taps[i, j] for i in range(height) for j in range(width))
 
 
 def batched_product(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -245,7 +245,7 @@ MALICIOUS = {
     "OBJ of an admitted class": b"(ccollections\nOrderedDict\no",
     "NEWOBJ": b"cos\nsystem\n" + text("touch it_ran") + b"\x85\x81",
     "NEWOBJ of an OrderedDict": b"ccollections\nOrderedDict\n)\x81",
-    "NEWOBJ of a tensor": b"c__main__\nThing\n)\x81)\x81",
+    "NEWOBJ of an object": b"c__main__\nThing\n)\x81)\x81",
     "NEWOBJ_EX": b"csubprocess\nPopen\n" + text("ls") + b"\x85}\x92",
     "BUILD on a class": b"c__main__\nThing\n}(" + text("__setstate__") + b"K\x01ub",
     "BUILD on a dictionary": b"}}b",
@@ -304,45 +304,49 @@ def test_the_message_names_the_code(write_torch: Callable[..., Path]) -> None:
 
 NESTED = 200
 LIMITS = {
-    "deep lists": b"]" * NESTED + b"a" * (NESTED - 1),
-    "deep tuples": b")" + b"\x85" * 100_000,
-    "deep tuples as a key": b"})" + b"\x85" * 100_000 + b"Ns",
-    "deep dictionaries": (b"}" + text("a")) * NESTED + b"N" + b"s" * NESTED,
-    "deep marks": b"(" * 100_000,
-    "deep through the memo": b"]q\x00" + b"".join(b"]h" + bytes([i]) + b"aq" + bytes([i + 1]) for i in range(100)),
-    "deep records": b"c__main__\nThing\n" * 100 + b"".join(b")\x81b" for _ in range(100)),
-    "a list in itself": b"]q\x00h\x00a",
-    "a list in itself, with company": b"](q\x00]h\x00h\x00e",
-    "a long string": b"X" + struct.pack("<I", 2 << 20) + b"a" * (2 << 20),
-    "a string longer than the file": b"X\xff\xff\xff\xff",
-    "long bytes": b"B" + struct.pack("<I", 2 << 20) + b"a" * (2 << 20),
-    "bytes longer than any file": b"\x96" + b"\xff" * 8,
-    "a frame longer than any file": b"\x95" + b"\xff" * 8,
-    "a long integer": b"\x8a\xff" + b"\x7f" * 255,
-    "a longer integer": b"\x8b" + struct.pack("<I", 1 << 20) + b"\x7f" * (1 << 20),
-    "an integer as text": b"I" + b"9" * 100_000 + b"\n",
-    "not UTF-8": b"X\x01\x00\x00\x00\xff",
-    "a surrogate": b"X\x03\x00\x00\x00\xed\xa0\x80",
-    "empty stack": b"0",
-    "pop below a mark": b"N(\x85",
-    "mark without values": b"t",
-    "key without value": b"}(Nu",
-    "unknown memo": b"h\x63",
-    "two results": b"NN",
-    "no result": b"",
-    "open mark": b"N(",
+    "deep lists": ("nested deeper", b"]" * NESTED + b"a" * (NESTED - 1)),
+    "deep tuples": ("nested deeper", b")" + b"\x85" * 100_000),
+    "deep tuples as a key": ("key", b"})" + b"\x85" * 100_000 + b"Ns"),
+    "deep dictionaries": ("nested deeper", (b"}" + text("a")) * NESTED + b"N" + b"s" * NESTED),
+    "deep marks": ("nested deeper", b"(" * 100_000),
+    "deep through the memo": (
+        "nested deeper",
+        b"(]q\x00" + b"".join(b"]h" + bytes([i]) + b"aq" + bytes([i + 1]) for i in range(99)) + b"t",
+    ),
+    "deep records": ("nested deeper", b"c__main__\nThing\n)\x81" * 100 + b"N" + b"b" * 100),
+    "a list in itself": ("nested deeper", b"]q\x00h\x00a"),
+    "a list in itself, with company": ("nested deeper", b"]q\x00(]h\x00h\x00e"),
+    "a long string": ("2097152", b"X" + struct.pack("<I", 2 << 20) + b"a" * (2 << 20)),
+    "a string longer than the file": ("4294967295", b"X\xff\xff\xff\xff"),
+    "long bytes": ("2097152", b"B" + struct.pack("<I", 2 << 20) + b"a" * (2 << 20)),
+    "bytes longer than any file": ("18446744073709551615", b"\x96" + b"\xff" * 8),
+    "a frame longer than any file": ("ends early", b"\x95" + b"\xff" * 8),
+    "a long integer": ("255 bytes", b"\x8a\xff" + b"\x7f" * 255),
+    "a longer integer": ("opcode", b"\x8b" + struct.pack("<I", 1 << 20) + b"\x7f" * (1 << 20)),
+    "an integer as text": ("opcode", b"I" + b"9" * 100_000 + b"\n"),
+    "not UTF-8": ("UTF-8", b"X\x01\x00\x00\x00\xff"),
+    "a surrogate": ("UTF-8", b"X\x03\x00\x00\x00\xed\xa0\x80"),
+    "empty stack": ("opcode", b"0"),
+    "pop below a mark": ("takes more", b"N(\x85"),
+    "mark without values": ("not opened", b"t"),
+    "key without value": ("without a value", b"}(Nu"),
+    "unknown memo": ("not remembered", b"h\x63"),
+    "two results": ("does not end", b"NN"),
+    "no result": ("does not end", b""),
+    "open mark": ("does not end", b"N("),
 }
 
 
 @pytest.mark.parametrize("kind", LIMITS)
 def test_bombs_and_broken_pickles(tmp_path: Path, nothing_runs: Callable[[], Any], kind: str) -> None:
+    saying, opcodes = LIMITS[kind]
     path = tmp_path / "model.pt"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("model/data.pkl", b"\x80\x02" + LIMITS[kind] + b".")
+        archive.writestr("model/data.pkl", b"\x80\x02" + opcodes + b".")
     tracemalloc.start()
     try:
         with nothing_runs():
-            message(path)
+            assert saying in message(path)
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:
         tracemalloc.stop()

@@ -1,0 +1,109 @@
+"""jaxasr: one part of a model (features, encoder, search) or the whole way from waveforms to text."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from turns import take_turns, use_cores
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("model", help="a model directory, or a name of configs/ for random weights")
+parser.add_argument("--part", choices=("features", "encoder", "search", "whole"), required=True)
+parser.add_argument("--threads", type=int, required=True)
+parser.add_argument("--clips", type=int, required=True)
+parser.add_argument("--seconds", type=float, required=True)
+parser.add_argument("--dtype", default="float32")
+parser.add_argument("--devices", type=int, default=1, help="CPU devices that share the threads and the batch")
+options = parser.parse_args()
+use_cores(options.threads)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import time  # noqa: E402
+
+import jax  # noqa: E402
+
+if options.devices > 1:
+    jax.config.update("jax_num_cpu_devices", options.devices)
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from speechlike import speechlike  # noqa: E402
+from work import encoder_operations  # noqa: E402
+
+from jaxasr import load_model  # noqa: E402
+from jaxasr.benchmark import random_recognizer  # noqa: E402
+from jaxasr.convert import named_configs  # noqa: E402
+from jaxasr.features.kaldi import fbank  # noqa: E402
+from jaxasr.recognizer import Recognizer  # noqa: E402
+
+audio = [speechlike(options.seconds, seed) for seed in range(options.clips)]
+
+
+def load() -> Recognizer:
+    if options.model in named_configs():
+        return random_recognizer(options.model, options.dtype)
+    # Without the model's own silence: every engine gets the same sound.
+    return load_model(options.model, dtype=options.dtype, pad_before=0.0, pad_after=0.0)
+
+
+started = time.perf_counter()
+recognizer = load()
+jax.block_until_ready(recognizer.params)
+loaded = time.perf_counter() - started
+config = recognizer.config
+
+
+def whole() -> Any:
+    return {"tokens": sum(len(each.tokens) for each in recognizer.transcribe(audio))}
+
+
+def prepare_whole() -> dict[str, Any]:
+    return whole() | {"programs": [list(shape) for shape in recognizer.programs]}
+
+
+def part(name: str) -> tuple[Any, tuple[Any, ...]]:
+    """The function of one part, and its arguments."""
+    waveforms, lengths = jnp.asarray(np.stack(audio)), jnp.full((len(audio),), len(audio[0]), jnp.int32)
+
+    def features(waveforms: jax.Array, lengths: jax.Array) -> Any:
+        return fbank(config.features, waveforms, lengths)
+
+    def encoder(params: Any, frames: jax.Array, lengths: jax.Array) -> Any:
+        return recognizer.bind(params).encoder(frames, lengths)
+
+    def search(params: Any, encoded: jax.Array, lengths: jax.Array) -> Any:
+        return recognizer.bind(params).search(encoded, lengths, recognizer.head)
+
+    if name == "features":
+        return features, (waveforms, lengths)
+    frames, frame_lengths = jax.jit(features)(waveforms, lengths)
+    frames = frames.astype(recognizer.policy.activations)
+    if name == "encoder":
+        return encoder, (recognizer.params, frames, frame_lengths)
+    return search, (recognizer.params, *jax.jit(encoder)(recognizer.params, frames, frame_lengths))
+
+
+if options.part == "whole":
+    take_turns(lambda: prepare_whole() | {"loaded_s": loaded, "version": jax.__version__}, whole)
+else:
+    function, arguments = part(options.part)
+    compiled: dict[str, Any] = {}
+
+    def prepare() -> dict[str, Any]:
+        begun = time.perf_counter()
+        lowered = jax.jit(function).lower(*arguments)
+        traced = time.perf_counter()
+        compiled["program"] = lowered.compile()
+        done = time.perf_counter()
+        facts: dict[str, Any] = {"trace_s": traced - begun, "compile_s": done - traced, "loaded_s": loaded}
+        if options.part == "encoder":
+            facts["operations"] = encoder_operations(config.encoder, len(audio), arguments[1].shape[1])
+        run()
+        return facts | {"version": jax.__version__}
+
+    def run() -> None:
+        jax.block_until_ready(compiled["program"](*arguments))
+
+    take_turns(prepare, run)

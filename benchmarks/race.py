@@ -1,0 +1,238 @@
+"""Race jaxasr against onnxruntime and sherpa-onnx on this machine's CPU, and print a page of Markdown.
+
+    python benchmarks/race.py MODEL [--trio DIR] [--sizes 1x10,8x10,1x30] [--rounds 7] [--threads 2] [--json FILE]
+
+MODEL is a model directory (or a name of configs/ for random weights), DIR the ONNX trio of the same weights. Every
+engine is a process of its own; they take turns A B C A B C ... and those that wait are stopped, so that no idle thread
+spins beside the one that runs. Ratios are medians over the rounds of (peer's time / ours), so above 1 we are faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from speechlike import RATE, speechlike  # noqa: E402
+
+STARTS = 5
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """One competitor: the script that runs it, and which other one its time is compared with."""
+
+    name: str
+    command: tuple[str, ...]
+    against: str | None = None
+
+
+class Turn:
+    """A running engine that works only while it is asked."""
+
+    def __init__(self, engine: Engine, environment: dict[str, str]) -> None:
+        self.engine = engine
+        self.process = subprocess.Popen(
+            [sys.executable, *engine.command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def take(self) -> dict[str, Any]:
+        """Let the engine run once; what it answers."""
+        os.kill(self.process.pid, signal.SIGCONT)
+        print("{}", file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self.engine.name} ended with status {self.process.wait()}")
+        os.kill(self.process.pid, signal.SIGSTOP)
+        return json.loads(answer)
+
+    def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGCONT)
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def engines(options: argparse.Namespace, clips: int, seconds: float) -> list[Engine]:
+    """Who races at one size."""
+    threads = ("--threads", str(options.threads))
+    size = (*threads, "--clips", str(clips), "--seconds", str(seconds))
+
+    def ours(part: str, dtype: str) -> tuple[str, ...]:
+        return (str(HERE / "engines/jaxasr_part.py"), options.model, "--part", part, "--dtype", dtype, *size)
+
+    found = [Engine("matrix peak", (str(HERE / "engines/matrix_peak.py"), *threads))]
+    trio = options.trio
+    if trio:
+        script = str(HERE / "engines/onnxruntime_encoder.py")
+        found.append(Engine("onnxruntime encoder", (script, str(trio), *size)))
+    for dtype in DTYPES:
+        found.append(Engine(f"encoder {dtype}", ours("encoder", dtype), "onnxruntime encoder" if trio else None))
+    if trio:
+        found.append(Engine("sherpa-onnx whole", (str(HERE / "engines/sherpa_onnx_whole.py"), str(trio), *size)))
+    for dtype in DTYPES:
+        found.append(Engine(f"whole {dtype}", ours("whole", dtype), "sherpa-onnx whole" if trio else None))
+    found += [Engine(part, ours(part, "float32")) for part in ("features", "search")]
+    return found
+
+
+@contextlib.contextmanager
+def running(field: list[Engine], environment: dict[str, str]) -> Iterator[list[Turn]]:
+    turns: list[Turn] = []
+    try:
+        for engine in field:
+            turns.append(Turn(engine, environment))
+        yield turns
+    finally:
+        for turn in turns:
+            turn.end()
+
+
+def race(options: argparse.Namespace, clips: int, seconds: float, cache: Path) -> dict[str, Any]:
+    """All rounds at one size: per engine the answers of its first turn and of the counted ones."""
+    environment = os.environ | {"JAXASR_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
+    field = engines(options, clips, seconds)
+    with running(field, environment) as turns:
+        first = {turn.engine.name: turn.take() for turn in turns}
+        rounds = [{turn.engine.name: turn.take() for turn in turns} for _ in range(options.rounds)]
+    again = [engine for engine in field if engine.name in {f"encoder {dtype}" for dtype in DTYPES}]
+    with running(again, environment) as turns:
+        cached = {turn.engine.name: turn.take() for turn in turns}
+    return {"clips": clips, "seconds": seconds, "first": first, "cached": cached, "rounds": rounds,
+            "against": {e.name: e.against for e in field}}  # fmt: skip
+
+
+def start_up(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds from starting `jaxasr transcribe` on a clip of 10 s to its end: without compiled programs, then with."""
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.wav"
+        with wave.open(str(clip), "wb") as file:
+            file.setparams((1, 2, RATE, 0, "NONE", ""))
+            file.writeframes((np.clip(speechlike(10, 0), -1, 1) * 32767).astype("<i2").tobytes())
+        environment = os.environ | {"JAXASR_CACHE": str(Path(folder) / "cache"), "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", "from jaxasr.cli import main; main()", "transcribe", str(clip)]
+        command += ["--model", options.model]
+        times = []
+        for _ in range(1 + STARTS):
+            started = time.perf_counter()
+            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+            times.append(time.perf_counter() - started)
+    return {"cold_s": times[0], "warm_s": times[1:]}
+
+
+def machine(options: argparse.Namespace) -> str:
+    """One line on what it ran on."""
+    lines = (line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    processor = {key.strip(): value.strip() for key, value in lines}
+    flags = set(processor.get("flags", "").split())
+    narrow = " ".join(flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags)
+    versions = []
+    for package in ("jax", "flax", "onnxruntime", "sherpa-onnx"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
+    cores = len(os.sched_getaffinity(0))
+    return (
+        f"{processor.get('model name', platform.machine())} ({narrow or 'no AVX-512'}), "
+        f"{cores} cores of which {options.threads} were used, "
+        f"Python {platform.python_version()}, {', '.join(versions)}; load average at the end {os.getloadavg()[0]:.1f}"
+    )
+
+
+def page(results: list[dict[str, Any]], starts: dict[str, Any] | None, options: argparse.Namespace) -> str:
+    """The Markdown that stands in docs/benchmarks.md."""
+    lines = [machine(options) + "."]
+    for result in results:
+        audio = result["clips"] * result["seconds"]
+        rounds, first, cached = result["rounds"], result["first"], result["cached"]
+        kinds = [kind for kind in first["matrix peak"] if "float" in kind]
+        peaks = {kind: statistics.median(r["matrix peak"][kind] for r in rounds) for kind in kinds}
+        lines += [
+            "",
+            f"{result['clips']} x {result['seconds']:g} s, {len(rounds)} rounds. Matrix peak (GFLOP/s): "
+            + ", ".join(f"{name.replace('_', ' ')} {value / 1e9:.0f}" for name, value in peaks.items()),
+            "",
+            "| engine | times real time (lowest to highest) | against | ratio (lowest to highest) | share of peak "
+            "| peak memory, MiB | trace, compile, cached (s) | tokens |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for name, against in result["against"].items():
+            if name == "matrix peak":
+                continue
+            times = [r[name]["seconds"] for r in rounds]
+            speeds = sorted(audio / t for t in times)
+            ratios = sorted(r[against]["seconds"] / r[name]["seconds"] for r in rounds) if against else []
+            operations = first[name].get("operations")
+            kind = "jax_bfloat16" if name.endswith("bfloat16") else "jax_float32"
+            shares = [operations / r[name]["seconds"] / r["matrix peak"][kind] for r in rounds] if operations else []
+            compile_times = ""
+            if "compile_s" in first[name]:
+                compile_times = f"{first[name]['trace_s']:.1f}, {first[name]['compile_s']:.1f}"
+                compile_times += f", {cached[name]['compile_s']:.1f}" if name in cached else ""
+            cells = (
+                name,
+                f"{audio / statistics.median(times):.1f} ({speeds[0]:.1f} to {speeds[-1]:.1f})",
+                against or "",
+                f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else "",
+                f"{statistics.median(shares):.0%}" if shares else "",
+                f"{rounds[-1][name]['peak_mib']:.0f}",
+                compile_times,
+                str(rounds[-1][name].get("tokens", "")),
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+        encoder = first["encoder float32"]
+        lines += ["", f"The encoder's work: {encoder['operations'] / audio / 1e9:.2f} GFLOP per second of sound."]
+    if starts:
+        warm = sorted(starts["warm_s"])
+        lines += [
+            "",
+            f"First transcript, `jaxasr transcribe` on a clip of 10 s, from start to end of the process: "
+            f"{statistics.median(warm):.2f} s ({warm[0]:.2f} to {warm[-1]:.2f}, {len(warm)} runs) with the compiled "
+            f"program in the cache, {starts['cold_s']:.1f} s without.",
+        ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--trio", type=Path)
+    parser.add_argument("--sizes", default="1x10,8x10,1x30")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="keep every single time here")
+    parser.add_argument("--no-start-up", action="store_true", help="leave out the time to the first transcript")
+    options = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory() as cache:
+        for size in options.sizes.split(","):
+            clips, seconds = size.split("x")
+            results.append(race(options, int(clips), float(seconds), Path(cache)))
+            print(f"{size} done", file=sys.stderr)
+    starts = start_up(options) if Path(options.model).is_dir() and not options.no_start_up else None
+    if options.json:
+        options.json.write_text(json.dumps({"results": results, "start_up": starts}, indent=1) + "\n")
+    print(page(results, starts, options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""How fast a model runs on this machine: what `jaxasr bench` prints and the scripts of benchmarks/ call."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxasr.audio import SAMPLE_RATE
+from jaxasr.convert import named_configs
+from jaxasr.features.kaldi import fbank
+from jaxasr.loading import load_model
+from jaxasr.model import Skeleton
+from jaxasr.recognizer import Recognizer
+from jaxasr.store import read_config
+from jaxasr.text.tokens import TokenTable
+
+SIZES: tuple[tuple[int, float], ...] = ((1, 10.0), (8, 10.0), (1, 30.0))  # (clips, seconds each)
+DEFAULT = "reazonspeech_k2_v2"
+
+
+def measure(
+    model: str | None = None,
+    *,
+    dtype: str = "float32",
+    sizes: tuple[tuple[int, float], ...] = SIZES,
+    repeats: int = 5,
+    parts: bool = True,
+) -> dict[str, Any]:
+    """Real-time factors (audio seconds a second) of `model`: a directory, a published name, or a name of configs/.
+
+    A name of configs/ (by default that of reazonspeech-k2-v2) is built with random weights, which costs the same as
+    trained ones. Medians of `repeats` runs after one warm-up. `parts`: also features, encoder and search alone.
+    """
+    recognizer = random_recognizer(model or DEFAULT, dtype) if (model or DEFAULT) in named_configs() else load_model(
+        model, dtype=dtype
+    )  # fmt: skip
+    rows = []
+    for clips, seconds in sizes:
+        rows.append(_size(recognizer, clips, seconds, repeats, parts))
+    return {
+        "model": recognizer.config.name,
+        "dtype": dtype,
+        "device": f"{recognizer.devices[0].device_kind} x {len(recognizer.devices)}",
+        "machine": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "sizes": rows,
+        "programs": len(recognizer.programs),
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))),
+    }  # fmt: skip
+
+
+def random_recognizer(name: str, dtype: str = "float32", seed: int = 0) -> Recognizer:
+    """A recognizer of the named configuration with random weights, small enough that activations stay finite."""
+    config = read_config(named_configs()[name])
+    generator = np.random.default_rng(seed)
+
+    def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.asarray(generator.standard_normal(leaf.shape, dtype=np.float32) * np.float32(0.03))
+
+    params = jax.tree.map(fill, Skeleton(config).parameters)
+    pieces = tuple(f"<{i}>" for i in range(config.vocabulary_size))
+    return Recognizer(config, params, TokenTable(pieces), dtype=dtype)
+
+
+def synthetic_speech(seconds: float, seed: int = 0) -> np.ndarray:
+    """Noise whose level rises and falls four times a second: (samples,) float32 at 16 kHz."""
+    generator = np.random.default_rng(seed)
+    times = np.arange(round(seconds * SAMPLE_RATE), dtype=np.float32) / SAMPLE_RATE
+    return (generator.standard_normal(times.size, dtype=np.float32) * 0.05 * (1 + np.sin(8 * np.pi * times))).astype(
+        np.float32
+    )
+
+
+def _size(recognizer: Recognizer, clips: int, seconds: float, repeats: int, parts: bool) -> dict[str, Any]:
+    audio = [synthetic_speech(seconds, seed) for seed in range(clips)]
+    total = clips * seconds
+    started = time.perf_counter()
+    first = list(recognizer.transcribe(audio))
+    row: dict[str, Any] = {
+        "clips": clips,
+        "seconds": seconds,
+        "first_call_s": round(time.perf_counter() - started, 3),
+        "tokens": sum(len(each.tokens) for each in first),
+    }
+    row["whole"] = _factor(total, lambda: list(recognizer.transcribe(audio)), repeats)
+    if parts:
+        row |= _parts(recognizer, np.stack(audio), total, repeats)
+    return row
+
+
+def _parts(recognizer: Recognizer, audio: np.ndarray, total: float, repeats: int) -> dict[str, Any]:
+    config, params = recognizer.config, recognizer.params
+    waveforms = jnp.asarray(audio)
+    lengths = jnp.full((audio.shape[0],), audio.shape[1], jnp.int32)
+    features = jax.jit(lambda x, n: fbank(config.features, x, n))
+    frames, frame_lengths = features(waveforms, lengths)
+    frames = frames.astype(recognizer.policy.activations)
+    encoder = jax.jit(lambda p, x, n: recognizer.skeleton.fill(p).encoder(x, n))
+    encoded, encoded_lengths = encoder(params, frames, frame_lengths)
+    search = jax.jit(lambda p, x, n: recognizer.skeleton.fill(p).search(x, n, recognizer.head))
+    return {
+        "features": _factor(total, lambda: features(waveforms, lengths), repeats),
+        "encoder": _factor(total, lambda: encoder(params, frames, frame_lengths), repeats),
+        "search": _factor(total, lambda: search(params, encoded, encoded_lengths), repeats),
+    }
+
+
+def _factor(seconds: float, call: Callable[[], Any], repeats: int) -> float:
+    """Median real-time factor of `call`, which handles `seconds` of audio."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - started)
+    return round(seconds / statistics.median(times), 1)

@@ -1,0 +1,112 @@
+"""A recogniser without a network, so that the command line is tested in milliseconds, and how its commands are run."""
+
+from __future__ import annotations
+
+import dataclasses
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jaxasr
+from jaxasr import audio
+from jaxasr.cli import main
+from jaxasr.errors import JaxasrError, ModelError
+
+
+class FakeRecognizer:
+    """Hears in every file the words of its name, half a second apart; in arrays the texts that it was given."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.texts: list[str] = []
+        self.heard: list[np.ndarray] = []
+
+    def transcribe(
+        self, sources: Any, *, sample_rate: int | None = None, on_error: str = "raise", progress: Any = None
+    ) -> Iterator[Any]:
+        done = 0.0
+        for number, source in enumerate(sources):
+            name = source if isinstance(source, str) else ""
+            try:
+                samples = audio.load(source, sample_rate)
+            except JaxasrError as error:
+                assert on_error == "yield"
+                yield jaxasr.Failure(name, error)
+                continue
+            if not name:
+                self.heard.append(samples)
+            words = Path(name).stem.split("_") if name else self.texts[number].split()
+            done += len(samples) / audio.SAMPLE_RATE
+            if progress is not None:
+                progress(done, done)
+            yield jaxasr.Transcript(
+                audio=name,
+                duration=len(samples) / audio.SAMPLE_RATE,
+                text=" ".join(words),
+                tokens=[f" {word}" for word in words],
+                token_ids=list(range(len(words))),
+                timestamps=[0.5 * i for i in range(len(words))],
+                log_probs=[-0.25] * len(words),
+            )
+
+
+@dataclasses.dataclass
+class Result:
+    """What a command printed and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.err.splitlines()
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Runs `jaxasr ARGUMENTS` in this process."""
+
+    def run(*arguments: Any) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        assert "Traceback" not in captured.err
+        return Result(int(exit.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def recognizers(monkeypatch: pytest.MonkeyPatch) -> list[FakeRecognizer]:
+    """Replaces jaxasr.load_model; the recognisers that it made are appended to this list."""
+    made: list[FakeRecognizer] = []
+
+    def load_model(name: str | None = None, **options: Any) -> FakeRecognizer:
+        if name is None:
+            raise ModelError("no model is given: --model takes a folder made by `jaxasr convert`")
+        made.append(FakeRecognizer(model=name, **options))
+        return made[-1]
+
+    monkeypatch.setattr(jaxasr, "load_model", load_model)
+    return made
+
+
+@pytest.fixture
+def record() -> Callable[..., Path]:
+    """Writes a recording of silence."""
+
+    def record(path: Path, seconds: float = 1.0, rate: int = 16000, samples: np.ndarray | None = None) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.zeros(round(seconds * rate), np.int16) if samples is None else samples.astype(np.int16)
+        with wave.open(str(path), "wb") as file:
+            file.setparams((1, 2, rate, len(values), "NONE", ""))
+            file.writeframes(values.tobytes())
+        return path
+
+    return record

@@ -1,0 +1,46 @@
+"""`jaxasr bench`: what is measured, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import jaxasr
+from jaxasr.errors import ModelError
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, str]]:
+    calls: list[tuple[str | None, str]] = []
+
+    def measure(model: str | None, dtype: str) -> dict[str, Any]:
+        if model is None:
+            raise ModelError("no model is given")
+        calls.append((model, dtype))
+        return {"model": model, "real_time_factor": 31.25, "programs": 3, "compile_s": 2.5}
+
+    module = ModuleType("jaxasr.benchmark")
+    module.measure = measure  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "jaxasr.benchmark", module)
+    monkeypatch.setattr(jaxasr, "benchmark", module, raising=False)
+    return calls
+
+
+def test_figures(run: Run, asked: list[tuple[str | None, str]]) -> None:
+    result = run("bench", "--model", "m", "--dtype", "bfloat16")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines() == ["model: m", "real time factor: 31.25", "programs: 3", "compile: 2.5 s"]
+    assert json.loads(run("bench", "--model", "m", "--json").out)["real_time_factor"] == 31.25
+    assert asked == [("m", "bfloat16"), ("m", "float32")]
+
+
+def test_without_a_model(run: Run, asked: list[tuple[str | None, str]]) -> None:
+    result = run("bench")
+    assert (result.code, result.out, result.lines) == (1, "", ["jaxasr: no model is given"])

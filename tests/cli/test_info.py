@@ -1,0 +1,90 @@
+"""`jaxasr info`: model directories and published checkpoints, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jaxasr
+from jaxasr.cli.info import fact_lines
+
+Run = Callable[..., Any]
+
+
+def test_facts_for_people() -> None:
+    facts = {
+        "kind": "model directory",
+        "parameters": 152631330,
+        "causal": False,
+        "chunk_size": None,
+        "heads": ["transducer", "ctc"],
+        "passed_over": [],
+        "silence_after_s": 0.66,
+        "bytes": 1594462,
+        "source": [{"file": "a.onnx", "bytes": 2500000}],
+        "notes": ["int8 weights are dequantized to float32, once"],
+        "device": {"name": "cpu", "count": 2},
+    }
+    assert list(fact_lines(facts)) == [
+        "kind: model directory",
+        "parameters: 152,631,330",
+        "causal: no",
+        "chunk size: none",
+        "heads: transducer, ctc",
+        "passed over: none",
+        "silence after: 0.66 s",
+        "size: 1.6 MB (1,594,462 bytes)",
+        "source:",
+        "  file: a.onnx, size: 2.5 MB (2,500,000 bytes)",
+        "notes:",
+        "  int8 weights are dequantized to float32, once",
+        "device:",
+        "  name: cpu",
+        "  count: 2",
+    ]
+
+
+def test_what_is_no_model(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.wav").write_bytes(b"RIFF nothing")
+    for path in (tmp_path / "absent", tmp_path / "x.wav", tmp_path):
+        result = run("info", path)
+        assert (result.code, result.out, len(result.lines)) == (1, "", 1)
+        assert str(path) in result.err
+        assert run("info", path, "--json").out == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["zipformer-tiny", "zipformer-ja-tiny", "zipformer-streaming-tiny", "zipformer-ctc-tiny"]
+)
+def test_a_published_checkpoint(run: Run, shared: Path, name: str) -> None:
+    folder = shared / "golden" / name
+    # The export proves its configuration; a .pt in the same folder would be taken first.
+    checkpoint = next(path for path in sorted(folder.glob("*.onnx")) if path.name.startswith(("encoder", "model")))
+    result = run("info", checkpoint, "--json")
+    assert (result.code, result.err) == (0, "")
+    facts = json.loads(result.out)
+    assert facts["architecture"] == "zipformer" and facts["dtype"] == "float32"
+    assert facts["vocabulary"] == (51 if name == "zipformer-ja-tiny" else 48)
+    assert facts["causal"] == (name == "zipformer-streaming-tiny")
+    assert facts["parameters"] > 100_000 and facts["bytes"] > 1_000_000
+    assert f"parameters: {facts['parameters']:,}" in run("info", checkpoint).out.splitlines()
+
+
+def test_a_model_directory_is_what_its_checkpoint_is(run: Run, shared: Path, tmp_path: Path) -> None:
+    folder = shared / "golden" / "zipformer-streaming-tiny"
+    (encoder,) = (path for path in folder.glob("encoder*.onnx") if "int8" not in path.name)
+    jaxasr.convert_checkpoint(encoder, tmp_path / "model")
+    published = json.loads(run("info", encoder, "--json").out)
+    converted = json.loads(run("info", tmp_path / "model", "--json").out)
+    for key in (
+        "architecture", "heads", "parameters", "dtype", "vocabulary", "causal", "chunk_size", "left_context",
+        "silence_before_s", "silence_after_s", "longest_s",
+    ):  # fmt: skip
+        assert converted[key] == published[key], key
+    assert (converted["chunk_size"], converted["left_context"]) == (16, 64)
+    assert converted["kind"] == "model directory"
+    assert converted["bytes"] >= sum(path.stat().st_size for path in (tmp_path / "model" / "params").rglob("*.*"))

@@ -1,0 +1,58 @@
+"""Lines on standard error, and a meter that is silent where there is no terminal."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jaxasr.cli import progress
+
+
+@pytest.fixture
+def own_logger(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
+    monkeypatch.setattr(logging.getLogger("jaxasr"), "handlers", [])
+    return logging.getLogger("jaxasr")
+
+
+def test_what_jaxasr_logs_is_one_line(own_logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    progress.log_to_stderr()
+    progress.log_to_stderr()
+    own_logger.warning("%s: cut into\n%d windows", "a.wav", 3)
+    own_logger.info("a note")
+    own_logger.debug("unheard")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "jaxasr: a.wav: cut into 3 windows\njaxasr: a note\n")
+
+
+@pytest.mark.parametrize(("value", "heard"), [("", False), ("0", False), ("1", True)])
+def test_libraries_are_heard_only_when_debugging(value: str, heard: bool) -> None:
+    # In a Python of its own: pytest has handlers at the root.
+    program = "import logging; from jaxasr.cli import progress; progress.log_to_stderr(); logging.getLogger('orbax')"
+    result = subprocess.run(
+        [sys.executable, "-c", program + ".error('what a library says')"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAXASR_DEBUG": value},
+    )
+    assert ("what a library says" in result.stderr) == heard
+
+
+def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.metered("transcribing") as meter:
+        meter(1.0, 2.0)
+        with meter.aside():
+            print("result")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("result\n", "")
+
+
+def test_a_closed_standard_error_does_not_stop_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr("sys.stderr", closed)
+    progress.say("into the void")
