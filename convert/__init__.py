@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import difflib
 import hashlib
 import logging
 import os
@@ -160,6 +160,13 @@ def _read_config(config: str | os.PathLike[str] | None) -> tuple[Any, dict[str, 
 
 # Keys of a recipe's configuration that say nothing about the network.
 _RECIPE_NOTES = frozenset({"recipe", "export", "arguments"})
+# Arguments of the recipe's train.py that shape the network.
+_RECIPE_ARGUMENTS = frozenset(
+    "num_encoder_layers downsampling_factor feedforward_dim num_heads encoder_dim query_head_dim value_head_dim "
+    "pos_head_dim pos_dim cnn_module_kernel decoder_dim joiner_dim causal chunk_size left_context_frames context_size "
+    "vocab_size blank_id unk_id feature_dim use_transducer use_ctc".split()
+)
+_RECIPE_LOOKALIKES = frozenset({"use_cr_ctc", "attention_decoder_num_heads"})
 
 
 def _recipe_arguments(mapping: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -174,6 +181,13 @@ def _recipe_arguments(mapping: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if isinstance(value, str) and all(part.strip().lstrip("-").isdigit() for part in value.split(",")):
             value = tuple(int(part) for part in value.split(","))
         arguments[key] = value
+    # train.py has many arguments that do not matter here; a key that nearly is one that does is a slip of the pen.
+    for key in sorted(arguments.keys() - _RECIPE_ARGUMENTS):
+        near = difflib.get_close_matches(key, _RECIPE_ARGUMENTS, n=1, cutoff=0.85)
+        if near and key not in _RECIPE_LOOKALIKES:
+            raise ConfigError(f"{path}: unknown key {key}; did you mean {near[0]}?")
+    if not arguments.keys() & _RECIPE_ARGUMENTS:
+        raise ConfigError(f"{path} holds neither a configuration of jaxasr nor arguments of an icefall recipe")
     return arguments
 
 

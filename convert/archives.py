@@ -227,7 +227,7 @@ def _members(file: BinaryIO, names: list[str], entries: list[_Entry], directory_
 
 
 def _is_padding(extra: bytes) -> bool:
-    """Whether a member's own extra field is 64-bit sizes and torch's filling (kind "FB", letters Z) and nothing else."""
+    """Whether a member's own extra field is 64-bit sizes and torch's filling ("FB", letters Z), nothing else."""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<2H", extra)
         value, extra = extra[4 : 4 + length], extra[4 + length :]

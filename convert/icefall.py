@@ -418,7 +418,7 @@ def suggest(checkpoint: IcefallCheckpoint, model: ModelConfig, named: Mapping[st
             other.audio != model.audio
         ):
             checkpoint.notes.append(
-                f"the sizes are those of {name}, which is used with {other.audio.silence_before} s of silence before and "
+                f"the sizes are those of {name}, used with {other.audio.silence_before} s of silence before and "
                 f"{other.audio.silence_after} s after: --config {name} if it is that model"
             )
 

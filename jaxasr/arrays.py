@@ -20,7 +20,7 @@ def zero_beyond(values: jax.Array, lengths: jax.Array) -> jax.Array:
 
 
 def repeat_last(values: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Replace everything at and after each row's length by the row's last valid step: values (B, T, D), lengths (B,)."""
+    """Replace all at and after each row's length by the row's last valid step: values (B, T, D), lengths (B,)."""
     last = jnp.take_along_axis(values, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)  # (B, 1, D)
     return jnp.where(length_mask(lengths, values.shape[1])[..., None], values, last)
 

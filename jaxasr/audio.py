@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -307,7 +308,7 @@ def _gather(blocks: Iterable[np.ndarray], rate: float, name: str) -> np.ndarray:
     if not low <= rate <= high:
         raise AudioError(f"{name}: a sample rate of {rate:g} Hz is outside {low} to {high} Hz; check it or the header")
     resampler = None
-    if rate != SAMPLE_RATE:
+    if rate > SAMPLE_RATE:
         resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
     samples = bytearray()  # grows in place: a list of blocks would need twice the memory when joined
     with np.errstate(invalid="ignore", over="ignore"):
@@ -318,7 +319,21 @@ def _gather(blocks: Iterable[np.ndarray], rate: float, name: str) -> np.ndarray:
             samples += (mono if resampler is None else resampler.resample_chunk(mono)).tobytes()
     if resampler is not None:
         samples += resampler.resample_chunk(np.zeros(0, np.float32), last=True).tobytes()
-    return np.frombuffer(samples, np.float32)
+    gathered = np.frombuffer(samples, np.float32)
+    return _upsample(gathered, rate) if rate < SAMPLE_RATE and gathered.size else gathered
+
+
+def _upsample(samples: np.ndarray, rate: float) -> np.ndarray:
+    """From below 16 kHz, through a short filter that lets some of the mirror image above the old band pass.
+
+    A steep filter leaves that band empty, which recognisers trained on 16 kHz have never heard: on spoken digits at
+    8 kHz the published Zipformer makes 79 % word errors behind soxr's HQ filter and 45 % behind this one
+    (docs/decisions.md).
+    """
+    from scipy import signal
+
+    ratio = Fraction(SAMPLE_RATE / rate).limit_denominator(1000)
+    return signal.resample_poly(samples, ratio.numerator, ratio.denominator).astype(np.float32, copy=False)
 
 
 def _reason(error: Exception) -> str:

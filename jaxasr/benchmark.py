@@ -41,12 +41,12 @@ def measure(
     A name of configs/ (by default that of reazonspeech-k2-v2) is built with random weights, which costs the same as
     trained ones. Medians of `repeats` runs after one warm-up. `parts`: also features, encoder and search alone.
     """
-    recognizer = random_recognizer(model or DEFAULT, dtype) if (model or DEFAULT) in named_configs() else load_model(
-        model, dtype=dtype
-    )  # fmt: skip
+    name = model or DEFAULT
+    recognizer = random_recognizer(name, dtype) if name in named_configs() else load_model(name, dtype=dtype)
     rows = []
     for clips, seconds in sizes:
         rows.append(_size(recognizer, clips, seconds, repeats, parts))
+    units_per_mib = 1 << (20 if sys.platform == "darwin" else 10)  # bytes there, KiB elsewhere
     return {
         "model": recognizer.config.name,
         "dtype": dtype,
@@ -57,8 +57,8 @@ def measure(
         "jax": jax.__version__,
         "sizes": rows,
         "programs": len(recognizer.programs),
-        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))),
-    }  # fmt: skip
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units_per_mib),
+    }
 
 
 def random_recognizer(name: str, dtype: str = "float32", seed: int = 0) -> Recognizer:

@@ -16,7 +16,7 @@ Config = TypeVar("Config")
 def from_mapping(cls: type[Config], mapping: Any, where: str) -> Config:
     """Build the dataclass `cls` (fields may be dataclasses, tuples, optional) from plain `mapping`.
 
-    `where` names the file or option in messages. Unknown keys, missing keys and values of another type raise ConfigError.
+    `where` names the file or option in messages. Unknown and missing keys and values of another type raise ConfigError.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: {cls.__name__} must be a mapping of keys, not {type(mapping).__name__}")

@@ -59,7 +59,7 @@ def prepare() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Ask glibc to keep freed blocks: XLA allocates its buffers anew on every call, and page faults cost up to a third."""
+    """Ask glibc to keep freed blocks: XLA allocates anew on every call, and page faults cost up to a third of it."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc

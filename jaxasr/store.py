@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -82,6 +83,9 @@ def save(
         (folder / CONFIG).write_text(_yaml(config), encoding="utf-8")
         tokens.write(folder / TOKENS)
         leaves = flatten(params)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+        if shutil.disk_usage(folder).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         # One array at a time: by default Orbax holds a second copy of everything until it is written.
         handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=SAVE_CONCURRENT_GB)
         with ocp.Checkpointer(handler) as checkpointer:
@@ -233,7 +237,8 @@ def _writing(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise ModelError(f"{target} cannot be written ({error.strerror or error})") from None
     except ValueError as error:  # how TensorStore reports a failed write
-        raise ModelError(f"{target} cannot be written ({_first_line(error)})") from None
+        reason = os.strerror(errno.ENOSPC) if os.strerror(errno.ENOSPC) in str(error) else _first_line(error)
+        raise ModelError(f"{target} cannot be written ({reason})") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -281,7 +286,7 @@ def _verify_arrays(folder: Path, expected: Mapping[str, Any], params: Mapping[st
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ModelError(
-            f"{folder / PARAMS} is damaged: {', '.join(wrong[:3])}{more} differ from the manifest; convert the model again"
+            f"{folder / PARAMS} is damaged: {', '.join(wrong[:3])}{more} differ from the manifest; convert it again"
         )
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    import numpy as np
+    from golden_models import Golden
+
 REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = REPOSITORY / "tests" / "data"
 
 
 def shared_folder() -> Path | None:
@@ -26,3 +36,50 @@ def shared() -> Path:
     if folder is None:
         pytest.skip("needs the reference data beside the checkout (JAXASR_SHARED)")
     return folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One cache of compiled programs for all workers of a run, thrown away at its end, unless the caller names one."""
+    if "JAXASR_CACHE" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="jaxasr-tests-")
+        os.environ["JAXASR_CACHE"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.fixture(scope="session")
+def goldens(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Golden]:
+    """The reference model of a name, converted once a session."""
+    from golden_models import convert
+
+    @functools.cache
+    def load(name: str) -> Golden:
+        return convert(name, shared / "golden" / name, tmp_path_factory.mktemp("models") / name)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def features(shared: Path) -> dict[str, np.ndarray]:
+    """The clips' feature frames (T, 80) as kaldi-native-fbank made them, by name."""
+    from golden_models import CLIPS, read_arrays
+
+    stored = read_arrays(shared / "golden/audio/fbank80.npz")
+    return {clip: stored[clip] for clip in CLIPS}
+
+
+@pytest.fixture(scope="session")
+def waveforms(shared: Path) -> dict[str, np.ndarray]:
+    """The clips' samples, float32 at 16 kHz, by name."""
+    from golden_models import CLIPS
+
+    from jaxasr import audio
+
+    return {clip: audio.load(shared / f"golden/audio/{clip}.wav") for clip in CLIPS}
+
+
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Golden:
+    """The one reference model that lies in the repository (tests/data), converted once a session."""
+    from golden_models import BUNDLED, convert
+
+    return convert(BUNDLED, DATA / BUNDLED, tmp_path_factory.mktemp("models") / BUNDLED)

@@ -8,18 +8,31 @@ from typing import Annotated
 import typer
 
 from jaxasr.cli.info import fact_lines
-from jaxasr.cli.transcribe import DtypeOption, ModelOption
+from jaxasr.cli.transcribe import DtypeOption
 
 EXAMPLE = "Example: jaxasr bench --model model/ --dtype bfloat16"
 
 
 def bench(
-    model: ModelOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="DIR|NAME",
+            help="A model directory, a published model, or a configuration's name to be filled with random weights; "
+            "reazonspeech_k2_v2 if unset.",
+        ),
+    ] = None,
     dtype: DtypeOption = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure how fast a model transcribes on this machine, with the programs compiled and the memory used."""
     from jaxasr import benchmark
 
-    facts = benchmark.measure(model, dtype)
-    print(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(fact_lines(facts)))
+    facts = benchmark.measure(model, dtype=dtype)
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    print("\n".join(fact_lines(facts)))
+    print("whole, features, encoder, search: seconds of audio in a second, medians after warming up")

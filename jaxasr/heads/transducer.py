@@ -1,4 +1,7 @@
-"""The stateless transducer head: a predictor that sees the last tokens only, and a joiner (icefall, decoder.py and joiner.py)."""
+"""The stateless transducer head: a predictor that sees the last tokens only, and a joiner.
+
+Source: icefall, egs/librispeech/ASR/zipformer, decoder.py and joiner.py.
+"""
 
 from __future__ import annotations
 

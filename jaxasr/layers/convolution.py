@@ -30,7 +30,7 @@ def depthwise_conv1d(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def depthwise_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Valid depthwise convolution: x (B, H, W, C), kernel (height, width, 1, C) -> (B, H - height + 1, W - width + 1, C)."""
+    """Valid depthwise convolution: x (B, H, W, C), kernel (h, w, 1, C) -> (B, H - h + 1, W - w + 1, C)."""
     height, width = kernel.shape[:2]
     rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
     taps = kernel[:, :, 0].astype(x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -20,9 +21,9 @@ Run = Callable[..., Any]
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, str]]:
     calls: list[tuple[str | None, str]] = []
 
-    def measure(model: str | None, dtype: str) -> dict[str, Any]:
-        if model is None:
-            raise ModelError("no model is given")
+    def measure(model: str | None = None, *, dtype: str = "float32") -> dict[str, Any]:
+        if model == "absent":
+            raise ModelError("absent is no model")
         calls.append((model, dtype))
         return {"model": model, "real_time_factor": 31.25, "programs": 3, "compile_s": 2.5}
 
@@ -36,11 +37,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, str]]:
 def test_figures(run: Run, asked: list[tuple[str | None, str]]) -> None:
     result = run("bench", "--model", "m", "--dtype", "bfloat16")
     assert (result.code, result.err) == (0, "")
-    assert result.out.splitlines() == ["model: m", "real time factor: 31.25", "programs: 3", "compile: 2.5 s"]
+    assert result.out.splitlines()[:-1] == ["model: m", "real time factor: 31.25", "programs: 3", "compile: 2.5 s"]
     assert json.loads(run("bench", "--model", "m", "--json").out)["real_time_factor"] == 31.25
-    assert asked == [("m", "bfloat16"), ("m", "float32")]
+    assert run("bench").code == 0
+    assert asked == [("m", "bfloat16"), ("m", "float32"), (None, "float32")]
 
 
-def test_without_a_model(run: Run, asked: list[tuple[str | None, str]]) -> None:
-    result = run("bench")
-    assert (result.code, result.out, result.lines) == (1, "", ["jaxasr: no model is given"])
+def test_errors_are_one_line(run: Run, asked: list[tuple[str | None, str]]) -> None:
+    result = run("bench", "--model", "absent", "--json")
+    assert (result.code, result.out, result.lines) == (1, "", ["jaxasr: absent is no model"])
+
+
+def test_the_library_has_what_the_command_calls() -> None:
+    from jaxasr import benchmark
+
+    assert {"model", "dtype"} <= set(inspect.signature(benchmark.measure).parameters)

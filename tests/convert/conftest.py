@@ -114,7 +114,8 @@ def _nothing_runs() -> Iterator[None]:
     def read_only_open(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
         return (really_open if set(mode) <= set("rbt") else trap("open for writing"))(file, mode, *arguments, **named)
 
-    originals = [(module, name, getattr(module, name)) for module, names in TRIP_WIRES.items() for name in names]
+    named = [(module, name) for module, names in TRIP_WIRES.items() for name in names if hasattr(module, name)]
+    originals = [(module, name, getattr(module, name)) for module, name in named]
     try:  # by hand: pytest's monkeypatch imports and compiles
         for module, name, _ in originals:
             setattr(module, name, trap(f"{module.__name__}.{name}"))

@@ -232,9 +232,10 @@ def test_what_is_not_a_readable_file(tmp_path: Path) -> None:
         read_torch(tmp_path / "absent.pt")
     with pytest.raises(CheckpointError, match="name the checkpoint itself"):
         read_torch(tmp_path)
-    os.mkfifo(tmp_path / "pipe.pt")
-    with pytest.raises(CheckpointError, match="name the checkpoint itself"):  # and does not wait for a writer
-        read_torch(tmp_path / "pipe.pt")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.pt")
+        with pytest.raises(CheckpointError, match="name the checkpoint itself"):  # and does not wait for a writer
+            read_torch(tmp_path / "pipe.pt")
 
 
 def test_a_compressed_bomb_is_not_inflated(tmp_path: Path) -> None:
@@ -274,7 +275,7 @@ def test_every_truncation_and_every_changed_byte(tmp_path: Path) -> None:
             unnoticed.append(place)
         except CheckpointError as error:
             assert "\n" not in str(error)
-    # The writer's version and the file's attributes in the directory, 12 bytes a member; two versions in the 64-bit end.
+    # The writer's version and the attributes in the directory, 12 bytes a member; two versions in the 64-bit end.
     assert len(unnoticed) <= 12 * len(MEMBERS) + 4
     assert all(place > data.index(b"PK\x01\x02") for place in unnoticed)
 

@@ -1,0 +1,96 @@
+"""The reference models as our own: converted once a session, with the arrays of the originals beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxasr
+from jaxasr import store
+from jaxasr.devices import prepare
+from jaxasr.model import Model, ModelConfig, Skeleton
+from jaxasr.recognizer import Recognizer
+from jaxasr.text.tokens import TokenTable
+
+OFFLINE = ("zipformer-tiny", "zipformer-ja-tiny", "zipformer-ctc-tiny")
+STREAMING = "zipformer-streaming-tiny"
+GOLDENS = (*OFFLINE, STREAMING)
+CLIPS = ("digits_a", "digits_b", "espeak_sentence", "noise", "near_silence", "short")
+# What lies in tests/data, for machines that have nothing but the repository.
+BUNDLED, BUNDLED_CLIP = "zipformer-ctc-tiny", "espeak_sentence"
+
+# Two float32 implementations of one module, fed with the same values, as a share of the result's largest magnitude;
+# and the whole network, whose rounding errors the random weights amplify (../shared/reference/icefall.md).
+PER_MODULE, END_TO_END = 1e-4, 1e-3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Golden:
+    """A reference model: its publisher's files in `folder`, the model directory made of its pretrained.pt."""
+
+    name: str
+    folder: Path
+    directory: Path
+    config: ModelConfig
+    params: dict[str, Any]
+    tokens: TokenTable
+
+    def arrays(self, file: str) -> dict[str, np.ndarray]:
+        """All arrays of one of the .npz files."""
+        return read_arrays(self.folder / f"{file}.npz")
+
+    def json(self, file: str) -> Any:
+        return json.loads((self.folder / f"{file}.json").read_text(encoding="utf-8"))
+
+    def recognizer(self, **options: Any) -> Recognizer:
+        """A recognizer over this model's parameters; options as `Recognizer` takes them."""
+        return Recognizer(options.pop("config", self.config), self.params, self.tokens, **options)
+
+    def bind(self, params: dict[str, Any], **encoder: Any) -> Model:
+        """The module over (traced) parameters; `encoder` replaces fields of the encoder's configuration."""
+        return skeleton(dataclasses.replace(self.config, encoder=dataclasses.replace(self.config.encoder, **encoder))).fill(
+            params
+        )
+
+
+@functools.cache
+def skeleton(config: ModelConfig) -> Skeleton:
+    return Skeleton(config)
+
+
+def convert(name: str, folder: Path, directory: Path) -> Golden:
+    """Convert pretrained.pt with the recipe's arguments beside it, as a user would, and load the result."""
+    prepare()
+    jaxasr.convert_checkpoint(folder / "pretrained.pt", directory, config=folder / "config.yaml")
+    config, params, tokens = store.load(directory)
+    return Golden(name, folder, directory, config, jax.device_put(params), tokens)
+
+
+@functools.cache
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def difference(ours: Any, theirs: np.ndarray) -> float:
+    """The largest difference as a share of the largest magnitude of `theirs`; shapes must agree."""
+    ours = np.asarray(ours)
+    assert ours.shape == theirs.shape
+    assert np.isfinite(ours).all()
+    return float(np.abs(ours - theirs).max(initial=0.0) / max(float(np.abs(theirs).max(initial=0.0)), 1e-30))
+
+
+def emitted(hypotheses: Any, row: int = 0) -> tuple[list[int], list[int], np.ndarray]:
+    """(token ids, frames, log-probabilities) of the best hypothesis of a row."""
+    count = int(hypotheses.length[row, 0])
+    return (
+        np.asarray(hypotheses.tokens[row, 0, :count]).tolist(),
+        np.asarray(hypotheses.frames[row, 0, :count]).tolist(),
+        np.asarray(hypotheses.log_probs[row, 0, :count]),
+    )

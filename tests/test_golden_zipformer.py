@@ -1,0 +1,531 @@
+"""Parity of whole utterances with icefall, onnxruntime and sherpa-onnx, on the reference models (docs: tests/data)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_models import CLIPS, END_TO_END, GOLDENS, OFFLINE, PER_MODULE, STREAMING, Golden, difference, emitted
+
+import jaxasr
+from jaxasr import batching, store
+from jaxasr.arrays import ceil_div
+from jaxasr.encoders.zipformer import Layer, attention_mask, match_channels
+from jaxasr.layers.activations import swoosh_l, swoosh_r
+from jaxasr.layers.positions import compact_relative_positions
+from jaxasr.search.greedy import transducer_greedy
+
+Arrays = dict[str, np.ndarray]
+Goldens = Callable[[str], Golden]
+
+# log(1e-10): what icefall and sherpa-onnx put behind the shorter utterances of a batch of features.
+FEATURE_PADDING = -23.025850
+# sherpa-onnx computes the features itself, in another order of operations: they differ by 1e-4 from ours, as ours do from
+# kaldi-native-fbank's, and the random weights make up to 3e-3 of that in a log-probability. It prints six decimals.
+SHERPA_LOG_PROBS = 5e-3
+
+
+# --- every named submodule, fed with what the original fed it -----------------------------------------------------------
+
+
+def batch_first(x: np.ndarray) -> np.ndarray:
+    """(T, B, C) -> (B, T, C)."""
+    return x.swapaxes(0, 1)
+
+
+def trace_front_end(model: Any, stored: Arrays) -> Iterator[tuple[str, jax.Array]]:
+    """(name, our output in the original's layout) of each submodule of encoder_embed, fed with stored inputs."""
+    embed, frames = model.encoder.embed, stored["input"]
+    name = "encoder_embed"
+
+    def nhwc(inner: str) -> jax.Array:
+        return jnp.asarray(stored[f"{name}.{inner}"]).transpose(0, 2, 3, 1)
+
+    def nchw(x: jax.Array) -> jax.Array:
+        return x.transpose(0, 3, 1, 2)
+
+    if f"{name}.conv.0" in stored:
+        yield f"{name}.conv.0", nchw(embed.conv1(jnp.asarray(frames)[..., None]))
+        yield f"{name}.conv.4", nchw(embed.conv2(swoosh_r(nhwc("conv.0"))))
+        yield f"{name}.conv.7", nchw(embed.conv3(swoosh_r(nhwc("conv.4"))))
+        padded = jnp.pad(swoosh_r(nhwc("conv.7")), ((0, 0), (3, 3), (0, 0), (0, 0)))
+        yield f"{name}.convnext", nchw(embed.convnext(padded))
+        flat = nhwc("convnext")  # ours is flattened with channels last, the original with channels first
+        yield f"{name}.out", embed.out(flat.reshape(*flat.shape[:2], -1))
+        yield f"{name}.out_norm", embed.norm(stored[f"{name}.out"])
+    yield name, embed(frames, np.array([frames.shape[1]]))[0]
+
+
+def trace_layer(
+    layer: Layer, prefix: str, x0: np.ndarray, positions: np.ndarray, stored: Arrays
+) -> Iterator[tuple[str, jax.Array]]:
+    """The same for one layer: x0 (1, T, C) is its stored input, positions the stored table."""
+    steps = x0.shape[1]
+    lengths = np.array([steps])
+    mask = attention_mask(lengths, steps, layer.chunk, None)
+
+    def out(name: str) -> np.ndarray:
+        return batch_first(stored[f"{prefix}.{name}"])
+
+    def result(name: str, x: jax.Array) -> tuple[str, jax.Array]:
+        return f"{prefix}.{name}", x.swapaxes(0, 1)
+
+    attention = layer.attention_weights
+    yield result("self_attn_weights.in_proj", attention.in_proj(x0))
+    yield f"{prefix}.self_attn_weights.linear_pos", attention.linear_pos(positions)[None]
+    yield f"{prefix}.self_attn_weights", attention(x0, positions, mask).swapaxes(0, 1)
+    weights = stored[f"{prefix}.self_attn_weights"].swapaxes(0, 1)  # (1, heads, T, T)
+
+    def feed_forward(number: int, x: np.ndarray) -> Iterator[tuple[str, jax.Array]]:
+        module, name = getattr(layer, f"feed_forward{number}"), f"feed_forward{number}"
+        yield result(f"{name}.in_proj", module.in_proj(x))
+        yield result(f"{name}.out_proj", module.out_proj(swoosh_l(out(f"{name}.in_proj"))))
+        yield result(name, module(x))
+
+    def self_attention(number: int, x: np.ndarray) -> Iterator[tuple[str, jax.Array]]:
+        module, name = getattr(layer, f"attention{number}"), f"self_attn{number}"
+        yield result(f"{name}.in_proj", module.in_proj(x))
+        values = out(f"{name}.in_proj").reshape(1, steps, weights.shape[1], -1)
+        mixed = np.einsum("bhts,bshv->bthv", weights, values, dtype=np.float32).reshape(1, steps, -1)
+        yield result(f"{name}.out_proj", module.out_proj(mixed))
+        yield result(name, module(x, weights))
+
+    def convolution(number: int, x: np.ndarray) -> Iterator[tuple[str, jax.Array]]:
+        module, name = getattr(layer, f"conv{number}"), f"conv_module{number}"
+        yield result(f"{name}.in_proj", module.in_proj(x))
+        half, gate = np.split(out(f"{name}.in_proj"), 2, axis=-1)
+        yield result(f"{name}.sigmoid", jax.nn.sigmoid(gate))
+        gated = half * out(f"{name}.sigmoid")
+        inner = f"{prefix}.{name}.depthwise_conv"
+        if f"{inner}.causal_conv" in stored:
+            depthwise, half_width = module.depthwise, module.depthwise.half
+            left = ((0, 0), (half_width, 0), (0, 0))
+            both = ((0, 0), (half_width, half_width), (0, 0))  # the clip is shorter than a chunk: one chunk holds it
+            yield f"{inner}.causal_conv", depthwise.causal(jnp.pad(gated, left)).swapaxes(1, 2)
+            yield f"{inner}.chunkwise_conv", depthwise.chunkwise(jnp.pad(gated, both)).swapaxes(1, 2)
+        yield inner, module.depthwise(gated, lengths, layer.chunk).swapaxes(1, 2)
+        yield result(f"{name}.out_proj", module.out_proj(swoosh_r(stored[inner].swapaxes(1, 2))))
+        yield result(name, module(x, lengths, lengths, layer.chunk))
+
+    # The residual stream between the modules, as the stored outputs make it.
+    yield from feed_forward(1, x0)
+    x = x0 + out("feed_forward1")
+    nonlin = layer.nonlin_attention
+    yield result("nonlin_attention.in_proj", nonlin.in_proj(x))
+    s, value, gate = np.split(out("nonlin_attention.in_proj"), 3, axis=-1)
+    yield result("nonlin_attention.tanh", jnp.tanh(s))
+    gated = value * out("nonlin_attention.tanh")
+    mixed = np.einsum("bts,bsc->btc", weights[:, 0], gated, dtype=np.float32) * gate
+    yield result("nonlin_attention.out_proj", nonlin.out_proj(mixed))
+    yield result("nonlin_attention", nonlin(x, weights[:, 0]))
+    x = x + out("nonlin_attention")
+    yield from self_attention(1, x)
+    x = x + out("self_attn1")
+    yield from convolution(1, x)
+    x = x + out("conv_module1")
+    yield from feed_forward(2, x)
+    x = x + out("feed_forward2")
+    yield result("bypass_mid", layer.bypass_mid(x0, x))
+    x = out("bypass_mid")
+    yield from self_attention(2, x)
+    x = x + out("self_attn2")
+    yield from convolution(2, x)
+    x = x + out("conv_module2")
+    yield from feed_forward(3, x)
+    x = x + out("feed_forward3")
+    yield result("norm", layer.norm(x))
+    yield result("bypass", layer.bypass(x0, out("norm")))
+    yield f"{prefix}", layer(x0, positions, mask, lengths, lengths).swapaxes(0, 1)
+
+
+def trace_stack(model: Any, index: int, stored: Arrays) -> Iterator[tuple[str, jax.Array]]:
+    """The same for a stack: its change of rate, its layers, and the whole."""
+    stack, prefix = model.encoder.stacks[index], f"encoder.encoders.{index}"
+    before = stored["encoder_embed"] if index == 0 else batch_first(stored[f"encoder.encoders.{index - 1}"])
+    steps = before.shape[1]
+    inside = prefix if stack.factor == 1 else f"{prefix}.encoder"
+    x = match_channels(before, stack.dim)
+    if stack.factor > 1:
+        yield f"{prefix}.downsample", stack.downsample(x).swapaxes(0, 1)
+        x = batch_first(stored[f"{prefix}.downsample"])
+    positions = stored[f"{inside}.encoder_pos"]
+    yield f"{inside}.encoder_pos", compact_relative_positions(x.shape[1], 0, stack.config.pos_dim)[None]
+    for number, layer in enumerate(stack.layers):
+        name = f"{inside}.layers.{number}"
+        yield from trace_layer(layer, name, np.asarray(x), positions[0], stored)
+        x = batch_first(stored[name])
+    if stack.factor > 1:
+        y = batch_first(stored[f"{inside}"])
+        yield inside, jnp.asarray(x).swapaxes(0, 1)  # a stack without its change of rate ends with its last layer
+        yield f"{prefix}.upsample", jnp.repeat(y, stack.factor, axis=1)[:, :steps].swapaxes(0, 1)
+        upsampled = batch_first(stored[f"{prefix}.upsample"])
+        original = match_channels(before, stack.dim)
+        yield f"{prefix}.out_combiner", stack.combiner(original, upsampled).swapaxes(0, 1)
+    yield prefix, stack(before, np.array([steps])).swapaxes(0, 1)
+
+
+@pytest.mark.parametrize("name", ["zipformer-tiny", STREAMING])
+def test_every_named_submodule_on_its_stored_input(goldens: Goldens, name: str) -> None:
+    golden = goldens(name)
+    stored = golden.arrays("layer_trace")
+
+    @jax.jit
+    def trace(params: dict[str, Any]) -> dict[str, jax.Array]:
+        model = golden.bind(params)
+        ours = dict(trace_front_end(model, stored))
+        for index in (0, 1):
+            ours |= dict(trace_stack(model, index, stored))
+        return ours
+
+    ours = trace(golden.params)
+    assert ours.keys() == stored.keys() - {"input"}
+    off = {module: difference(ours[module], stored[module]) for module in ours}
+    assert {module: share for module, share in off.items() if share > PER_MODULE} == {}
+
+
+# --- single utterances, without padding ---------------------------------------------------------------------------------
+
+
+def logits_along(head: Any, projected: jax.Array, hypotheses: Any) -> jax.Array:
+    """The joiner's logits at each frame of one row, given what the search had emitted before it: (T, vocabulary)."""
+    steps = projected.shape[0]
+    count, frames, tokens = hypotheses.length[0, 0], hypotheses.frames[0, 0], hypotheses.tokens[0, 0]
+    before = ((frames[None, :] < jnp.arange(steps)[:, None]) & (jnp.arange(frames.size) < count)).sum(axis=1)  # (T,)
+    padded = jnp.concatenate([jnp.array([-1, head.blank_id]), tokens])
+    state = head.advance(head.initial_state(steps), padded[before])
+    return head.join(projected, head.advance(state, padded[before + 1]))
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("name", GOLDENS)
+def test_single_utterances(goldens: Goldens, features: Arrays, name: str, clip: str) -> None:
+    """Front end, each stack on its stored input, the whole encoder and both greedy searches, with the default switches."""
+    golden, frames = goldens(name), features[clip]
+    stored, greedy = golden.arrays("encoder_single"), golden.arrays("greedy")
+    stages = [f"{clip}/embed", *(f"{clip}/stack{i}" for i in range(len(golden.config.encoder.num_layers)))]
+    inputs = {stage: stored[stage][None] for stage in stages if stage in stored}
+    lengths = np.array([len(frames)], np.int32)
+
+    @jax.jit
+    def run(params: dict[str, Any], frames: jax.Array, inputs: dict[str, jax.Array]) -> dict[str, Any]:
+        model = golden.bind(params)
+        encoded, encoded_lengths = model.encoder(frames, lengths)
+        icefall = transducer_greedy(model.transducer, encoded, encoded_lengths)
+        projected = model.transducer.project(encoded)
+        ours: dict[str, Any] = {
+            "encoder_out": encoded,
+            "encoder_proj": projected,
+            "lens": encoded_lengths,
+            "icefall": icefall,
+            "logits": logits_along(model.transducer, projected[0], icefall),
+        }
+        if inputs:
+            ours[stages[0]], embedded_lengths = model.encoder.embed(frames, lengths)
+            for before, after, stack in zip(stages, stages[1:], model.encoder.stacks, strict=False):
+                ours[after] = stack(inputs[before], embedded_lengths)
+        if model.ctc is not None:
+            ours["log_probs"] = model.ctc(encoded)
+            ours["ctc"] = model.search(encoded, encoded_lengths, "ctc")
+        return ours
+
+    ours = run(golden.params, frames[None], inputs)
+
+    for stage in inputs:
+        assert difference(ours[stage][0], stored[stage]) < PER_MODULE, stage
+    assert int(ours["lens"][0]) == stored[f"{clip}/lens"]
+    for stage in ("encoder_out", "encoder_proj"):
+        assert difference(ours[stage][0], stored[f"{clip}/{stage}"]) < END_TO_END, stage
+
+    tokens, emitting, log_probs = emitted(ours["icefall"])
+    assert tokens == greedy[f"{clip}/tokens"].tolist()
+    assert emitting == greedy[f"{clip}/frames"].tolist()
+    logits = greedy[f"{clip}/logits"]
+    assert difference(ours["logits"], logits) < END_TO_END
+    best, second = np.sort(np.asarray(ours["logits"]), axis=1)[:, :-3:-1].T
+    error = np.abs(best - second - greedy[f"{clip}/margins"]).max()
+    assert error < END_TO_END * np.abs(logits).max()
+    assert error < greedy[f"{clip}/margins"].min(), "the decisions agree by luck"
+    np.testing.assert_allclose(log_probs, jax.nn.log_softmax(logits)[emitting, tokens], atol=2e-3)
+
+    if "ctc" in ours:
+        ctc = golden.arrays("ctc")
+        assert np.abs(ours["log_probs"][0] - ctc[f"{clip}/log_probs"]).max() < END_TO_END * 10  # of values to -20
+        tokens, emitting, log_probs = emitted(ours["ctc"])
+        assert tokens == ctc[f"{clip}/tokens"].tolist()
+        assert emitting == ctc[f"{clip}/frames"].tolist()
+        np.testing.assert_allclose(log_probs, ctc[f"{clip}/log_probs"][emitting, tokens], atol=2e-3)
+
+    if name != STREAMING:  # the streaming export has its own test
+        exported = golden.arrays("onnxruntime")
+        key, at = ("log_probs", "ctc") if "log_probs" in ours else ("encoder_proj", "icefall")
+        theirs = exported[f"{clip}/{'log_probs' if key == 'log_probs' else 'encoder_out'}"]
+        assert difference(ours[key][0], theirs) < END_TO_END
+        assert emitted(ours[at])[:2] == (exported[f"{clip}/tokens"].tolist(), exported[f"{clip}/frames"].tolist())
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_predictor_and_joiner(goldens: Goldens, name: str) -> None:
+    golden = goldens(name)
+    stored, encoder = golden.arrays("decoder_joiner"), golden.arrays("encoder_single")
+    frames = encoder["espeak_sentence/encoder_proj"][stored["joiner_frames"]]
+    sequence = np.concatenate([[-1], stored["padded_tokens"]])
+
+    @jax.jit
+    def run(params: dict[str, Any]) -> tuple[jax.Array, ...]:
+        head = golden.bind(params).transducer
+        state = head.initial_state(len(stored["contexts"]))
+        for tokens in stored["contexts"].T:
+            state = head.advance(state, tokens)
+        logits = jax.vmap(lambda frame: head.join(frame[None], state))(frames)
+        training = head.predictor(np.stack([sequence[:-1], sequence[1:]], axis=1))
+        return head.predictor(stored["contexts"]), state[1], logits, training
+
+    ours = run(golden.params)
+    names = ("decoder_out", "decoder_proj", "joiner_logits", "padded_decoder_out")
+    off = {array: difference(mine, stored[array]) for array, mine in zip(names, ours, strict=True)}
+    assert max(off.values()) < 1e-5, off
+
+
+# --- padded batches as the publisher computes them ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_a_batch_under_the_publishers_padding(goldens: Goldens, features: Arrays, name: str) -> None:
+    """What icefall computes where shorter utterances are padded with log(1e-10): its convolutions see the padding."""
+    golden = goldens(name)
+    stored = golden.arrays("encoder_batch")
+    clips, lengths = stored["clips"].tolist(), stored["x_lens"].astype(np.int32)
+    frames = np.full((len(clips), lengths.max(), 80), FEATURE_PADDING, np.float32)
+    for row, clip in enumerate(clips):
+        frames[row, : lengths[row]] = features[clip]
+    stages = ["embed", *(f"stack{i}" for i in range(len(golden.config.encoder.num_layers)))]
+
+    @jax.jit
+    def run(params: dict[str, Any], frames: jax.Array) -> dict[str, jax.Array]:
+        model = golden.bind(params, padding="publisher")
+        ours = {}
+        ours["embed"], ours["embed_lens"] = model.encoder.embed(frames, lengths, isolated=False)
+        for before, after, stack in zip(stages, stages[1:], model.encoder.stacks, strict=False):
+            ours[after] = stack(stored[before], ours["embed_lens"])
+        ours["encoder_out"], ours["lens"] = model.encoder(frames, lengths)
+        ours["encoder_proj"] = model.transducer.project(ours["encoder_out"])
+        if model.ctc is not None:
+            ours["log_probs"] = model.ctc(ours["encoder_out"])
+        return ours
+
+    ours = run(golden.params, frames)
+    for count in ("embed_lens", "lens"):
+        np.testing.assert_array_equal(ours[count], stored[count])
+    for row in range(len(clips)):
+        for stage in (*stages, "encoder_out", "encoder_proj"):
+            end = stored["embed_lens" if stage in stages else "lens"][row]
+            limit = PER_MODULE if stage in stages else END_TO_END
+            assert difference(ours[stage][row, :end], stored[stage][row, :end]) < limit, (clips[row], stage)
+        if "log_probs" in ours:
+            end = stored["lens"][row]
+            theirs = golden.arrays("ctc")["batch/log_probs"][row, :end]
+            assert difference(ours["log_probs"][row, :end], theirs) < END_TO_END
+    # It is a switch because it differs: a shorter utterance is not what it is alone.
+    single = golden.arrays("encoder_single")
+    row = clips.index("short")
+    alone = single["short/encoder_out"]
+    assert difference(ours["encoder_out"][row, : len(alone)], alone) > 0.1
+
+
+# --- from sound to text, as sherpa-onnx prints it -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def transcribers(goldens: Goldens) -> Callable[[str], Any]:
+    """A recognizer a model; the CTC golden decodes with its CTC head, the only one that sherpa-onnx was given."""
+
+    @functools.cache
+    def make(name: str) -> Any:
+        return goldens(name).recognizer(head="ctc" if "ctc" in name else None)
+
+    return make
+
+
+@pytest.fixture
+def one_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All clips share a bucket, which saves compilations; what buckets do is the subject of test_promises.py."""
+    monkeypatch.setattr(batching, "SHORTEST", 8.0)
+
+
+def check_transcripts(golden: Golden, transcripts: list[Any], run: dict[str, Any]) -> None:
+    for clip, transcript in zip(CLIPS, transcripts, strict=True):
+        theirs = run[clip]
+        assert transcript.text == theirs["text"], clip
+        assert transcript.tokens == theirs["tokens"], clip
+        np.testing.assert_allclose(transcript.timestamps, theirs["timestamps"], atol=1e-3, err_msg=clip)
+        if "ys_log_probs" in theirs:
+            np.testing.assert_allclose(
+                transcript.log_probs, theirs["ys_log_probs"], atol=SHERPA_LOG_PROBS, err_msg=clip
+            )
+
+
+@pytest.mark.usefixtures("one_bucket")
+@pytest.mark.parametrize("name", GOLDENS)
+def test_transcripts(shared: Path, goldens: Goldens, transcribers: Callable[[str], Any], name: str) -> None:
+    golden, recognizer = goldens(name), transcribers(name)
+    files = [shared / f"golden/audio/{clip}.wav" for clip in CLIPS]
+    runs = golden.json("sherpa_onnx")["runs"]
+    check_transcripts(golden, list(recognizer.transcribe(files)), runs["greedy_search"])
+
+    penalised = "greedy_search blank_penalty=1.5"
+    assert (penalised in runs) == ("ctc" not in name)
+    if penalised in runs:
+        other = golden.recognizer(blank_penalty=1.5)
+        other.programs = recognizer.programs  # the penalty is an argument of the program
+        check_transcripts(golden, list(other.transcribe(files)), runs[penalised])
+        assert runs[penalised] != runs["greedy_search"]
+
+
+@pytest.mark.usefixtures("one_bucket")
+def test_transcripts_of_a_stream_without_tail(shared: Path, goldens: Goldens) -> None:
+    """sherpa-onnx drops what does not fill a chunk and its look-ahead; no silence behind the clip saves it."""
+    golden = goldens(STREAMING)
+    recognizer = jaxasr.load_model(golden.directory, pad_after=0.0)
+    files = [shared / f"golden/audio/{clip}.wav" for clip in CLIPS]
+    run = golden.json("sherpa_onnx")["runs"]["greedy_search without tail padding"]
+    check_transcripts(golden, list(recognizer.transcribe(files)), run)
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_six_streams_decoded_as_one_batch(goldens: Goldens, waveforms: Arrays, name: str) -> None:
+    """sherpa-onnx's own padded batch, whose texts differ from those of single streams, under the publisher's padding."""
+    golden = goldens(name)
+    runs = golden.json("sherpa_onnx")["runs"]
+    expected = runs["greedy_search, six streams decoded as one batch"]
+    lengths = np.array([len(waveforms[clip]) for clip in CLIPS], np.int32)
+    batch = np.zeros((len(CLIPS), lengths.max()), np.float32)
+    for row, clip in enumerate(CLIPS):
+        batch[row, : lengths[row]] = waveforms[clip]
+    head = "ctc" if "ctc" in name else "transducer"
+
+    @jax.jit
+    def run(params: dict[str, Any], waveforms: jax.Array, lengths: jax.Array) -> Any:
+        model = golden.bind(params, padding="publisher")
+        return model.search(*model.encode(waveforms, lengths), head)
+
+    hypotheses = run(golden.params, batch, lengths)
+    recognizer = golden.recognizer(head=head)
+    differing = 0
+    for row, clip in enumerate(CLIPS):
+        ids, frames, log_probs = emitted(hypotheses, row)
+        theirs = expected[clip]
+        assert [golden.tokens[i].replace("▁", " ") for i in ids] == theirs["tokens"], clip
+        np.testing.assert_allclose(
+            np.array(frames) * recognizer.config.seconds_per_frame, theirs["timestamps"], atol=1e-3
+        )
+        if "ys_log_probs" in theirs:
+            np.testing.assert_allclose(log_probs, theirs["ys_log_probs"], atol=SHERPA_LOG_PROBS)
+        differing += theirs["tokens"] != runs["greedy_search"][clip]["tokens"]
+    assert differing
+
+
+def test_icefall_emits_unknown_words_and_sherpa_onnx_skips_them(goldens: Goldens) -> None:
+    """The switch `unknown_is_blank`; the Japanese model's arrays hold both ways."""
+    golden = goldens("zipformer-ja-tiny")
+    unknown = golden.config.text.unknown_id
+    assert golden.config.text.unknown_is_blank and golden.tokens[unknown] == "<unk>"
+    greedy, single = golden.arrays("greedy"), golden.arrays("encoder_single")
+    clips = [clip for clip in CLIPS if unknown in greedy[f"{clip}/tokens"]]
+    assert clips
+    lengths = np.array([len(single[f"{clip}/encoder_out"]) for clip in clips], np.int32)
+    encoded = np.zeros((len(clips), lengths.max(), golden.config.encoder.output_dim), np.float32)
+    for row, clip in enumerate(clips):
+        encoded[row, : lengths[row]] = single[f"{clip}/encoder_out"]
+
+    @jax.jit
+    def run(params: dict[str, Any]) -> tuple[Any, Any]:
+        model = golden.bind(params)
+        default = model.search(encoded, lengths, "transducer")
+        return default, transducer_greedy(model.transducer, encoded, lengths)
+
+    sherpa, icefall = run(golden.params)
+    for row, clip in enumerate(clips):
+        assert emitted(icefall, row)[0] == greedy[f"{clip}/tokens"].tolist()
+        ids = emitted(sherpa, row)[0]
+        assert unknown not in ids
+        theirs = golden.json("sherpa_onnx")["runs"]["greedy_search"][clip]["tokens"]
+        assert [golden.tokens[i].replace("▁", " ") for i in ids] == theirs
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------------
+
+
+def assert_same_parameters(ours: dict[str, Any], theirs: dict[str, Any], atol: float = 0.0) -> None:
+    ours, theirs = store.flatten(ours), store.flatten(theirs)
+    assert ours.keys() == theirs.keys()
+    for path, array in ours.items():
+        # The exporter stores softmax(bias) of a downsampling: its logarithm is right to the last places of float32.
+        limit = 1e-6 if "downsample" in path else atol
+        np.testing.assert_allclose(array, theirs[path], rtol=0, atol=limit, err_msg=path)
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_pt_and_onnx_give_the_same_model(goldens: Goldens, tmp_path: Path, name: str) -> None:
+    golden = goldens(name)
+    encoder = next(
+        file
+        for pattern in ("encoder-*.onnx", "model.onnx")
+        for file in golden.folder.glob(pattern)
+        if "int8" not in file.name
+    )
+    jaxasr.convert_checkpoint(encoder, tmp_path / "onnx")
+    config, params, tokens = store.load(tmp_path / "onnx")
+    assert tokens == golden.tokens
+    assert config.encoder == golden.config.encoder
+    if config.transducer is None:  # a CTC export holds the CTC head only
+        theirs = {part: tree for part, tree in golden.params.items() if part != "transducer"}
+        assert config.ctc == golden.config.ctc
+    else:
+        theirs = golden.params
+        assert (config.transducer, config.ctc) == (golden.config.transducer, golden.config.ctc)
+    assert config.audio == golden.config.audio
+    assert config.text.unknown_id == golden.config.text.unknown_id
+    assert_same_parameters(params, theirs)
+
+
+def test_averaging_two_training_checkpoints_gives_the_exported_one(goldens: Goldens, tmp_path: Path) -> None:
+    golden = goldens("zipformer-tiny")
+    out = tmp_path / "averaged"
+    jaxasr.convert_checkpoint(
+        golden.folder / "epoch-2.pt",
+        out,
+        average=[golden.folder / "epoch-1.pt"],
+        config=golden.folder / "config.yaml",
+    )
+    config, params, _ = store.load(out)
+    assert (config.encoder, config.transducer, config.text) == (
+        golden.config.encoder,
+        golden.config.transducer,
+        golden.config.text,
+    )
+    for path, array in store.flatten(params).items():
+        np.testing.assert_array_equal(array, store.flatten(golden.params)[path], err_msg=path)
+
+
+def test_a_training_checkpoint_carries_its_recipe(goldens: Goldens, tmp_path: Path) -> None:
+    """Without --config: what train.py was called with stands inside an epoch-N.pt."""
+    golden = goldens("zipformer-tiny")
+    jaxasr.convert_checkpoint(golden.folder / "epoch-2.pt", tmp_path / "model")
+    config = store.load_config(tmp_path / "model")
+    assert (config.encoder, config.transducer, config.text) == (
+        golden.config.encoder,
+        golden.config.transducer,
+        golden.config.text,
+    )
+
+
+def test_ceil_div_is_the_length_of_the_last_downsampling(goldens: Goldens) -> None:
+    """icefall.md: ((T - 7) // 2 + 1) // 2 frames at 25 Hz."""
+    stored = goldens("zipformer-tiny").arrays("encoder_batch")
+    np.testing.assert_array_equal(ceil_div((stored["x_lens"] - 7) // 2, 2), stored["lens"])
