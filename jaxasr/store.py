@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -240,7 +241,16 @@ def _writing(target: Path) -> Iterator[Path]:
         reason = os.strerror(errno.ENOSPC) if os.strerror(errno.ENOSPC) in str(error) else _first_line(error)
         raise ModelError(f"{target} cannot be written ({reason})") from None
     finally:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder into which threads of an interrupted write may still be writing."""
+    for _ in range(50):
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
+        time.sleep(0.1)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

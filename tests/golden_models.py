@@ -29,6 +29,10 @@ BUNDLED, BUNDLED_CLIP = "zipformer-ctc-tiny", "espeak_sentence"
 # and the whole network, whose rounding errors the random weights amplify (../shared/reference/icefall.md).
 PER_MODULE, END_TO_END = 1e-4, 1e-3
 
+# Tests spend their time in compilations. These options halve it and change roundings only; what runs through a
+# `Recognizer` is compiled as it is for users.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Golden:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from scipy import signal
 
 from jaxasr import audio
 from jaxasr.errors import AudioError
@@ -95,8 +96,16 @@ def test_resampling(rate: int) -> None:
     np.testing.assert_array_equal(from_file, from_array)
     assert abs(len(from_file) - 32000) <= 1
     inside = slice(1000, 31000)
-    assert np.abs(from_file[inside] - expected[inside]).max() < 1e-4
-    np.testing.assert_array_equal(from_array, soxr.resample(tone(2.0, rate), rate, 16000, quality="HQ"))
+    # Scipy's short filter, taken from below 16 kHz, ripples by a thousandth in its passband; soxr's does not.
+    assert np.abs(from_file[inside] - expected[inside]).max() < (1e-4 if rate > 16000 else 1e-3)
+    if rate > 16000:
+        np.testing.assert_array_equal(from_array, soxr.resample(tone(2.0, rate), rate, 16000, quality="HQ"))
+
+
+def test_telephone_audio_is_raised_as_the_published_table_was() -> None:
+    noise = np.random.default_rng(1).standard_normal(8000) * 0.1
+    expected = signal.resample_poly(noise, 2, 1)  # float64
+    np.testing.assert_allclose(audio.load(noise, 8000), expected, atol=1e-6)
 
 
 def test_frequencies_above_8_khz_do_not_fold_back() -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_models import CLIPS, END_TO_END, GOLDENS, OFFLINE, PER_MODULE, STREAMING, Golden, difference, emitted
+from golden_models import CLIPS, END_TO_END, GOLDENS, OFFLINE, PER_MODULE, STREAMING, Golden, difference, emitted, quick_jit
 
 import jaxasr
 from jaxasr import batching, store
@@ -19,6 +19,7 @@ from jaxasr.arrays import ceil_div
 from jaxasr.encoders.zipformer import Layer, attention_mask, match_channels
 from jaxasr.layers.activations import swoosh_l, swoosh_r
 from jaxasr.layers.positions import compact_relative_positions
+from jaxasr.model import Model
 from jaxasr.search.greedy import transducer_greedy
 
 Arrays = dict[str, np.ndarray]
@@ -175,7 +176,7 @@ def test_every_named_submodule_on_its_stored_input(goldens: Goldens, name: str) 
     golden = goldens(name)
     stored = golden.arrays("layer_trace")
 
-    @jax.jit
+    @quick_jit
     def trace(params: dict[str, Any]) -> dict[str, jax.Array]:
         model = golden.bind(params)
         ours = dict(trace_front_end(model, stored))
@@ -192,81 +193,121 @@ def test_every_named_submodule_on_its_stored_input(goldens: Goldens, name: str) 
 # --- single utterances, without padding ---------------------------------------------------------------------------------
 
 
-def logits_along(head: Any, projected: jax.Array, hypotheses: Any) -> jax.Array:
+def pad(rows: list[np.ndarray], value: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (T, D) as one array (B, longest T, D), and their lengths (B,)."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    padded = np.full((len(rows), lengths.max(), rows[0].shape[1]), value, np.float32)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return padded, lengths
+
+
+def logits_along(head: Any, projected: jax.Array, hypothesis: Any) -> jax.Array:
     """The joiner's logits at each frame of one row, given what the search had emitted before it: (T, vocabulary)."""
     steps = projected.shape[0]
-    count, frames, tokens = hypotheses.length[0, 0], hypotheses.frames[0, 0], hypotheses.tokens[0, 0]
+    count, frames, tokens = hypothesis.length[0], hypothesis.frames[0], hypothesis.tokens[0]
     before = ((frames[None, :] < jnp.arange(steps)[:, None]) & (jnp.arange(frames.size) < count)).sum(axis=1)  # (T,)
     padded = jnp.concatenate([jnp.array([-1, head.blank_id]), tokens])
     state = head.advance(head.initial_state(steps), padded[before])
     return head.join(projected, head.advance(state, padded[before + 1]))
 
 
-@pytest.mark.parametrize("clip", CLIPS)
+def assert_end_to_end(golden: Golden, clip: str, ours: dict[str, Any], row: int) -> None:
+    """The encoder's output and the results of both greedy searches against icefall's, and against the ONNX export's."""
+    stored, greedy = golden.arrays("encoder_single"), golden.arrays("greedy")
+    steps = int(ours["lens"][row])
+    assert steps == stored[f"{clip}/lens"]
+    for stage in ("encoder_out", "encoder_proj"):
+        assert difference(ours[stage][row, :steps], stored[f"{clip}/{stage}"]) < END_TO_END, stage
+
+    tokens, frames, log_probs = emitted(ours["icefall"], row)
+    assert tokens == greedy[f"{clip}/tokens"].tolist()
+    assert frames == greedy[f"{clip}/frames"].tolist()
+    logits, along = greedy[f"{clip}/logits"], np.asarray(ours["logits"][row, :steps])
+    assert difference(along, logits) < END_TO_END
+    best, second = np.sort(along, axis=1)[:, :-3:-1].T
+    error = np.abs(best - second - greedy[f"{clip}/margins"]).max()
+    assert error < END_TO_END * np.abs(logits).max()
+    assert error < greedy[f"{clip}/margins"].min(), "the decisions agree by luck"
+    np.testing.assert_allclose(log_probs, np.asarray(jax.nn.log_softmax(logits))[frames, tokens], atol=2e-3)
+
+    if "ctc" in ours:
+        ctc = golden.arrays("ctc")
+        assert difference(ours["log_probs"][row, :steps], ctc[f"{clip}/log_probs"]) < END_TO_END
+        tokens, frames, log_probs = emitted(ours["ctc"], row)
+        assert tokens == ctc[f"{clip}/tokens"].tolist()
+        assert frames == ctc[f"{clip}/frames"].tolist()
+        np.testing.assert_allclose(log_probs, ctc[f"{clip}/log_probs"][frames, tokens], atol=2e-3)
+
+    if golden.name != STREAMING:  # the streaming export has a test of its own
+        exported = golden.arrays("onnxruntime")
+        key, search = ("log_probs", "ctc") if "ctc" in ours else ("encoder_proj", "icefall")
+        theirs = exported[f"{clip}/{'log_probs' if key == 'log_probs' else 'encoder_out'}"]
+        assert difference(ours[key][row, :steps], theirs) < END_TO_END
+        assert emitted(ours[search], row)[:2] == (
+            exported[f"{clip}/tokens"].tolist(),
+            exported[f"{clip}/frames"].tolist(),
+        )
+
+
+def end_to_end(model: Model, frames: jax.Array, lengths: jax.Array) -> dict[str, Any]:
+    """What `assert_end_to_end` looks at, of a batch of features."""
+    encoded, encoded_lengths = model.encoder(frames, lengths)
+    icefall = transducer_greedy(model.transducer, encoded, encoded_lengths)
+    projected = model.transducer.project(encoded)
+    rows = [jax.tree.map(lambda leaf, row=row: leaf[row], icefall) for row in range(len(frames))]
+    ours: dict[str, Any] = {
+        "encoder_out": encoded,
+        "encoder_proj": projected,
+        "lens": encoded_lengths,
+        "icefall": icefall,
+        "logits": jnp.stack([logits_along(model.transducer, *each) for each in zip(projected, rows, strict=True)]),
+    }
+    if model.ctc is not None:
+        ours["log_probs"] = model.ctc(encoded)
+        ours["ctc"] = model.search(encoded, encoded_lengths, "ctc")
+    return ours
+
+
+@pytest.mark.parametrize("clip", ["digits_a", "short"])
 @pytest.mark.parametrize("name", GOLDENS)
 def test_single_utterances(goldens: Goldens, features: Arrays, name: str, clip: str) -> None:
-    """Front end, each stack on its stored input, the whole encoder and both greedy searches, with the default switches."""
-    golden, frames = goldens(name), features[clip]
-    stored, greedy = golden.arrays("encoder_single"), golden.arrays("greedy")
-    stages = [f"{clip}/embed", *(f"{clip}/stack{i}" for i in range(len(golden.config.encoder.num_layers)))]
-    inputs = {stage: stored[stage][None] for stage in stages if stage in stored}
-    lengths = np.array([len(frames)], np.int32)
+    """One clip, as long as it is."""
+    golden = goldens(name)
+    run = quick_jit(lambda params, frames, lengths: end_to_end(golden.bind(params), frames, lengths))
+    frames = features[clip]
+    assert_end_to_end(golden, clip, run(golden.params, frames[None], np.array([len(frames)], np.int32)), 0)
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_all_clips_as_one_batch(goldens: Goldens, features: Arrays, name: str) -> None:
+    """A batch gives what the original gives its single utterances, and so does each stack on the stored inputs."""
+    golden = goldens(name)
+    stored = golden.arrays("encoder_single")
+    frames, lengths = pad([features[clip] for clip in CLIPS])
+    stages = ["embed", *(f"stack{i}" for i in range(len(golden.config.encoder.num_layers)))]
+    traced = [clip for clip in CLIPS if f"{clip}/embed" in stored]
+    assert len(traced) == (6 if name == "zipformer-tiny" else 3)
+    inputs = {stage: pad([stored[f"{clip}/{stage}"] for clip in traced])[0] for stage in stages[:-1]}
+    rows = [CLIPS.index(clip) for clip in traced]
 
     @jax.jit
     def run(params: dict[str, Any], frames: jax.Array, inputs: dict[str, jax.Array]) -> dict[str, Any]:
         model = golden.bind(params)
-        encoded, encoded_lengths = model.encoder(frames, lengths)
-        icefall = transducer_greedy(model.transducer, encoded, encoded_lengths)
-        projected = model.transducer.project(encoded)
-        ours: dict[str, Any] = {
-            "encoder_out": encoded,
-            "encoder_proj": projected,
-            "lens": encoded_lengths,
-            "icefall": icefall,
-            "logits": logits_along(model.transducer, projected[0], icefall),
-        }
-        if inputs:
-            ours[stages[0]], embedded_lengths = model.encoder.embed(frames, lengths)
-            for before, after, stack in zip(stages, stages[1:], model.encoder.stacks, strict=False):
-                ours[after] = stack(inputs[before], embedded_lengths)
-        if model.ctc is not None:
-            ours["log_probs"] = model.ctc(encoded)
-            ours["ctc"] = model.search(encoded, encoded_lengths, "ctc")
+        ours = end_to_end(model, frames, lengths)
+        ours["embed"], embedded = model.encoder.embed(frames, lengths)
+        for before, after, stack in zip(stages, stages[1:], model.encoder.stacks, strict=False):
+            ours[after] = stack(inputs[before], embedded[np.array(rows)])
         return ours
 
-    ours = run(golden.params, frames[None], inputs)
-
-    for stage in inputs:
-        assert difference(ours[stage][0], stored[stage]) < PER_MODULE, stage
-    assert int(ours["lens"][0]) == stored[f"{clip}/lens"]
-    for stage in ("encoder_out", "encoder_proj"):
-        assert difference(ours[stage][0], stored[f"{clip}/{stage}"]) < END_TO_END, stage
-
-    tokens, emitting, log_probs = emitted(ours["icefall"])
-    assert tokens == greedy[f"{clip}/tokens"].tolist()
-    assert emitting == greedy[f"{clip}/frames"].tolist()
-    logits = greedy[f"{clip}/logits"]
-    assert difference(ours["logits"], logits) < END_TO_END
-    best, second = np.sort(np.asarray(ours["logits"]), axis=1)[:, :-3:-1].T
-    error = np.abs(best - second - greedy[f"{clip}/margins"]).max()
-    assert error < END_TO_END * np.abs(logits).max()
-    assert error < greedy[f"{clip}/margins"].min(), "the decisions agree by luck"
-    np.testing.assert_allclose(log_probs, jax.nn.log_softmax(logits)[emitting, tokens], atol=2e-3)
-
-    if "ctc" in ours:
-        ctc = golden.arrays("ctc")
-        assert np.abs(ours["log_probs"][0] - ctc[f"{clip}/log_probs"]).max() < END_TO_END * 10  # of values to -20
-        tokens, emitting, log_probs = emitted(ours["ctc"])
-        assert tokens == ctc[f"{clip}/tokens"].tolist()
-        assert emitting == ctc[f"{clip}/frames"].tolist()
-        np.testing.assert_allclose(log_probs, ctc[f"{clip}/log_probs"][emitting, tokens], atol=2e-3)
-
-    if name != STREAMING:  # the streaming export has its own test
-        exported = golden.arrays("onnxruntime")
-        key, at = ("log_probs", "ctc") if "log_probs" in ours else ("encoder_proj", "icefall")
-        theirs = exported[f"{clip}/{'log_probs' if key == 'log_probs' else 'encoder_out'}"]
-        assert difference(ours[key][0], theirs) < END_TO_END
-        assert emitted(ours[at])[:2] == (exported[f"{clip}/tokens"].tolist(), exported[f"{clip}/frames"].tolist())
+    ours = run(golden.params, frames, inputs)
+    for number, clip in enumerate(traced):
+        for stage in stages:
+            theirs = stored[f"{clip}/{stage}"]
+            row = rows[number] if stage == "embed" else number
+            assert difference(ours[stage][row, : len(theirs)], theirs) < PER_MODULE, (clip, stage)
+    for row, clip in enumerate(CLIPS):
+        assert_end_to_end(golden, clip, ours, row)
 
 
 @pytest.mark.parametrize("name", GOLDENS)
@@ -276,7 +317,7 @@ def test_predictor_and_joiner(goldens: Goldens, name: str) -> None:
     frames = encoder["espeak_sentence/encoder_proj"][stored["joiner_frames"]]
     sequence = np.concatenate([[-1], stored["padded_tokens"]])
 
-    @jax.jit
+    @quick_jit
     def run(params: dict[str, Any]) -> tuple[jax.Array, ...]:
         head = golden.bind(params).transducer
         state = head.initial_state(len(stored["contexts"]))
@@ -300,13 +341,12 @@ def test_a_batch_under_the_publishers_padding(goldens: Goldens, features: Arrays
     """What icefall computes where shorter utterances are padded with log(1e-10): its convolutions see the padding."""
     golden = goldens(name)
     stored = golden.arrays("encoder_batch")
-    clips, lengths = stored["clips"].tolist(), stored["x_lens"].astype(np.int32)
-    frames = np.full((len(clips), lengths.max(), 80), FEATURE_PADDING, np.float32)
-    for row, clip in enumerate(clips):
-        frames[row, : lengths[row]] = features[clip]
+    clips = stored["clips"].tolist()
+    frames, lengths = pad([features[clip] for clip in clips], FEATURE_PADDING)
+    np.testing.assert_array_equal(lengths, stored["x_lens"])
     stages = ["embed", *(f"stack{i}" for i in range(len(golden.config.encoder.num_layers)))]
 
-    @jax.jit
+    @quick_jit
     def run(params: dict[str, Any], frames: jax.Array) -> dict[str, jax.Array]:
         model = golden.bind(params, padding="publisher")
         ours = {}
@@ -347,14 +387,14 @@ def transcribers(goldens: Goldens) -> Callable[[str], Any]:
 
     @functools.cache
     def make(name: str) -> Any:
-        return goldens(name).recognizer(head="ctc" if "ctc" in name else None)
+        return goldens(name).recognizer(head="ctc" if "ctc" in name else None, batch_seconds=8.0)
 
     return make
 
 
 @pytest.fixture
 def one_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All clips share a bucket, which saves compilations; what buckets do is the subject of test_promises.py."""
+    """All clips share a program, which saves compilations; what buckets do is the subject of test_promises.py."""
     monkeypatch.setattr(batching, "SHORTEST", 8.0)
 
 
@@ -381,7 +421,7 @@ def test_transcripts(shared: Path, goldens: Goldens, transcribers: Callable[[str
     penalised = "greedy_search blank_penalty=1.5"
     assert (penalised in runs) == ("ctc" not in name)
     if penalised in runs:
-        other = golden.recognizer(blank_penalty=1.5)
+        other = golden.recognizer(blank_penalty=1.5, batch_seconds=8.0)
         other.programs = recognizer.programs  # the penalty is an argument of the program
         check_transcripts(golden, list(other.transcribe(files)), runs[penalised])
         assert runs[penalised] != runs["greedy_search"]
@@ -391,7 +431,7 @@ def test_transcripts(shared: Path, goldens: Goldens, transcribers: Callable[[str
 def test_transcripts_of_a_stream_without_tail(shared: Path, goldens: Goldens) -> None:
     """sherpa-onnx drops what does not fill a chunk and its look-ahead; no silence behind the clip saves it."""
     golden = goldens(STREAMING)
-    recognizer = jaxasr.load_model(golden.directory, pad_after=0.0)
+    recognizer = jaxasr.load_model(golden.directory, pad_after=0.0, batch_seconds=8.0)
     files = [shared / f"golden/audio/{clip}.wav" for clip in CLIPS]
     run = golden.json("sherpa_onnx")["runs"]["greedy_search without tail padding"]
     check_transcripts(golden, list(recognizer.transcribe(files)), run)
@@ -403,18 +443,15 @@ def test_six_streams_decoded_as_one_batch(goldens: Goldens, waveforms: Arrays, n
     golden = goldens(name)
     runs = golden.json("sherpa_onnx")["runs"]
     expected = runs["greedy_search, six streams decoded as one batch"]
-    lengths = np.array([len(waveforms[clip]) for clip in CLIPS], np.int32)
-    batch = np.zeros((len(CLIPS), lengths.max()), np.float32)
-    for row, clip in enumerate(CLIPS):
-        batch[row, : lengths[row]] = waveforms[clip]
+    batch, lengths = pad([waveforms[clip][:, None] for clip in CLIPS])
     head = "ctc" if "ctc" in name else "transducer"
 
-    @jax.jit
+    @quick_jit
     def run(params: dict[str, Any], waveforms: jax.Array, lengths: jax.Array) -> Any:
         model = golden.bind(params, padding="publisher")
         return model.search(*model.encode(waveforms, lengths), head)
 
-    hypotheses = run(golden.params, batch, lengths)
+    hypotheses = run(golden.params, batch[..., 0], lengths)
     recognizer = golden.recognizer(head=head)
     differing = 0
     for row, clip in enumerate(CLIPS):
@@ -438,12 +475,9 @@ def test_icefall_emits_unknown_words_and_sherpa_onnx_skips_them(goldens: Goldens
     greedy, single = golden.arrays("greedy"), golden.arrays("encoder_single")
     clips = [clip for clip in CLIPS if unknown in greedy[f"{clip}/tokens"]]
     assert clips
-    lengths = np.array([len(single[f"{clip}/encoder_out"]) for clip in clips], np.int32)
-    encoded = np.zeros((len(clips), lengths.max(), golden.config.encoder.output_dim), np.float32)
-    for row, clip in enumerate(clips):
-        encoded[row, : lengths[row]] = single[f"{clip}/encoder_out"]
+    encoded, lengths = pad([single[f"{clip}/encoder_out"] for clip in clips])
 
-    @jax.jit
+    @quick_jit
     def run(params: dict[str, Any]) -> tuple[Any, Any]:
         model = golden.bind(params)
         default = model.search(encoded, lengths, "transducer")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_models import CLIPS, END_TO_END, STREAMING, Golden, difference, emitted
+from golden_models import CLIPS, END_TO_END, STREAMING, Golden, difference, emitted, quick_jit
 
 from jaxasr.search.greedy import transducer_greedy
 
@@ -38,7 +38,7 @@ def padded(features: Arrays, clips: tuple[str, ...]) -> tuple[np.ndarray, np.nda
 def recognise(golden: Golden, frames: np.ndarray, lengths: np.ndarray, **encoder: Any) -> tuple[Any, Any, Any]:
     """(encoded, lengths, hypotheses) of a batch of features under a variant of the encoder's configuration."""
 
-    @jax.jit
+    @quick_jit
     def run(params: dict[str, Any], frames: jax.Array, lengths: jax.Array) -> tuple[Any, Any, Any]:
         model = golden.bind(params, **encoder)
         encoded, encoded_lengths = model.encoder(frames, lengths)
@@ -119,7 +119,7 @@ def streams(golden: Golden, features: Arrays) -> Callable[..., list[tuple[Any, n
         each = [windows(features[clip], chunk) for clip in clips]
         key = (chunk, left, len(clips))
         if key not in compiled:
-            compiled[key] = jax.jit(lambda params, state, x: golden.bind(params, **variant).encoder.step(state, x))
+            compiled[key] = quick_jit(lambda params, state, x: golden.bind(params, **variant).encoder.step(state, x))
         steps = []
         for number in range(max(map(len, each))):
             x = np.stack([own[min(number, len(own) - 1)] for own in each])
@@ -147,7 +147,7 @@ def in_the_originals_order(state: Any) -> Iterator[tuple[str, np.ndarray]]:
 def greedy(golden: Golden, encoded: np.ndarray) -> tuple[tuple[list[int], list[int], np.ndarray], np.ndarray]:
     """((tokens, frames, log-probabilities), projected frames) over the chunks of a stream, laid end to end (T, D)."""
 
-    @jax.jit
+    @quick_jit
     def search(params: dict[str, Any], encoded: jax.Array) -> tuple[Any, jax.Array]:
         head = golden.bind(params).transducer
         return transducer_greedy(head, encoded, jnp.full((1,), encoded.shape[1])), head.project(encoded)
@@ -234,7 +234,7 @@ def test_a_slot_that_is_taken_over_starts_anew(
 ) -> None:
     """Streaming servers swap a slot's state with jnp.where: a clip that begins in a used slot is none the worse."""
     variant = {"chunk_size": 16, "left_context": 64}
-    step = jax.jit(lambda params, state, x: golden.bind(params, **variant).encoder.step(state, x))
+    step = quick_jit(lambda params, state, x: golden.bind(params, **variant).encoder.step(state, x))
     fresh = golden.bind(golden.params, **variant).encoder.initial_state(2)
     first, second = windows(features["digits_a"], 16), windows(features["espeak_sentence"], 16)
     state = fresh
