@@ -14,6 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     import numpy as np
+
     from golden_models import Golden
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -71,7 +72,6 @@ def features(shared: Path) -> dict[str, np.ndarray]:
 def waveforms(shared: Path) -> dict[str, np.ndarray]:
     """The clips' samples, float32 at 16 kHz, by name."""
     from golden_models import CLIPS
-
     from jaxasr import audio
 
     return {clip: audio.load(shared / f"golden/audio/{clip}.wav") for clip in CLIPS}

@@ -58,9 +58,8 @@ class Golden:
 
     def bind(self, params: dict[str, Any], **encoder: Any) -> Model:
         """The module over (traced) parameters; `encoder` replaces fields of the encoder's configuration."""
-        return skeleton(dataclasses.replace(self.config, encoder=dataclasses.replace(self.config.encoder, **encoder))).fill(
-            params
-        )
+        variant = dataclasses.replace(self.config.encoder, **encoder)
+        return skeleton(dataclasses.replace(self.config, encoder=variant)).fill(params)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Parity of whole utterances with icefall, onnxruntime and sherpa-onnx, on the reference models (docs: tests/data)."""
+"""Parity of whole utterances with icefall, onnxruntime and sherpa-onnx, on the reference models (zipformer-*)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_models import CLIPS, END_TO_END, GOLDENS, OFFLINE, PER_MODULE, STREAMING, Golden, difference, emitted, quick_jit
 
 import jaxasr
+from golden_models import (
+    CLIPS,
+    END_TO_END,
+    GOLDENS,
+    OFFLINE,
+    PER_MODULE,
+    STREAMING,
+    Golden,
+    difference,
+    emitted,
+    quick_jit,
+)
 from jaxasr import batching, store
 from jaxasr.arrays import ceil_div
 from jaxasr.encoders.zipformer import Layer, attention_mask, match_channels
@@ -27,12 +38,12 @@ Goldens = Callable[[str], Golden]
 
 # log(1e-10): what icefall and sherpa-onnx put behind the shorter utterances of a batch of features.
 FEATURE_PADDING = -23.025850
-# sherpa-onnx computes the features itself, in another order of operations: they differ by 1e-4 from ours, as ours do from
-# kaldi-native-fbank's, and the random weights make up to 3e-3 of that in a log-probability. It prints six decimals.
+# sherpa-onnx computes the features itself, in another order of operations: they differ from ours by 1e-4, and the random
+# weights make up to 3e-3 of that in a log-probability. It prints six decimals.
 SHERPA_LOG_PROBS = 5e-3
 
 
-# --- every named submodule, fed with what the original fed it -----------------------------------------------------------
+# --- every named submodule, fed with what the original fed it ---------------------------------------------------------
 
 
 def batch_first(x: np.ndarray) -> np.ndarray:
@@ -190,7 +201,7 @@ def test_every_named_submodule_on_its_stored_input(goldens: Goldens, name: str) 
     assert {module: share for module, share in off.items() if share > PER_MODULE} == {}
 
 
-# --- single utterances, without padding ---------------------------------------------------------------------------------
+# --- single utterances, without padding -------------------------------------------------------------------------------
 
 
 def pad(rows: list[np.ndarray], value: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -255,13 +266,12 @@ def end_to_end(model: Model, frames: jax.Array, lengths: jax.Array) -> dict[str,
     encoded, encoded_lengths = model.encoder(frames, lengths)
     icefall = transducer_greedy(model.transducer, encoded, encoded_lengths)
     projected = model.transducer.project(encoded)
-    rows = [jax.tree.map(lambda leaf, row=row: leaf[row], icefall) for row in range(len(frames))]
     ours: dict[str, Any] = {
         "encoder_out": encoded,
         "encoder_proj": projected,
         "lens": encoded_lengths,
         "icefall": icefall,
-        "logits": jnp.stack([logits_along(model.transducer, *each) for each in zip(projected, rows, strict=True)]),
+        "logits": jax.vmap(functools.partial(logits_along, model.transducer))(projected, icefall),
     }
     if model.ctc is not None:
         ours["log_probs"] = model.ctc(encoded)
@@ -291,7 +301,7 @@ def test_all_clips_as_one_batch(goldens: Goldens, features: Arrays, name: str) -
     inputs = {stage: pad([stored[f"{clip}/{stage}"] for clip in traced])[0] for stage in stages[:-1]}
     rows = [CLIPS.index(clip) for clip in traced]
 
-    @jax.jit
+    @quick_jit
     def run(params: dict[str, Any], frames: jax.Array, inputs: dict[str, jax.Array]) -> dict[str, Any]:
         model = golden.bind(params)
         ours = end_to_end(model, frames, lengths)
@@ -333,7 +343,7 @@ def test_predictor_and_joiner(goldens: Goldens, name: str) -> None:
     assert max(off.values()) < 1e-5, off
 
 
-# --- padded batches as the publisher computes them ----------------------------------------------------------------------
+# --- padded batches as the publisher computes them --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", GOLDENS)
@@ -378,7 +388,7 @@ def test_a_batch_under_the_publishers_padding(goldens: Goldens, features: Arrays
     assert difference(ours["encoder_out"][row, : len(alone)], alone) > 0.1
 
 
-# --- from sound to text, as sherpa-onnx prints it -----------------------------------------------------------------------
+# --- from sound to text, as sherpa-onnx prints it ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -439,7 +449,7 @@ def test_transcripts_of_a_stream_without_tail(shared: Path, goldens: Goldens) ->
 
 @pytest.mark.parametrize("name", OFFLINE)
 def test_six_streams_decoded_as_one_batch(goldens: Goldens, waveforms: Arrays, name: str) -> None:
-    """sherpa-onnx's own padded batch, whose texts differ from those of single streams, under the publisher's padding."""
+    """sherpa-onnx's own padded batch, whose texts differ from those of single streams: under the publisher's padding."""
     golden = goldens(name)
     runs = golden.json("sherpa_onnx")["runs"]
     expected = runs["greedy_search, six streams decoded as one batch"]
@@ -492,7 +502,7 @@ def test_icefall_emits_unknown_words_and_sherpa_onnx_skips_them(goldens: Goldens
         assert [golden.tokens[i].replace("▁", " ") for i in ids] == theirs
 
 
-# --- checkpoints --------------------------------------------------------------------------------------------------------
+# --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
 def assert_same_parameters(ours: dict[str, Any], theirs: dict[str, Any], atol: float = 0.0) -> None:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_models import CLIPS, END_TO_END, STREAMING, Golden, difference, emitted, quick_jit
 
+from golden_models import CLIPS, END_TO_END, STREAMING, Golden, difference, emitted, quick_jit
 from jaxasr.search.greedy import transducer_greedy
 
 Arrays = dict[str, np.ndarray]
@@ -47,7 +47,7 @@ def recognise(golden: Golden, frames: np.ndarray, lengths: np.ndarray, **encoder
     return run(golden.params, frames, lengths)
 
 
-# --- whole utterances with a chunk mask ---------------------------------------------------------------------------------
+# --- whole utterances with a chunk mask -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("chunk", "left"), [(16, 64), (16, 128), (32, 64), (32, 128), (-1, -1)])
@@ -94,7 +94,7 @@ def test_a_batch_with_a_mask_under_the_publishers_padding(golden: Golden, featur
     assert differs > 0.1, "the publisher's padding changes nothing: the switch tests nothing"
 
 
-# --- chunk by chunk -----------------------------------------------------------------------------------------------------
+# --- chunk by chunk ---------------------------------------------------------------------------------------------------
 
 
 def windows(frames: np.ndarray, chunk: int) -> np.ndarray:
@@ -109,7 +109,7 @@ def windows(frames: np.ndarray, chunk: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def streams(golden: Golden, features: Arrays) -> Callable[..., list[tuple[Any, np.ndarray]]]:
-    """Runs clips side by side and gives (state, encoded (B, chunk // 2, D)) after each step, until the last clip ends."""
+    """Runs clips side by side: (state, encoded (B, chunk // 2, D)) after each step, until the last clip ends."""
     compiled: dict[tuple[int, int, int], Any] = {}
 
     def run(chunk: int, left: int, *clips: str) -> list[tuple[Any, np.ndarray]]:
