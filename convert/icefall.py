@@ -399,8 +399,10 @@ def vocabulary_size(checkpoint: IcefallCheckpoint) -> int:
 def override_chunks(
     config: ModelConfig, checkpoint: IcefallCheckpoint, chunk: int | None, left_context: int | None
 ) -> ModelConfig:
-    """A given configuration with the options --chunk and --left-context in it."""
-    if chunk is None and left_context is None:
+    """A given configuration with the chunks of the options, else those that an export was made for."""
+    arguments = checkpoint.arguments
+    exported = all(len(_per_stack(arguments.get(key, ()), 1)) == 1 for key in ("chunk_size", "left_context_frames"))
+    if chunk is None and left_context is None and not (exported and config.encoder.causal):
         return config
     size, context = _chunks(checkpoint.arguments, config.encoder.causal, chunk, left_context, [])
     try:

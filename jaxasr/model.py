@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxasr.arrays import ceil_div
-from jaxasr.encoders.zipformer import Zipformer, ZipformerConfig
+from jaxasr.arrays import ceil_div, length_mask
+from jaxasr.encoders.zipformer import PUBLISHER_PADDING, Zipformer, ZipformerConfig
 from jaxasr.errors import ConfigError
 from jaxasr.features.kaldi import KaldiConfig, fbank
 from jaxasr.heads.ctc import CTC, CTCConfig
@@ -112,6 +112,9 @@ class Model(nnx.Module):
         `dtype` is the type of the activations inside the encoder.
         """
         frames, frame_lengths = fbank(self.config.features, waveforms, lengths)
+        if self.config.encoder.padding == "publisher":
+            valid = length_mask(frame_lengths, frames.shape[1])[..., None]
+            frames = jnp.where(valid, frames, PUBLISHER_PADDING)
         encoded, encoded_lengths = self.encoder(frames.astype(dtype), frame_lengths)
         if self.config.audio.whole_chunks:
             encoded_lengths = self._whole_chunks(frame_lengths)

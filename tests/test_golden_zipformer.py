@@ -27,7 +27,7 @@ from golden_models import (
 )
 from jaxasr import batching, store
 from jaxasr.arrays import ceil_div
-from jaxasr.encoders.zipformer import Layer, attention_mask, match_channels
+from jaxasr.encoders.zipformer import PUBLISHER_PADDING, Layer, attention_mask, match_channels
 from jaxasr.layers.activations import swoosh_l, swoosh_r
 from jaxasr.layers.positions import compact_relative_positions
 from jaxasr.model import Model
@@ -36,9 +36,7 @@ from jaxasr.search.greedy import transducer_greedy
 Arrays = dict[str, np.ndarray]
 Goldens = Callable[[str], Golden]
 
-# log(1e-10): what icefall and sherpa-onnx put behind the shorter utterances of a batch of features.
-FEATURE_PADDING = -23.025850
-# sherpa-onnx computes the features itself, in another order of operations: they differ from ours by 1e-4, and the random
+# sherpa-onnx computes the features itself, in another order of operations: they differ from ours by 1e-4, and random
 # weights make up to 3e-3 of that in a log-probability. It prints six decimals.
 SHERPA_LOG_PROBS = 5e-3
 
@@ -352,7 +350,7 @@ def test_a_batch_under_the_publishers_padding(goldens: Goldens, features: Arrays
     golden = goldens(name)
     stored = golden.arrays("encoder_batch")
     clips = stored["clips"].tolist()
-    frames, lengths = pad([features[clip] for clip in clips], FEATURE_PADDING)
+    frames, lengths = pad([features[clip] for clip in clips], PUBLISHER_PADDING)
     np.testing.assert_array_equal(lengths, stored["x_lens"])
     stages = ["embed", *(f"stack{i}" for i in range(len(golden.config.encoder.num_layers)))]
 
@@ -449,7 +447,7 @@ def test_transcripts_of_a_stream_without_tail(shared: Path, goldens: Goldens) ->
 
 @pytest.mark.parametrize("name", OFFLINE)
 def test_six_streams_decoded_as_one_batch(goldens: Goldens, waveforms: Arrays, name: str) -> None:
-    """sherpa-onnx's own padded batch, whose texts differ from those of single streams: under the publisher's padding."""
+    """sherpa-onnx's own padded batch: its texts are not those of single streams, and ours under the publisher's padding."""
     golden = goldens(name)
     runs = golden.json("sherpa_onnx")["runs"]
     expected = runs["greedy_search, six streams decoded as one batch"]

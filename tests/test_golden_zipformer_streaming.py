@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from golden_models import CLIPS, END_TO_END, STREAMING, Golden, difference, emitted, quick_jit
+from jaxasr.encoders.zipformer import PUBLISHER_PADDING
 from jaxasr.search.greedy import transducer_greedy
 
 Arrays = dict[str, np.ndarray]
 
-# log(1e-10), as icefall pads features, and how much of it stands behind a stream: 13 frames of look-ahead and 30 more.
-FEATURE_PADDING, TAIL = -23.025850, 43
+# Frames of padding behind a stream: 13 of look-ahead and 30 more.
+TAIL = 43
 # What one chunk gives in the stream and in the whole utterance differs by float32's rounding (measured: 1e-5).
 SAME = 2e-5
 
@@ -29,7 +30,7 @@ def golden(goldens: Callable[[str], Golden]) -> Golden:
 def padded(features: Arrays, clips: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """(frames (B, T, 80), lengths (B,)) of clips, padded as the publisher pads."""
     lengths = np.array([len(features[clip]) for clip in clips], np.int32)
-    frames = np.full((len(clips), lengths.max(), 80), FEATURE_PADDING, np.float32)
+    frames = np.full((len(clips), lengths.max(), 80), PUBLISHER_PADDING, np.float32)
     for row, clip in enumerate(clips):
         frames[row, : lengths[row]] = features[clip]
     return frames, lengths
@@ -100,7 +101,7 @@ def test_a_batch_with_a_mask_under_the_publishers_padding(golden: Golden, featur
 def windows(frames: np.ndarray, chunk: int) -> np.ndarray:
     """The windows of a stream: (chunks, 2 chunk + 13, 80), 2 chunk apart, the last filled up."""
     size, shift = 2 * chunk + 13, 2 * chunk
-    tail = np.full((TAIL, 80), FEATURE_PADDING, np.float32)
+    tail = np.full((TAIL, 80), PUBLISHER_PADDING, np.float32)
     frames = np.concatenate([frames, tail])
     count = -(-max(len(frames) - 13, 0) // shift)
     frames = np.pad(frames, ((0, max(0, (count - 1) * shift + size - len(frames))), (0, 0)), constant_values=tail[0, 0])

@@ -30,6 +30,8 @@ from jaxasr.layers.subsampling import REACH, Conv2dSubsampling
 State = dict[str, Any]
 # Kept from the original: masked scores are set to this, not to minus infinity.
 MASKED = -1000.0
+# What icefall and sherpa-onnx put behind the shorter rows of a batch of features: log(1e-10).
+PUBLISHER_PADDING = -23.025850
 
 
 @dataclasses.dataclass(frozen=True)
