@@ -447,7 +447,7 @@ def test_transcripts_of_a_stream_without_tail(shared: Path, goldens: Goldens) ->
 
 @pytest.mark.parametrize("name", OFFLINE)
 def test_six_streams_decoded_as_one_batch(goldens: Goldens, waveforms: Arrays, name: str) -> None:
-    """sherpa-onnx's own padded batch: its texts are not those of single streams, and ours under the publisher's padding."""
+    """sherpa-onnx's own padded batch, the texts of which are not those of single streams."""
     golden = goldens(name)
     runs = golden.json("sherpa_onnx")["runs"]
     expected = runs["greedy_search, six streams decoded as one batch"]

@@ -23,7 +23,7 @@ from jaxasr.layers.activations import swoosh_l, swoosh_r
 from jaxasr.layers.convolution import DepthwiseConv1d
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.norms import BiasNorm
-from jaxasr.layers.positions import compact_relative_positions, relative_shift
+from jaxasr.layers.positions import compact_relative_positions, relative_bias
 from jaxasr.layers.products import batched_product
 from jaxasr.layers.subsampling import REACH, Conv2dSubsampling
 
@@ -311,8 +311,7 @@ class AttentionWeights(nnx.Module):
         encoded = self.linear_pos(positions.astype(query.dtype))  # (N, heads * p)
         encoded = split_heads(encoded[None], self.heads)[0]  # (heads, N, p)
         scores = batched_product(query, key.swapaxes(-1, -2))  # (B, heads, T, keys)
-        offsets = batched_product(position_query, encoded.swapaxes(-1, -2))  # (B, heads, T, N)
-        scores = scores + relative_shift(offsets, key.shape[2])
+        scores = scores + relative_bias(position_query, encoded, key.shape[2])
         scores = jnp.where(mask, scores.astype(jnp.float32), MASKED)
         return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
 

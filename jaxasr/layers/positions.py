@@ -24,12 +24,13 @@ def compact_relative_positions(queries: int, cached: int, dim: int) -> jax.Array
     return table.at[:, -1].set(1.0)
 
 
-def relative_shift(scores: jax.Array, keys: int) -> jax.Array:
-    """From offsets to keys: scores (..., queries, N) with N = keys + queries - 1 -> (..., queries, keys).
+def relative_bias(queries: jax.Array, encoded: jax.Array, keys: int) -> jax.Array:
+    """Scores by relative position: queries (B, heads, T, p), encoded (heads, keys + T - 1, p) -> (B, heads, T, keys).
 
-    Query i's key j stands in column queries - 1 - i + j. Dropping the first queries - 1 numbers of the flattened
-    rows and cutting them again into rows of N - 1 puts it in column j: one slice and no gather.
+    Query i's key j has row T - 1 - i + j of `encoded`. The rows are laid out by query and key once for the whole batch
+    and multiplied channel by channel, p being small: scores of all offsets, twice as many, never exist.
     """
-    *batch, queries, offsets = scores.shape
-    flat = scores.reshape(*batch, queries * offsets)[..., queries - 1 : queries - 1 + queries * (offsets - 1)]
-    return flat.reshape(*batch, queries, offsets - 1)[..., :keys]
+    steps = queries.shape[2]
+    rows = (steps - 1 - jnp.arange(steps))[:, None] + jnp.arange(keys)  # (T, keys)
+    table = encoded.swapaxes(1, 2)[:, :, rows]  # (heads, p, T, keys)
+    return sum(queries[..., channel, None] * table[None, :, channel] for channel in range(table.shape[1]))
