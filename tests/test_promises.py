@@ -1,0 +1,189 @@
+"""The promise: what is recognised in a clip depends neither on its companions in the batch, their order, nor the padding.
+
+Measured here on every model: tokens are the same, and activations behind every module agree to a few units in the sixth
+place, which is the rounding of programs for other shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from golden_models import CLIPS, END_TO_END, GOLDENS, PER_MODULE, STREAMING, Golden, difference, emitted, quick_jit
+from jaxasr.arrays import bucket
+from jaxasr.features.kaldi import fbank, frame_count
+from jaxasr.layers.subsampling import subsampled_length
+
+RATE = 16000
+Goldens = Callable[[str], Golden]
+# The causal model also without chunks, where a clip is a chunk of its own length.
+VARIANTS = [*((name, {}) for name in GOLDENS), (STREAMING, {"chunk_size": -1, "left_context": -1})]
+named = pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=[*GOLDENS, f"{STREAMING}-full"])
+
+
+@dataclasses.dataclass
+class Heard:
+    """What a program made of one clip: the valid frames behind each module, and the tokens of each head."""
+
+    activations: dict[str, np.ndarray]
+    tokens: dict[str, tuple[list[int], list[int], np.ndarray]]
+
+
+class Probe:
+    """Runs padded batches and looks behind every module. One program a shape."""
+
+    def __init__(self, golden: Golden, encoder: dict[str, Any]) -> None:
+        self.golden, self.encoder = golden, encoder
+        self.program = quick_jit(self._run)
+
+    def _run(self, params: dict[str, Any], waveforms: jax.Array, lengths: jax.Array) -> dict[str, Any]:
+        model = self.golden.bind(params, **self.encoder)
+        seen: dict[str, Any] = {}
+        seen["features"], counts = fbank(model.config.features, waveforms, lengths)
+        x, embedded = model.encoder.embed(seen["features"], counts)
+        seen["embed"] = x
+        for number, stack in enumerate(model.encoder.stacks):
+            x = seen[f"stack{number}"] = stack(x, embedded)
+        seen["encoded"], encoded_lengths = model.encode(waveforms, lengths)
+        heads = [head for head in ("transducer", "ctc") if getattr(model, head) is not None]
+        seen["heads"] = {head: model.search(seen["encoded"], encoded_lengths, head) for head in heads}
+        return seen
+
+    def __call__(self, clips: list[np.ndarray], samples: int, padding: float = 0.0) -> list[Heard]:
+        lengths = np.array([len(clip) for clip in clips], np.int32)
+        waveforms = np.full((len(clips), samples), padding, np.float32)
+        for row, clip in enumerate(clips):
+            waveforms[row, : len(clip)] = clip
+        seen = jax.device_get(self.program(self.golden.params, waveforms, lengths))
+        return [self._heard(seen, row, int(length)) for row, length in enumerate(lengths)]
+
+    def _heard(self, seen: dict[str, Any], row: int, samples: int) -> Heard:
+        frames = frame_count(self.golden.config.features, samples)
+        inner = subsampled_length(frames)
+        sizes = {"features": frames, "encoded": (inner + 1) // 2}
+        return Heard(
+            {
+                module: seen[module][row, : sizes.get(module, inner)]
+                for module in seen
+                if module != "heads" and np.size(seen[module][row, : sizes.get(module, inner)])
+            },
+            {head: emitted(hypotheses, row) for head, hypotheses in seen["heads"].items()},
+        )
+
+
+@pytest.fixture(scope="module")
+def probes(goldens: Goldens) -> Callable[[str, dict[str, Any]], Probe]:
+    make = functools.cache(lambda name, variant: Probe(goldens(name), dict(variant)))
+    return lambda name, variant: make(name, tuple(variant.items()))
+
+
+def assert_same(ours: Heard, alone: Heard, what: object) -> None:
+    assert ours.activations.keys() == alone.activations.keys(), what
+    for module, expected in alone.activations.items():
+        limit = END_TO_END if module == "encoded" else PER_MODULE
+        assert difference(ours.activations[module], expected) < limit, (what, module)
+    for head, (tokens, frames, log_probs) in alone.tokens.items():
+        assert ours.tokens[head][:2] == (tokens, frames), (what, head)
+        np.testing.assert_allclose(ours.tokens[head][2], log_probs, atol=END_TO_END)
+
+
+@named
+def test_random_batches(
+    probes: Callable[..., Probe], waveforms: dict[str, np.ndarray], name: str, variant: dict[str, Any]
+) -> None:
+    """20 batches of clips in random order, beside pieces of random length, down to ones too short for a frame."""
+    probe = probes(name, variant)
+    alone = functools.cache(lambda clip: probe([waveforms[clip]], 8 * RATE)[0])
+    said = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        clips = list(rng.permutation(CLIPS)[:3])
+        source = waveforms[str(rng.choice(CLIPS))]
+        start = int(rng.integers(len(source)))
+        piece = source[start : start + int(RATE * np.exp(rng.uniform(np.log(0.002), np.log(7.0))))]
+        place = int(rng.integers(4))
+        rows = [waveforms[clip] for clip in clips]
+        rows.insert(place, piece)
+        padding = [0.0, np.nan, 1e30][seed % 3]
+        heard = probe(rows, 7 * RATE, padding)
+        assert_same(heard.pop(place), probe([piece], 8 * RATE)[0], (seed, "piece", len(piece)))
+        for clip, ours in zip(clips, heard, strict=True):
+            assert_same(ours, alone(clip), (seed, clip))
+            said += sum(len(tokens) for tokens, _, _ in ours.tokens.values())
+    assert said > 100, "models that say nothing prove nothing"
+
+
+@named
+def test_what_stands_in_the_padding_changes_nothing(
+    probes: Callable[..., Probe], waveforms: dict[str, np.ndarray], name: str, variant: dict[str, Any]
+) -> None:
+    """Bit for bit, in one program: the padding is never read, be it infinite, enormous, or no number at all."""
+    probe = probes(name, variant)
+    rows = [waveforms[clip] for clip in ("short", "near_silence", "digits_a", "espeak_sentence")]
+    silent = probe(rows, 7 * RATE)
+    for padding in (np.nan, 1e30, -np.inf, 0.3):
+        for ours, expected in zip(probe(rows, 7 * RATE, padding), silent, strict=True):
+            for module, activations in expected.activations.items():
+                np.testing.assert_array_equal(ours.activations[module], activations, err_msg=f"{padding} {module}")
+            for head, emissions in expected.tokens.items():
+                assert ours.tokens[head][:2] == emissions[:2]
+
+
+@named
+def test_the_order_of_rows_changes_nothing(
+    probes: Callable[..., Probe], waveforms: dict[str, np.ndarray], name: str, variant: dict[str, Any]
+) -> None:
+    probe = probes(name, variant)
+    rows = [waveforms[clip] for clip in ("digits_b", "short", "noise", "digits_a")]
+    for ours, expected in zip(probe(rows[::-1], 7 * RATE)[::-1], probe(rows, 7 * RATE), strict=True):
+        assert_same(ours, expected, "reversed")
+
+
+BUCKETS = sorted({bucket(size, RATE) for size in range(RATE, 8 * RATE, 100)} | {20 * RATE})
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "buckets"),
+    [
+        ("zipformer-ctc-tiny", {}, BUCKETS),
+        (STREAMING, {}, BUCKETS[::3]),
+        (STREAMING, {"chunk_size": -1, "left_context": -1}, BUCKETS[1::4]),
+    ],
+    ids=["zipformer-ctc-tiny", STREAMING, f"{STREAMING}-full"],
+)
+def test_every_bucket_that_holds_a_clip(
+    probes: Callable[..., Probe],
+    waveforms: dict[str, np.ndarray],
+    name: str,
+    variant: dict[str, Any],
+    buckets: list[int],
+) -> None:
+    """Utterances shorter than a chunk among them, in buckets shorter and longer than a chunk."""
+    probe = probes(name, variant)
+    clips = ("short", "near_silence", "espeak_sentence")
+    alone = {clip: probe([waveforms[clip]], 8 * RATE)[0] for clip in clips}
+    ran = 0
+    for samples in buckets:
+        held = [clip for clip in clips if len(waveforms[clip]) <= samples]
+        rows = [waveforms[clip] for clip in held]
+        for clip, ours in zip(held, probe(rows, samples, np.nan), strict=True):
+            assert_same(ours, alone[clip], (samples / RATE, clip))
+            ran += 1
+    assert ran >= 2 * len(buckets) - 2
+
+
+def test_an_empty_row_is_harmless(probes: Callable[..., Probe], waveforms: dict[str, np.ndarray]) -> None:
+    """Batches are filled up to a power of two with rows of length 0."""
+    probe = probes(STREAMING, {})
+    nothing = np.zeros(0, np.float32)
+    clip = waveforms["digits_a"]
+    heard = probe([nothing, clip, nothing, nothing], 7 * RATE, np.nan)
+    assert_same(heard[1], probe([clip], 8 * RATE)[0], "beside empty rows")
+    for row in (0, 2, 3):
+        assert heard[row].tokens["transducer"][0] == []

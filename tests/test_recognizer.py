@@ -1,0 +1,205 @@
+"""The recognizer on the model that lies in the repository: order, errors, overlap, devices, threads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxasr
+from golden_models import Golden
+from jaxasr import audio
+from jaxasr.errors import AudioError, ConfigError, ModelError
+from jaxasr.recognizer import Failure, Recognizer, Transcript
+
+CLIP = Path(__file__).parent / "data" / "espeak_sentence.wav"
+
+
+@pytest.fixture(scope="module")
+def recognizer(bundled: Golden) -> Recognizer:
+    return bundled.recognizer()
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[np.ndarray]:
+    sound = audio.load(str(CLIP))
+    return [sound, sound[:20000], sound[:5000], sound[8000:40000], sound[:200], np.zeros(0, np.float32)]
+
+
+def spoken(results: list[Transcript | Failure]) -> list[tuple[int, ...]]:
+    return [tuple(result.token_ids) for result in results if isinstance(result, Transcript)]
+
+
+def test_order_is_kept_and_companions_do_not_matter(recognizer: Recognizer, clips: list[np.ndarray]) -> None:
+    together = list(recognizer.transcribe(clips))
+    alone = [next(recognizer.transcribe(clip)) for clip in clips]
+    assert spoken(together) == spoken(alone)
+    backwards = list(recognizer.transcribe(clips[::-1]))[::-1]
+    assert [t.text for t in backwards] == [t.text for t in together]
+    assert [t.duration for t in together] == [len(clip) / 16000 for clip in clips]
+    assert together[0].text and together[-1].text == "" and together[-1].tokens == []
+
+
+def test_fields_run_side_by_side(recognizer: Recognizer) -> None:
+    result = next(recognizer.transcribe(str(CLIP)))
+    assert result.audio == str(CLIP)
+    count = len(result.tokens)
+    assert count > 10
+    assert len(result.token_ids) == len(result.timestamps) == len(result.log_probs) == count
+    assert result.timestamps == sorted(result.timestamps)
+    assert all(0 <= t <= result.duration for t in result.timestamps)
+    assert all(p <= 0 for p in result.log_probs)
+
+
+def test_repeated_calls_compile_nothing_new(recognizer: Recognizer, clips: list[np.ndarray]) -> None:
+    list(recognizer.transcribe(clips))
+    known = set(recognizer.programs)
+    list(recognizer.transcribe(clips))
+    assert set(recognizer.programs) == known
+
+
+def test_unreadable_inputs_among_good_ones(recognizer: Recognizer, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"RIFF nothing")
+    first, second, third = recognizer.transcribe([str(CLIP), str(bad), str(CLIP)], on_error="yield")
+    assert isinstance(second, Failure) and second.audio == str(bad) and isinstance(second.error, AudioError)
+    assert first.text == third.text != ""
+    results = recognizer.transcribe([str(bad), str(CLIP)])
+    with pytest.raises(AudioError, match="bad.wav"):
+        list(results)
+
+
+def test_misspelt_arguments_are_errors(recognizer: Recognizer, bundled: Golden) -> None:
+    with pytest.raises(TypeError):
+        recognizer.transcribe([], sample_rat=8000)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        jaxasr.load_model(bundled.directory, blank_penlty=1.0)
+    with pytest.raises(TypeError):
+        jaxasr.convert_checkpoint("a", "b", overwritten=True)
+    with pytest.raises(ConfigError, match="on_error"):
+        recognizer.transcribe([], on_error="ignore")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="float33"):
+        bundled.recognizer(dtype="float33")
+    with pytest.raises(ConfigError, match="batch_seconds"):
+        bundled.recognizer(batch_seconds=0)
+    with pytest.raises(ConfigError, match="rnnt"):
+        bundled.recognizer(head="rnnt")
+
+
+def test_reading_goes_on_while_the_device_works(
+    bundled: Golden, recognizer: Recognizer, clips: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = bundled.recognizer(batch_seconds=1.0)
+    slow.programs = recognizer.programs
+    list(recognizer.transcribe([clips[1]]))  # compiled before anything is counted
+    read, reading = threading.Event(), []
+    original = audio.load
+
+    def load(source: object, rate: int | None) -> np.ndarray:
+        reading.append(source)
+        if len(reading) > 4:
+            read.set()
+        return original(source, rate)
+
+    run = slow.run
+
+    def wait_for_reader(*batch: np.ndarray) -> object:
+        # The first group is on the device; with no reading meanwhile this would never end.
+        assert read.wait(timeout=60)
+        return run(*batch)
+
+    monkeypatch.setattr("jaxasr.recognizer.audio_files.load", load)
+    monkeypatch.setattr(slow, "run", wait_for_reader)
+    results = list(slow.transcribe([clips[1]] * 12))
+    assert len(results) == 12 and len(set(spoken(results))) == 1
+
+
+def test_results_come_before_all_is_read(bundled: Golden, recognizer: Recognizer, clips: list[np.ndarray]) -> None:
+    eager = bundled.recognizer(batch_seconds=1.0)
+    eager.programs = recognizer.programs
+    taken = 0
+
+    def endless() -> object:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield clips[1]
+
+    results = eager.transcribe(endless())  # type: ignore[arg-type]
+    for _ in range(3):
+        assert next(results).text
+    assert taken < 40
+    results.close()
+
+
+def test_long_audio_is_cut_with_one_line(
+    recognizer: Recognizer, clips: list[np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    long = np.tile(np.concatenate([clips[0], np.zeros(8000, np.float32)]), 14)  # 63 s
+    result = next(recognizer.transcribe(long))
+    assert len([record for record in caplog.records if "quiet points" in record.message]) == 1
+    single = next(recognizer.transcribe(clips[0]))
+    assert len(result.tokens) > 10 * len(single.tokens)
+    assert result.timestamps == sorted(result.timestamps) and result.timestamps[-1] > 58
+
+
+def test_threads_share_a_recognizer(recognizer: Recognizer, clips: list[np.ndarray]) -> None:
+    expected = spoken(list(recognizer.transcribe(clips[:4])))
+    with ThreadPoolExecutor(8) as pool:
+        for result in pool.map(lambda _: spoken(list(recognizer.transcribe(clips[:4]))), range(24)):
+            assert result == expected
+
+
+def test_progress_reaches_the_whole(recognizer: Recognizer, clips: list[np.ndarray]) -> None:
+    calls: list[tuple[float, float]] = []
+    list(recognizer.transcribe(clips, progress=lambda done, known: calls.append((done, known))))
+    done, known = calls[-1]
+    assert done == pytest.approx(known) == pytest.approx(sum(map(len, clips)) / 16000)
+
+
+def test_damage_is_reported_at_once_or_when_loading_lazily_at_the_first_use(bundled: Golden, tmp_path: Path) -> None:
+    damaged = shutil.copytree(bundled.directory, tmp_path / "damaged")
+    shutil.rmtree(damaged / "params")
+    with pytest.raises(ModelError, match="params"):
+        jaxasr.load_model(damaged)
+    late = jaxasr.load_model(damaged, lazy=True)
+    with pytest.raises(ModelError, match="params"):
+        list(late.transcribe(str(CLIP)))
+
+
+SCRIPT = """
+import sys
+import jax, numpy as np
+import jaxasr
+from jaxasr import audio
+sound = audio.load(sys.argv[2])
+clips = [sound, sound[:20000], sound[8000:40000], sound[:9000], sound[100:30000]]
+model = jaxasr.load_model(sys.argv[1])
+print(len(model.devices))
+for t in model.transcribe(clips):
+    print(*t.token_ids)
+"""
+
+
+@pytest.mark.slow
+def test_devices_share_batches_and_give_the_same(bundled: Golden, recognizer: Recognizer) -> None:
+    sound = audio.load(str(CLIP))
+    clips = [sound, sound[:20000], sound[8000:40000], sound[:9000], sound[100:30000]]
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(bundled.directory), str(CLIP)],
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    devices, *lines = run.stdout.splitlines()
+    assert devices == "2"
+    assert [tuple(map(int, line.split())) for line in lines] == spoken(list(recognizer.transcribe(clips)))
