@@ -1,4 +1,4 @@
-"""The promise: what is recognised in a clip depends neither on its companions in the batch, their order, nor the padding.
+"""The promises of the whole: text that does not depend on companions, order or padding, and bounded programs."""
 
 Measured here on every model: tokens are the same, and activations behind every module agree to a few units in the sixth
 place, which is the rounding of programs for other shapes.

@@ -1,0 +1,84 @@
+"""configs/: every file is a whole configuration, and its sizes are those of the published checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxasr.convert import named_configs
+from jaxasr.errors import ConfigError
+from jaxasr.model import ModelConfig, Skeleton
+from jaxasr.store import read_config
+
+# Parameters of icefall's own modules (icefall, RESULTS.md of each recipe, and counted from the checkpoints).
+CHECKPOINTS = {
+    "reazonspeech_k2_v2": 159_337_842,
+    "librispeech_zipformer_small": 23_285_615,
+    "librispeech_zipformer_medium": 65_549_011,
+    "librispeech_zipformer_medium_streaming": 66_110_931,
+    "librispeech_zipformer_large": 148_439_574,
+    "librispeech_zipformer_small_ctc": 23_285_615 + 128_500,
+}
+
+
+def parameters(config: ModelConfig) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(Skeleton(config).parameters))
+
+
+def left_out(config: ModelConfig) -> int:
+    """What a checkpoint holds beside ours: projections of the pruned loss, and a bypass scale of every layer."""
+    encoder, head = config.encoder, config.transducer
+    assert head is not None
+    projections = (encoder.output_dim + 1 + head.predictor_dim + 1) * head.vocabulary_size
+    scales = sum(layers * width for layers, width in zip(encoder.num_layers, encoder.encoder_dim, strict=True))
+    return projections + scales
+
+
+@pytest.mark.parametrize("name", sorted(named_configs()))
+def test_each_is_whole_and_named_as_its_file(name: str) -> None:
+    config = read_config(named_configs()[name])
+    assert config.name == name
+    assert config.encoder.causal == config.audio.whole_chunks == ("streaming" in name or "kws" in name)
+    assert (config.ctc is not None) == name.endswith("ctc")
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_parameter_counts(name: str) -> None:
+    config = read_config(named_configs()[name])
+    assert parameters(config) + left_out(config) == CHECKPOINTS[name]
+
+
+def test_reazonspeech_without_the_training_parts() -> None:
+    config = read_config(named_configs()["reazonspeech_k2_v2"])
+    assert parameters(config) == 152_631_330
+    assert (config.audio.silence_before, config.audio.silence_after) == (0.9, 0.9)
+
+
+def test_silence_is_reazonspeechs_alone_and_the_streams_tail() -> None:
+    for name, path in named_configs().items():
+        audio = read_config(path).audio
+        if name != "reazonspeech_k2_v2":
+            assert (audio.silence_before, audio.silence_after) == (0.0, 0.66 if audio.whole_chunks else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("num_layers:", "num_layrs:", "num_layrs"),
+        ("pos_dim: 48", "pos_dim: '48'", "pos_dim"),
+        ("conv_kernel: [31", "conv_kernel: [30", "odd"),
+        ("padding: isolated", "padding: none", "padding"),
+        ("kind: zipformer", "kind: conformer", "kind"),
+        ("name: ", "name: [", "yaml"),
+    ],
+)
+def test_a_slip_is_named_with_its_file(tmp_path: Path, old: str, new: str, named: str) -> None:
+    text = named_configs()["reazonspeech_k2_v2"].read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "mine.yaml").write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=named) as caught:
+        read_config(tmp_path / "mine.yaml")
+    assert "mine.yaml" in str(caught.value) and "\n" not in str(caught.value)
