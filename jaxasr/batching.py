@@ -52,11 +52,10 @@ def cut(samples: np.ndarray, longest: int, rate: int) -> list[tuple[int, int]]:
 
 
 def plan(windows: Sequence[Window], padding: int, rate: int, budget: float, multiple: int) -> list[Batch]:
-    """Sort windows by length into batches: equal buckets, rows a power of two times `multiple`, `budget` seconds each.
+    """Sort windows by length into batches: equal buckets, rows a power of four times `multiple`, `budget` seconds.
 
-    `padding`: samples of silence that every window gets. Powers of two keep the number of programs small: a bucket
-    with seven windows runs as 4 + 2 + 1 rather than in a program of its own. `multiple`: local devices that share a
-    batch.
+    `padding`: samples of silence that every window gets. Powers of four keep the number of programs small: a bucket
+    with six windows runs as 4 + 1 + 1 rather than in a program of its own. `multiple`: devices that share a batch.
     """
     smallest = int(SHORTEST * rate)
     buckets: dict[int, list[Window]] = {}
@@ -66,9 +65,9 @@ def plan(windows: Sequence[Window], padding: int, rate: int, budget: float, mult
     for samples, members in buckets.items():
         most = max(int(budget * rate / samples / multiple), 1)
         while members:
-            rows = 1 << (most.bit_length() - 1)
-            while rows > 1 and rows * multiple > len(members):
-                rows //= 2
+            rows = 1
+            while 4 * rows <= most and 4 * rows * multiple <= len(members):
+                rows *= 4
             taken, members = members[: rows * multiple], members[rows * multiple :]
             batches.append(Batch(tuple(taken), rows * multiple, samples))
     return batches

@@ -1,4 +1,4 @@
-"""The promises of the whole: text that does not depend on companions, order or padding, and bounded programs."""
+"""The promises of the whole: text that does not depend on companions, order or padding, and bounded programs.
 
 Measured here on every model: tokens are the same, and activations behind every module agree to a few units in the sixth
 place, which is the rounding of programs for other shapes.
