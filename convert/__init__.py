@@ -128,7 +128,7 @@ def _read(
             )
             icefall.suggest(checkpoint, model, named_configs())
         else:
-            model = icefall.override_chunks(ours, checkpoint, chunk, left_context)
+            model = icefall.adapt(ours, checkpoint, chunk, left_context)
         params = icefall.parameters(checkpoint, model)
     except (CheckpointError, ConfigError) as error:
         message = str(error)

@@ -396,20 +396,30 @@ def vocabulary_size(checkpoint: IcefallCheckpoint) -> int:
     raise CheckpointError("neither a transducer's joiner nor a CTC output is there: not a whole icefall model")
 
 
-def override_chunks(
+def adapt(
     config: ModelConfig, checkpoint: IcefallCheckpoint, chunk: int | None, left_context: int | None
 ) -> ModelConfig:
-    """A given configuration with the chunks of the options, else those that an export was made for."""
+    """A given configuration with the chunks of the options, else of the export, and the heads that the file holds.
+
+    An export has one head where the recipe trains two; `checkpoint.notes` says which one is left out.
+    """
+    held = {"transducer": "joiner.output_linear.weight", "ctc": "ctc_output.1.weight"}
+    absent = [
+        head for head, name in held.items() if getattr(config, head) is not None and name not in checkpoint.tensors
+    ]
+    for head in absent:
+        checkpoint.notes.append(f"the file holds no {head} head, which {config.name} would have: it is left out")
     arguments = checkpoint.arguments
     exported = all(len(_per_stack(arguments.get(key, ()), 1)) == 1 for key in ("chunk_size", "left_context_frames"))
-    if chunk is None and left_context is None and not (exported and config.encoder.causal):
-        return config
-    size, context = _chunks(checkpoint.arguments, config.encoder.causal, chunk, left_context, [])
     try:
-        encoder = dataclasses.replace(config.encoder, chunk_size=size, left_context=context)
+        config = dataclasses.replace(config, **dict.fromkeys(absent))
+        if chunk is not None or left_context is not None or (exported and config.encoder.causal):
+            size, context = _chunks(arguments, config.encoder.causal, chunk, left_context, [])
+            encoder = dataclasses.replace(config.encoder, chunk_size=size, left_context=context)
+            config = dataclasses.replace(config, encoder=encoder)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return dataclasses.replace(config, encoder=encoder)
+    return config
 
 
 def suggest(checkpoint: IcefallCheckpoint, model: ModelConfig, named: Mapping[str, Path]) -> None:

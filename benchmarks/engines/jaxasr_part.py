@@ -15,7 +15,6 @@ parser.add_argument("--threads", type=int, required=True)
 parser.add_argument("--clips", type=int, required=True)
 parser.add_argument("--seconds", type=float, required=True)
 parser.add_argument("--dtype", default="float32")
-parser.add_argument("--devices", type=int, default=1, help="CPU devices that share the threads and the batch")
 options = parser.parse_args()
 use_cores(options.threads)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,10 +22,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import time  # noqa: E402
 
 import jax  # noqa: E402
-
-if options.devices > 1:
-    jax.config.update("jax_num_cpu_devices", options.devices)
-
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from speechlike import speechlike  # noqa: E402
@@ -71,10 +66,10 @@ def part(name: str) -> tuple[Any, tuple[Any, ...]]:
         return fbank(config.features, waveforms, lengths)
 
     def encoder(params: Any, frames: jax.Array, lengths: jax.Array) -> Any:
-        return recognizer.bind(params).encoder(frames, lengths)
+        return recognizer.skeleton.fill(params).encoder(frames, lengths)
 
     def search(params: Any, encoded: jax.Array, lengths: jax.Array) -> Any:
-        return recognizer.bind(params).search(encoded, lengths, recognizer.head)
+        return recognizer.skeleton.fill(params).search(encoded, lengths, recognizer.head)
 
     if name == "features":
         return features, (waveforms, lengths)
