@@ -26,7 +26,7 @@ HeadName = Literal["transducer", "ctc"]
 class AudioConfig:
     """How audio is presented to the encoder.
 
-    `silence_before`, `silence_after` (s): zeros around every clip. `whole_chunks`: a causal model decodes full chunks
+    `silence_before`, `silence_after` (s): zeros around every clip. `whole_chunks`: a model with chunks decodes full ones
     only, and a chunk only while more feature frames are ready than it reads (sherpa-onnx's online runtime).
     `longest` (s): longer audio is cut into windows.
     """
@@ -116,7 +116,7 @@ class Model(nnx.Module):
             valid = length_mask(frame_lengths, frames.shape[1])[..., None]
             frames = jnp.where(valid, frames, PUBLISHER_PADDING)
         encoded, encoded_lengths = self.encoder(frames.astype(dtype), frame_lengths)
-        if self.config.audio.whole_chunks:
+        if self.config.audio.whole_chunks and self.config.encoder.chunk_size > 0:
             encoded_lengths = self._whole_chunks(frame_lengths)
         return encoded, encoded_lengths
 
