@@ -26,8 +26,8 @@ HeadName = Literal["transducer", "ctc"]
 class AudioConfig:
     """How audio is presented to the encoder.
 
-    `silence_before`, `silence_after` (s): zeros around every clip. `whole_chunks`: a model with chunks decodes full ones
-    only, and a chunk only while more feature frames are ready than it reads (sherpa-onnx's online runtime).
+    `silence_before`, `silence_after` (s): zeros around every clip. `whole_chunks`: a model with chunks decodes full
+    ones only, and a chunk only while more feature frames are ready than it reads (sherpa-onnx's online runtime).
     `longest` (s): longer audio is cut into windows.
     """
 
