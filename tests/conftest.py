@@ -40,7 +40,12 @@ def shared() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One cache of compiled programs for all workers of a run, thrown away at its end, unless the caller names one."""
+    """One cache of compiled programs for all workers of a run, thrown away at its end, unless the caller names one.
+
+    Tests run on the CPU unless JAX_PLATFORMS says otherwise: libtpu, which the ahead-of-time tests bring, complains on
+    stderr where there is no TPU, and the command line's tests count its lines.
+    """
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if "JAXASR_CACHE" not in os.environ:
         folder = tempfile.mkdtemp(prefix="jaxasr-tests-")
         os.environ["JAXASR_CACHE"] = folder
