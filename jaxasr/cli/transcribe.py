@@ -141,6 +141,7 @@ def transcribe(
             blank_penalty=blank_penalty,
             head=head,
             pad_before=pad_before,
+            lazy=True,
             pad_after=pad_after,
             precision=precision,
         )
