@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Protocol
 
 import jax
@@ -53,7 +54,7 @@ def transducer_greedy(
         for silent in silent_ids:
             emit &= token != silent
         advanced = lax.cond(emit.any(), lambda: head.advance(state, token), lambda: state)
-        state = jax.tree.map(lambda new, old: jnp.where(emit[:, None], new, old), advanced, state)
+        state = jax.tree.map(functools.partial(_choose_rows, emit), advanced, state)
         return state, (token, log_prob, emit)
 
     _, outputs = lax.scan(frame, head.initial_state(encoded.shape[0]), (projected.swapaxes(0, 1), valid.T))
@@ -80,6 +81,11 @@ def ctc_greedy(
     return from_frames(tokens, best, emitted)
 
 
+def _choose_rows(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """Rows of `new` where chosen (B,), rows of `old` elsewhere; both (B, ...)."""
+    return jnp.where(chosen.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+
 def first_maximum(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The first index of the maximum over the last axis, and the maximum: (..., V) -> (...) int32, (...).
 
@@ -87,4 +93,5 @@ def first_maximum(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     best = values.max(axis=-1)
     positions = jnp.arange(values.shape[-1], dtype=jnp.int32)
-    return jnp.where(values == best[..., None], positions, values.shape[-1]).min(axis=-1), best
+    # Where nothing compares equal, NaN, the last index keeps the result inside the vocabulary.
+    return jnp.where(values == best[..., None], positions, values.shape[-1] - 1).min(axis=-1), best

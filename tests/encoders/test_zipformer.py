@@ -1,0 +1,339 @@
+"""The Zipformer's parts against formulas written out in numpy, and its forms against each other on random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from golden_models import difference, quick_jit
+from jaxasr.encoders.zipformer import (
+    MASKED,
+    AttentionWeights,
+    Bypass,
+    ChunkCausalDepthwiseConv1d,
+    ConvModule,
+    Downsample,
+    NonlinAttention,
+    SelfAttention,
+    Zipformer,
+    ZipformerConfig,
+    attention_mask,
+    match_channels,
+)
+from jaxasr.layers.positions import compact_relative_positions
+from random_modules import random_module
+
+# Unequal everything, so that a swapped axis or stack shows.
+CONFIG = ZipformerConfig(
+    num_layers=(1, 2, 1),
+    downsampling=(1, 2, 4),
+    encoder_dim=(8, 16, 12),
+    feedforward_dim=(16, 12, 20),
+    num_heads=(2, 4, 1),
+    query_head_dim=(4, 2, 6),
+    value_head_dim=(3, 4, 5),
+    pos_head_dim=(2, 1, 3),
+    conv_kernel=(7, 5, 3),
+    pos_dim=6,
+    feature_dim=20,
+)
+CAUSAL = dataclasses.replace(CONFIG, causal=True, chunk_size=8, left_context=16)
+
+
+def random(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def build(kind: Any, *arguments: Any, seed: int = 0) -> Any:
+    """A module with random parameters."""
+    graph, state = random_module(lambda rngs: kind(*arguments, rngs=rngs), seed)
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, state))
+
+
+def numbers(parameter: Any) -> np.ndarray:
+    return np.asarray(parameter[...], np.float64)
+
+
+def linear(module: Any, x: np.ndarray) -> np.ndarray:
+    return x @ numbers(module.kernel) + (0 if module.bias is None else numbers(module.bias))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+# --- configuration ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"encoder_dim": (8, 16)}, "encoder_dim"),
+        ({"num_heads": (2, 4, 0)}, "num_heads"),
+        ({"conv_kernel": (7, 4, 3)}, "conv_kernel"),
+        ({"causal": True, "chunk_size": 6}, "chunk_size 6"),
+        ({"causal": True, "chunk_size": 8, "left_context": 10}, "left_context 10"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        dataclasses.replace(CONFIG, **change)
+
+
+def test_what_a_step_reads() -> None:
+    """icefall.md: T = 2c + 13 feature frames, 2c apart."""
+    assert (CAUSAL.frames_per_step, CAUSAL.shift_per_step) == (29, 16)
+    sixteen = dataclasses.replace(CAUSAL, chunk_size=16)
+    assert (sixteen.frames_per_step, sixteen.shift_per_step) == (45, 32)
+    assert CONFIG.output_dim == 16
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "cached"), [(6, 0), (4, 5)])
+def test_attention_weights(steps: int, cached: int) -> None:
+    """softmax of q·k + p·(W pe[key - query]), without 1/√d, masked scores at -1000."""
+    module = build(AttentionWeights, CONFIG, 1)
+    heads, query_dim, position_dim = 4, 2, 1
+    x, cache = random(0, 2, steps, 16), random(1, 2, cached, heads * query_dim)
+    table = np.asarray(compact_relative_positions(steps, cached, CONFIG.pos_dim), np.float64)
+    mask = np.ones((2, 1, 1, cached + steps), bool)
+    mask[1, ..., -2:] = False
+    mask[0, ..., :1] = cached == 0
+    projected = linear(module.in_proj, x.astype(np.float64))
+    query, key, position = np.split(projected, [heads * query_dim, 2 * heads * query_dim], axis=-1)
+    keys = np.concatenate([cache, key], axis=1)
+    encoded = linear(module.linear_pos, table).reshape(-1, heads, position_dim)
+    scores = np.zeros((2, heads, steps, cached + steps))
+    for head in range(heads):
+        q = query.reshape(2, steps, heads, -1)[:, :, head]
+        k = keys.reshape(2, cached + steps, heads, -1)[:, :, head]
+        p = position.reshape(2, steps, heads, -1)[:, :, head]
+        for i in range(steps):
+            for j in range(cached + steps):
+                row = (j - cached - i) + (steps - 1) + cached
+                scores[:, head, i, j] = (q[:, i] * k[:, j]).sum(-1) + (p[:, i] * encoded[row, head]).sum(-1)
+    expected = softmax(np.where(mask, scores, MASKED))
+    if cached:
+        new, weights = module.step(cache, x, table.astype(np.float32), mask)
+        np.testing.assert_allclose(new, keys[:, -cached:], atol=1e-5)
+    else:
+        weights = module(x, table.astype(np.float32), mask)
+    np.testing.assert_allclose(weights, expected, atol=1e-5)
+    assert not np.asarray(weights)[1, ..., -2:].any()
+
+
+def test_more_than_forty_seconds_attend_to_each_other() -> None:
+    """The publisher's ONNX models hold a table of 3999 offsets and fail beyond 40 s; ours grows: 50 s at 50 Hz."""
+    module = build(AttentionWeights, CONFIG, 2)
+    steps = 2500
+    x = random(3, 1, steps, 12)
+    positions = compact_relative_positions(steps, 0, CONFIG.pos_dim)
+    weights = np.asarray(quick_jit(module)(x, positions, jnp.ones((1, 1, 1, steps), bool)))
+    query, key, position = np.split(linear(module.in_proj, x[0].astype(np.float64)), [6, 12], axis=-1)
+    encoded = linear(module.linear_pos, np.asarray(positions, np.float64))  # (2 steps - 1, 3)
+    for i in (0, 7, 1250, 2499):
+        scores = key @ query[i] + encoded[steps - 1 - i : 2 * steps - 1 - i] @ position[i]
+        np.testing.assert_allclose(weights[0, 0, i], softmax(scores), atol=1e-5)
+
+
+def test_self_attention_and_its_cache() -> None:
+    module = build(SelfAttention, 10, 2, 3)
+    x, weights = random(0, 2, 4, 10), softmax(random(1, 2, 2, 4, 9)).astype(np.float32)
+    cache = random(2, 2, 5, 6)
+    values = np.concatenate([cache, linear(module.in_proj, x)], axis=1)
+    mixed = np.einsum("bhts,bshv->bthv", weights, values.reshape(2, 9, 2, 3)).reshape(2, 4, 6)
+    new, made = module.step(cache, x, weights)
+    np.testing.assert_allclose(made, linear(module.out_proj, mixed), atol=1e-5)
+    np.testing.assert_allclose(new, values[:, -5:], atol=1e-5)
+
+
+def test_nonlin_attention_and_its_cache() -> None:
+    """Linear to s, x, y in this order: out((A (x tanh s)) y); the cache holds x tanh s."""
+    module = build(NonlinAttention, 8, 6)
+    x, weights = random(0, 1, 3, 8), softmax(random(1, 1, 3, 5)).astype(np.float32)
+    cache = random(2, 1, 2, 6)
+    s, value, gate = np.split(linear(module.in_proj, x), 3, axis=-1)
+    values = np.concatenate([cache, value * np.tanh(s)], axis=1)
+    new, made = module.step(cache, x, weights)
+    np.testing.assert_allclose(made, linear(module.out_proj, (weights @ values) * gate), atol=1e-5)
+    np.testing.assert_allclose(new, values[:, -2:], atol=1e-5)
+
+
+def chunk_causal(module: ChunkCausalDepthwiseConv1d, x: np.ndarray, chunk: int) -> np.ndarray:
+    """icefall's ChunkCausalDepthwiseConv1d on one utterance (T, C), frame by frame."""
+    steps, channels = x.shape
+    width, half = module.width, module.half
+    causal, within = numbers(module.causal.kernel)[:, 0], numbers(module.chunkwise.kernel)[:, 0]
+    edges = numbers(module.edge_scale)
+    result = np.zeros((steps, channels))
+    for t in range(steps):
+        for k in range(half + 1):  # causal: the last tap is the frame itself
+            if t - half + k >= 0:
+                result[t] += causal[k] * x[t - half + k]
+        result[t] += numbers(module.causal.bias)
+        begin = t // chunk * chunk
+        inside = numbers(module.chunkwise.bias).copy()
+        for k in range(width):  # around the frame, zeros outside the chunk and behind the utterance
+            source = t - half + k
+            if begin <= source < min(begin + chunk, steps):
+                inside += within[k] * x[source]
+        scale = np.ones(channels)
+        place = t - begin
+        if chunk >= width:
+            left = np.concatenate([edges[0], np.zeros((chunk - width, channels))])
+            right = np.concatenate([np.zeros((chunk - width, channels)), edges[1]])
+        else:
+            left, right = edges[0][:chunk], edges[1][-chunk:]
+        scale += left[place] + right[place]
+        result[t] += inside * scale
+    return result
+
+
+@pytest.mark.parametrize("chunk", [2, 5, 7, 8, 40])  # shorter than the kernel, equal, longer, longer than all
+def test_chunk_causal_convolution(chunk: int) -> None:
+    """Also in a batch: a row shorter than a chunk is a chunk of its own length, whatever stands beside it."""
+    module = build(ChunkCausalDepthwiseConv1d, 3, 7)
+    lengths = [19, 6, 1]
+    x = random(chunk, 3, 19, 3)
+    for row, length in enumerate(lengths):
+        x[row, length:] = 0
+    made = np.asarray(quick_jit(module, static_argnums=2)(x, np.array(lengths), chunk))
+    for row, length in enumerate(lengths):
+        expected = chunk_causal(module, x[row, :length].astype(np.float64), min(chunk, length))
+        np.testing.assert_allclose(made[row, :length], expected, atol=1e-5, err_msg=str(length))
+    whole = np.asarray(quick_jit(module, static_argnums=2)(x, np.array(lengths), None))
+    for row, length in enumerate(lengths):
+        expected = chunk_causal(module, x[row, :length].astype(np.float64), length)
+        np.testing.assert_allclose(whole[row, :length], expected, atol=1e-5, err_msg=str(length))
+
+
+def test_convolutions_do_not_see_what_is_behind_a_rows_end() -> None:
+    module = build(ConvModule, 4, 7, False)
+    x = random(0, 2, 12, 4)
+    lengths = np.array([12, 5])
+    run = quick_jit(lambda x: module(x, lengths, lengths, None))
+    other = x.copy()
+    other[1, 5:] = 1e6
+    np.testing.assert_array_equal(run(x)[1, :5], run(other)[1, :5])
+
+
+@pytest.mark.parametrize("factor", [2, 3, 8])
+def test_downsampling(factor: int) -> None:
+    """A softmax-weighted sum of each group, the last frame repeated to fill the last one."""
+    module = build(Downsample, factor)
+    x = random(0, 2, 13, 5)
+    padded = np.concatenate([x, np.repeat(x[:, -1:], -13 % factor, axis=1)], axis=1)
+    weights = softmax(numbers(module.bias))
+    expected = np.einsum("bgfd,f->bgd", padded.reshape(2, -1, factor, 5), weights)
+    np.testing.assert_allclose(module(x), expected, atol=1e-6)
+
+
+def test_a_bypass_is_used_as_stored() -> None:
+    module = build(Bypass, 3)
+    module.scale[...] = jnp.array([-0.5, 0.3, 1.7])  # outside [0, 1] too
+    x0, x = random(0, 2, 4, 3), random(1, 2, 4, 3)
+    np.testing.assert_allclose(module(x0, x), x0 + (x - x0) * np.array([-0.5, 0.3, 1.7]), atol=1e-6)
+
+
+def test_channels_are_cut_or_filled_at_the_end() -> None:
+    x = random(0, 1, 2, 4)
+    np.testing.assert_array_equal(match_channels(x, 3), x[..., :3])
+    np.testing.assert_array_equal(match_channels(x, 6), np.concatenate([x, np.zeros((1, 2, 2))], axis=-1))
+
+
+@pytest.mark.parametrize(("chunk", "left"), [(4, 8), (4, 2), (4, None), (3, 7), (50, 8), (None, None)])
+def test_chunk_masks(chunk: int | None, left: int | None) -> None:
+    """Frame t sees chunks c - n to c, n = max(1, left // chunk), and nothing behind its row's length."""
+    lengths, steps = [17, 5], 17
+    mask = np.broadcast_to(attention_mask(jnp.array(lengths), steps, chunk, left), (2, 1, steps, steps))
+    for row, length in enumerate(lengths):
+        for t in range(steps):
+            for key in range(steps):
+                seen = key < length
+                if chunk is not None:
+                    c, other = t // chunk, key // chunk
+                    seen &= other <= c and (left is None or other >= c - max(1, left // chunk))
+                assert mask[row, 0, t, key] == seen, (row, t, key)
+
+
+# --- the whole, on random weights -------------------------------------------------------------------------------------
+
+
+@functools.cache
+def network(config: ZipformerConfig) -> tuple[Any, Any, Any]:
+    """(graph, state, jitted whole form)."""
+    graph, state = random_module(lambda rngs: Zipformer(config, rngs=rngs), seed=5)
+    return graph, state, quick_jit(lambda state, frames, lengths: nnx.merge(graph, state)(frames, lengths))
+
+
+@pytest.mark.parametrize("config", [CONFIG, CAUSAL, dataclasses.replace(CAUSAL, chunk_size=-1, left_context=-1)])
+def test_every_length_from_nothing_up(config: ZipformerConfig) -> None:
+    """Rows of 0 to 39 frames beside each other: (T - 7) // 2 frames at 50 Hz, halved upwards, and each as if alone."""
+    _, state, run = network(config)
+    lengths = np.arange(40, dtype=np.int32)
+    frames = random(0, 40, 39, config.feature_dim)
+    encoded, counts = run(state, frames, lengths)
+    np.testing.assert_array_equal(counts, [(max(n - 7, 0) // 2 + 1) // 2 for n in lengths])
+    other = frames.copy()
+    for row, length in enumerate(lengths):
+        other[row, length:] = np.nan if row % 2 else 1e6
+    again, _ = run(state, other[::-1], lengths[::-1])
+    for row, count in enumerate(np.asarray(counts)):
+        if count:
+            # Bit for bit but for the order in which a vectorised loop adds up.
+            assert difference(again[39 - row, :count], np.asarray(encoded[row, :count])) < 1e-5, row
+    for length in (9, 22, 39):  # and each without any padding at all
+        alone, _ = run(state, frames[length : length + 1, :length], lengths[length : length + 1])
+        assert alone.shape[1] == counts[length]
+        assert difference(encoded[length, : int(counts[length])], np.asarray(alone[0])) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("chunk", "left", "causal"),
+    [(8, 16, CAUSAL), (4, 8, CAUSAL), (16, 16, dataclasses.replace(CAUSAL, conv_kernel=(15, 9, 5)))],
+)
+def test_steps_give_what_the_chunk_mask_gives(chunk: int, left: int, causal: ZipformerConfig) -> None:
+    """Chunks shorter and longer than the kernels; what is cached is enough, also before the left context is full."""
+    config = dataclasses.replace(causal, chunk_size=chunk, left_context=left)
+    graph, state, run = network(config)
+    count = 6
+    frames = random(1, 2, config.shift_per_step * count + 13, config.feature_dim)
+    whole, _ = run(state, frames, np.array([frames.shape[1]] * 2, np.int32))
+    step = quick_jit(lambda state, carried, x: nnx.merge(graph, state).step(carried, x))
+    carried = nnx.merge(graph, state).initial_state(2)
+    for number in range(count):
+        start = config.shift_per_step * number
+        carried, encoded = step(state, carried, frames[:, start : start + config.frames_per_step])
+        expected = np.asarray(whole[:, number * chunk // 2 : (number + 1) * chunk // 2])
+        assert difference(encoded, expected) < 2e-5, number
+    np.testing.assert_array_equal(carried["processed"], [chunk * count] * 2)
+
+
+def test_a_minute_runs() -> None:
+    """6000 frames: half as long again as the publisher's ONNX models can take. Its end is heard like any other."""
+    graph, state, run = network(CAUSAL)
+    frames = random(2, 1, 6000, CAUSAL.feature_dim)
+    encoded, counts = run(state, frames, np.array([6000], np.int32))
+    assert encoded.shape == (1, 1498, 16) and counts.tolist() == [1498]
+    # With limited left context the last chunks of a minute are those of its last ten seconds.
+    tail = 5088  # a multiple of the chunk's 16 frames, further back than the context reaches through all layers
+    late, _ = run(state, frames[:, tail:], np.array([6000 - tail], np.int32))
+    assert difference(encoded[0, -20:], np.asarray(late[0, -20:])) < 2e-5
+
+
+def test_widest_channels_of_every_stack_reach_the_output() -> None:
+    """The last stack's channels, then those of earlier and wider stacks that it does not cover."""
+    module = build(Zipformer, CONFIG)
+    outputs = [random(i, 1, 3, dim) for i, dim in enumerate(CONFIG.encoder_dim)]
+    joined = module._widest([jnp.asarray(x) for x in outputs])
+    np.testing.assert_array_equal(joined, np.concatenate([outputs[2], outputs[1][..., 12:]], axis=-1))

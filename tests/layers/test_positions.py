@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxasr.layers.positions import compact_relative_positions, relative_bias
+
+
+def encoding(offset: int, dim: int) -> list[float]:
+    """One row of icefall's table, written out: zipformer.py, CompactRelPositionalEncoding."""
+    root = math.sqrt(dim)
+    compressed = root * (1 if offset > 0 else -1 if offset < 0 else 0) * (math.log(abs(offset) + root) - math.log(root))
+    angle = math.atan(compressed * 2 * math.pi / dim)
+    row = [f(k * angle) for k in range(1, dim // 2 + 1) for f in (math.cos, math.sin)]
+    return [*row[:-1], 1.0]
+
+
+@pytest.mark.parametrize(("queries", "cached", "dim"), [(1, 0, 8), (5, 0, 48), (4, 6, 10), (3000, 0, 8)])
+def test_the_table(queries: int, cached: int, dim: int) -> None:
+    """The last size is a minute at 50 Hz: the table has no longest utterance."""
+    table = np.asarray(compact_relative_positions(queries, cached, dim))
+    assert table.shape == (2 * queries - 1 + cached, dim)
+    rows = np.linspace(0, len(table) - 1, min(len(table), 40)).astype(int)
+    expected = [encoding(int(row) - (queries - 1) - cached, dim) for row in rows]
+    # Angles up to dim / 2 * pi / 2 in float32, as the original computes them.
+    np.testing.assert_allclose(table[rows], expected, atol=5e-6)
+
+
+@pytest.mark.parametrize(("steps", "cached"), [(1, 0), (6, 0), (4, 7)])
+def test_scores_meet_the_offset_between_key_and_query(steps: int, cached: int) -> None:
+    rng = np.random.default_rng(0)
+    keys = cached + steps
+    queries = rng.standard_normal((2, 3, steps, 5)).astype(np.float32)
+    encoded = rng.standard_normal((3, keys + steps - 1, 5)).astype(np.float32)
+    bias = jax.jit(relative_bias, static_argnums=2)(queries, encoded, keys)
+    assert bias.shape == (2, 3, steps, keys)
+    for i in range(steps):
+        for j in range(keys):
+            expected = (queries[:, :, i] * encoded[None, :, steps - 1 - i + j]).sum(axis=-1)
+            np.testing.assert_allclose(bias[:, :, i, j], expected, atol=1e-5)
+
+
+def test_the_row_of_a_key_encodes_its_offset() -> None:
+    """Table and scores agree on the order of rows: a query that asks for the offset's sign gets it."""
+    steps, cached = 4, 3
+    table = np.asarray(compact_relative_positions(steps, cached, 8))
+    sine = jnp.asarray(table[:, 1:2])[None]  # (1, N, 1): sin(a), which has the sign of key - query
+    bias = np.asarray(relative_bias(jnp.ones((1, 1, steps, 1)), sine, steps + cached))[0, 0]
+    offsets = np.arange(steps + cached)[None, :] - (cached + np.arange(steps))[:, None]
+    np.testing.assert_array_equal(np.sign(np.round(bias, 6)), np.sign(offsets))

@@ -1,0 +1,168 @@
+"""Greedy searches against ones written out in Python, with heads made for the purpose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxasr.search.greedy import ctc_greedy, first_maximum, transducer_greedy
+
+VOCABULARY, BLANK = 9, 2
+
+
+class CountingHead:
+    """Logits depend on the frame, the last token and the number of tokens; the state has leaves of all ranks.
+
+    A search must carry each leaf by rows, whatever its shape: predictors differ in what they remember.
+    """
+
+    blank_id = BLANK
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.by_token = rng.standard_normal((VOCABULARY, VOCABULARY)).astype(np.float32)
+        self.by_count = rng.standard_normal((50, VOCABULARY)).astype(np.float32)
+
+    def project(self, encoded: jax.Array) -> jax.Array:
+        return 2 * encoded
+
+    def initial_state(self, batch: int) -> Any:
+        return {
+            "last": jnp.full((batch,), BLANK, jnp.int32),
+            "count": jnp.zeros((batch, 1), jnp.int32),
+            "cells": jnp.zeros((batch, 3, 2, VOCABULARY), jnp.float32),
+        }
+
+    def advance(self, state: Any, tokens: jax.Array) -> Any:
+        return {
+            "last": tokens,
+            "count": state["count"] + 1,
+            "cells": state["cells"] + jnp.asarray(self.by_token)[tokens][:, None, None, :] / 6,
+        }
+
+    def join(self, projected: jax.Array, state: Any) -> jax.Array:
+        counted = jnp.asarray(self.by_count)[state["count"][:, 0]]
+        return projected + jnp.asarray(self.by_token)[state["last"]] + counted + state["cells"].sum(axis=(1, 2))
+
+
+def written_out(
+    head: CountingHead, frames: np.ndarray, penalty: float, silent: tuple[int, ...]
+) -> tuple[list[int], list[int], list[float]]:
+    """One utterance (T, V), frame by frame."""
+    tokens: list[int] = []
+    at: list[int] = []
+    log_probs: list[float] = []
+    total = np.zeros(VOCABULARY)
+    for number, frame in enumerate(frames):
+        logits = 2.0 * frame + head.by_token[tokens[-1] if tokens else BLANK] + head.by_count[len(tokens)] + total
+        logits[BLANK] -= penalty
+        token = int(np.argmax(logits))
+        if token != BLANK and token not in silent:
+            tokens.append(token)
+            at.append(number)
+            log_probs.append(float(logits[token] - np.log(np.exp(logits).sum())))
+            total = total + head.by_token[token]
+    return tokens, at, log_probs
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.5])
+@pytest.mark.parametrize("silent", [(), (5,), (5, 0)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_transducer(batch: int, penalty: float, silent: tuple[int, ...]) -> None:
+    head = CountingHead(0)
+    rng = np.random.default_rng(batch)
+    encoded = rng.standard_normal((batch, 20, VOCABULARY)).astype(np.float32)
+    encoded[..., BLANK] += 1
+    lengths = np.array([20, 13, 0][:batch], np.int32)
+    for row, length in enumerate(lengths):
+        encoded[row, length:] = np.nan  # never reaches a result
+    search = jax.jit(lambda x, n, p: transducer_greedy(head, x, n, blank_penalty=p, silent_ids=silent))
+    hypotheses = search(encoded, lengths, penalty)
+    assert hypotheses.tokens.shape == hypotheses.frames.shape == hypotheses.log_probs.shape == (batch, 1, 20)
+    said = 0
+    for row, length in enumerate(lengths):
+        tokens, at, log_probs = written_out(head, encoded[row, :length], penalty, silent)
+        count = int(hypotheses.length[row, 0])
+        assert hypotheses.tokens[row, 0, :count].tolist() == tokens
+        assert hypotheses.frames[row, 0, :count].tolist() == at
+        np.testing.assert_allclose(hypotheses.log_probs[row, 0, :count], log_probs, atol=1e-4)
+        np.testing.assert_allclose(hypotheses.score[row, 0], sum(log_probs), atol=1e-3)
+        assert not hypotheses.tokens[row, 0, count:].any()
+        assert not hypotheses.log_probs[row, 0, count:].any()
+        said += count
+    assert said > 3
+
+
+def test_the_penalty_only_ever_adds_tokens_to_frames() -> None:
+    """Blank's logit is what it takes from; the log-probabilities are those after it."""
+    head = CountingHead(1)
+    head.by_token[:] = head.by_count[:] = 0  # a head that forgets, so that frames are comparable
+    encoded = np.random.default_rng(5).standard_normal((1, 40, VOCABULARY)).astype(np.float32)
+    plain = transducer_greedy(head, encoded, jnp.array([40]))
+    eager = transducer_greedy(head, encoded, jnp.array([40]), blank_penalty=1e9)
+    assert int(eager.length[0, 0]) == 40 > int(plain.length[0, 0])
+    without = 2.0 * np.delete(encoded[0].astype(np.float64), BLANK, axis=1)
+    best = without.max(axis=1) - np.log(np.exp(without).sum(axis=1))
+    np.testing.assert_allclose(eager.log_probs[0, 0], best, atol=1e-5)
+
+
+def one_hot_path(path: list[int], vocabulary: int = 5, sure: float = 4.0) -> np.ndarray:
+    logits = np.random.default_rng(len(path)).standard_normal((len(path), vocabulary)) * 0.1
+    logits[np.arange(len(path)), path] += sure
+    return (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("path", "tokens", "frames"),
+    [
+        ([0, 0, 0], [], []),
+        ([1, 1, 0, 1, 2, 2], [1, 1, 2], [0, 3, 4]),
+        ([3, 4, 3, 3, 0], [3, 4, 3], [0, 1, 2]),
+        ([0, 2, 0, 2, 2], [2, 2], [1, 3]),
+    ],
+)
+def test_ctc_merges_repeats_and_drops_blanks(path: list[int], tokens: list[int], frames: list[int]) -> None:
+    log_probs = one_hot_path(path)
+    hypotheses = ctc_greedy(log_probs[None], jnp.array([len(path)]), blank_id=0)
+    count = int(hypotheses.length[0, 0])
+    assert hypotheses.tokens[0, 0, :count].tolist() == tokens
+    assert hypotheses.frames[0, 0, :count].tolist() == frames
+    np.testing.assert_allclose(hypotheses.log_probs[0, 0, :count], log_probs[frames, tokens], atol=1e-6)
+
+
+def test_ctc_stops_at_each_rows_length() -> None:
+    log_probs = np.stack([one_hot_path([1, 2, 3, 4]), one_hot_path([4, 3, 2, 1])])
+    log_probs[1, 2:] = np.nan
+    hypotheses = ctc_greedy(log_probs, jnp.array([4, 2]), blank_id=0)
+    np.testing.assert_array_equal(hypotheses.tokens[:, 0], [[1, 2, 3, 4], [4, 3, 0, 0]])
+    np.testing.assert_array_equal(hypotheses.length[:, 0], [4, 2])
+    assert bool(jnp.isfinite(hypotheses.score).all())
+
+
+def test_ctc_penalty_is_renormalised() -> None:
+    log_probs = np.log(np.array([[[0.6, 0.3, 0.1]]], np.float32))
+    plain = ctc_greedy(log_probs, jnp.array([1]), blank_id=0)
+    eager = ctc_greedy(log_probs, jnp.array([1]), blank_id=0, blank_penalty=np.log(4.0))
+    assert int(plain.length[0, 0]) == 0
+    assert eager.tokens[0, 0].tolist() == [1]
+    np.testing.assert_allclose(np.exp(eager.log_probs[0, 0, 0]), 0.3 / (0.6 / 4 + 0.4), rtol=1e-5)
+
+
+def test_the_first_of_equal_maxima() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 4, (200, 7)).astype(np.float32)
+    index, best = first_maximum(jnp.asarray(values))
+    np.testing.assert_array_equal(index, values.argmax(axis=1))
+    np.testing.assert_array_equal(best, values.max(axis=1))
+    infinite = jnp.array([[-jnp.inf, -jnp.inf], [0.0, jnp.inf]])
+    np.testing.assert_array_equal(first_maximum(infinite)[0], [0, 1])
+
+
+def test_the_greatest_of_no_numbers_is_still_an_index() -> None:
+    """Overflow in a narrow type must end in a wrong word, not in an id beyond the vocabulary."""
+    index, _ = first_maximum(jnp.array([[jnp.nan, 1.0, jnp.nan]]))
+    assert 0 <= int(index[0]) < 3
