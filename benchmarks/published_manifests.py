@@ -5,7 +5,7 @@
 TABLE.tsv has the columns set, id, path, start, samples, reference, hypothesis, token_ids and timestamps, with paths
 relative to SPEECH. OUT gets SET.tsv for each set: path (relative to OUT), start, samples and text as manifests have
 them, then id, hypothesis, token_ids and timestamps as they stand. Utterances joined from several recordings keep their
-comma-separated lists: `jaxasr.evaluation.read_audio` joins them with 0.1 s of silence after each.
+comma-separated lists: `jaxasr.manifests.read_audio` joins them with 0.1 s of silence after each.
 """
 
 from __future__ import annotations

@@ -29,11 +29,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxasr.speechlike import RATE, speechlike
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-from speechlike import RATE, speechlike  # noqa: E402
-
 STARTS = 5
 DTYPES = ("float32", "bfloat16")
 

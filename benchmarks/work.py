@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxasr.encoders.zipformer import ZipformerConfig
-from jaxasr.layers.subsampling import CHANNELS, CONVNEXT_HIDDEN, REACH, subsampled_length
+from jaxasr.layers.subsampling import CONVNEXT_FACTOR, REACH, subsampled_length
 
 
 def encoder_operations(config: ZipformerConfig, clips: int, frames: int) -> int:
@@ -20,7 +20,7 @@ def encoder_operations(config: ZipformerConfig, clips: int, frames: int) -> int:
 
 
 def _front_end(config: ZipformerConfig, frames: int) -> int:
-    first, second, third = CHANNELS
+    first, second, third = config.embed_channels
     steps = subsampled_length(frames)
     bins1 = config.feature_dim
     bins2 = (bins1 - 1) // 2
@@ -31,7 +31,7 @@ def _front_end(config: ZipformerConfig, frames: int) -> int:
         + ((frames - 2 - 1) // 2) * bins2 * second * 9 * first
         + steps * bins3 * third * 9 * second
         + steps * bins3 * third * window * window
-        + steps * bins3 * 2 * third * CONVNEXT_HIDDEN
+        + steps * bins3 * 2 * third * CONVNEXT_FACTOR * third
         + steps * bins3 * third * config.encoder_dim[0]
     )
     return 2 * products

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 from jaxasr.convert.sources import Source, detect, find_tokens
 from jaxasr.errors import CheckpointError, ConfigError
 
-logger = logging.getLogger("jaxasr")
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jaxasr.model import ModelConfig
+    from jaxasr.text.tokens import TokenTable
 
 
 def convert_checkpoint(
@@ -42,48 +45,41 @@ def convert_checkpoint(
     `ModelCard`. Raises a JaxasrError, and then nothing is left behind.
     """
     from jaxasr import store
+    from jaxasr.convert import icefall
 
     if precision not in (None, "float32", "int8"):
         raise ConfigError(f"precision {precision!r} is neither float32 nor int8")
     target = Path(out_dir)
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} exists: choose another folder or give --overwrite")
-    model, params, table, notes, files = _read(Path(source), tokens, config, precision, average, chunk, left_context)
+    read = _read(Path(source), tokens, config, precision, average, chunk, left_context)
     card = store.ModelCard(
-        name=model.name,
-        source=tuple((file.name, file.stat().st_size, _hash(file)) for file in files),
-        summary=tuple(notes),
+        name=read.config.name,
+        source=tuple((file.name, file.stat().st_size, _hash(file)) for file in read.files),
+        summary=tuple(read.notes),
         origin=origin,
         licence=licence,
     )
-    store.save(target, model, params, table, card, overwrite=overwrite)
+    store.save(target, read.config, icefall.parameters(read.arrays), read.tokens, card, overwrite=overwrite)
     return card
 
 
 def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
     """What `jaxasr info` shows of a published checkpoint, without converting it."""
+    from jaxasr import store
+
     path = Path(source)
-    found = detect(path)
-    model, params, _, notes, files = _read(path, None, None, None, (), None, None)
+    read = _read(path)
+    kinds = {"icefall_pt": "icefall checkpoint (.pt)", "icefall_onnx": "icefall export (.onnx)"}
+    sizes = [(file.name, file.stat().st_size) for file in read.files]
     return {
-        "kind": {"icefall_pt": "icefall checkpoint (.pt)", "icefall_onnx": "icefall export (.onnx)"}[found.kind],
+        "kind": kinds[read.found.kind],
         "path": str(path),
-        "name": model.name,
-        "architecture": model.encoder.kind,
-        "heads": [head for head in ("transducer", "ctc") if getattr(model, head) is not None],
-        "parameters": sum(int(np.prod(value.shape)) for value in _leaves(params)),
-        "dtype": ", ".join(sorted({str(value.dtype) for value in _leaves(params)})),
-        "vocabulary": model.vocabulary_size,
-        "causal": model.encoder.causal,
-        "chunk_size": model.encoder.chunk_size,
-        "left_context": model.encoder.left_context,
-        "silence_before_s": model.audio.silence_before,
-        "silence_after_s": model.audio.silence_after,
-        "longest_s": model.audio.longest,
-        "bytes": sum(file.stat().st_size for file in files),
-        "source": [{"file": file.name, "bytes": file.stat().st_size} for file in files],
-        "passed_over": list(found.others),
-        "notes": notes,
+        **store.facts(read.config, [(array.shape, "float32") for array in read.arrays.values()]),  # once converted
+        "bytes": sum(size for _, size in sizes),
+        "source": [{"file": name, "bytes": size} for name, size in sizes],
+        "passed_over": list(read.found.others),
+        "notes": read.notes,
     }
 
 
@@ -93,16 +89,27 @@ def named_configs() -> dict[str, Path]:
     return {Path(str(f)).stem: Path(str(f)) for f in folder.iterdir() if str(f).endswith(".yaml")}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """A checkpoint as it was read: all of a model directory, with `arrays` still as the files hold them, by path."""
+
+    found: Source
+    files: list[Path]
+    config: ModelConfig
+    arrays: dict[str, np.ndarray]
+    tokens: TokenTable
+    notes: list[str]
+
+
 def _read(
     source: Path,
-    tokens: str | os.PathLike[str] | None,
-    config: str | os.PathLike[str] | None,
-    precision: str | None,
-    average: Sequence[str | os.PathLike[str]],
-    chunk: int | None,
-    left_context: int | None,
-) -> tuple[Any, dict[str, Any], Any, list[str], list[Path]]:
-    """(configuration, nested parameters, token table, notes, files read)."""
+    tokens: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+    precision: str | None = None,
+    average: Sequence[str | os.PathLike[str]] = (),
+    chunk: int | None = None,
+    left_context: int | None = None,
+) -> _Read:
     from jaxasr.convert import icefall, icefall_onnx, icefall_pt
     from jaxasr.text.tokens import TokenTable
 
@@ -129,12 +136,12 @@ def _read(
             icefall.suggest(checkpoint, model, named_configs())
         else:
             model = icefall.adapt(ours, checkpoint, chunk, left_context)
-        params = icefall.parameters(checkpoint, model)
+        arrays = icefall.fit(checkpoint, model)
     except (CheckpointError, ConfigError) as error:
         message = str(error)
         raise type(error)(message if str(source) in message else f"{source}: {message}") from None
     files = [*found.files, *(Path(file) for file in average)]
-    return model, params, table, checkpoint.notes, files
+    return _Read(found, files, model, arrays, table, checkpoint.notes)
 
 
 def _read_config(config: str | os.PathLike[str] | None) -> tuple[Any, dict[str, Any]]:
@@ -211,10 +218,6 @@ def _name(source: Path) -> str:
 def _hash(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _leaves(tree: Mapping[str, Any]) -> list[Any]:
-    return [leaf for v in tree.values() for leaf in (_leaves(v) if isinstance(v, Mapping) else [v])]
 
 
 __all__ = ["Source", "convert_checkpoint", "describe", "detect", "named_configs"]

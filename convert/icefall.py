@@ -20,7 +20,6 @@ from jaxasr.encoders.zipformer import ZipformerConfig
 from jaxasr.errors import CheckpointError, ConfigError
 from jaxasr.heads.ctc import CTCConfig
 from jaxasr.heads.transducer import TransducerConfig
-from jaxasr.layers.subsampling import CHANNELS
 from jaxasr.model import AudioConfig, ModelConfig, Skeleton, TextConfig
 from jaxasr.store import flatten, read_config, unflatten
 
@@ -39,6 +38,8 @@ class IcefallCheckpoint:
     notes: list[str]
     source: list[Path]
 
+
+EMBED_CHANNELS = 128  # behind the front end's last convolution, in every recipe
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
@@ -74,7 +75,7 @@ def _edges(x: np.ndarray) -> np.ndarray:
 
 def _channels_last(x: np.ndarray) -> np.ndarray:
     """(out, channels * frequencies) -> (frequencies * channels, out): our convolutions keep channels last."""
-    return x.reshape(x.shape[0], CHANNELS[-1], -1).transpose(2, 1, 0).reshape(-1, x.shape[0])
+    return x.reshape(x.shape[0], EMBED_CHANNELS, -1).transpose(2, 1, 0).reshape(-1, x.shape[0])
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:
@@ -435,8 +436,11 @@ def suggest(checkpoint: IcefallCheckpoint, model: ModelConfig, named: Mapping[st
             )
 
 
-def parameters(checkpoint: IcefallCheckpoint, config: ModelConfig) -> dict[str, Any]:
-    """The nested parameters of `Model(config)`, every one filled once; CheckpointError lists all that does not fit."""
+def fit(checkpoint: IcefallCheckpoint, config: ModelConfig) -> dict[str, np.ndarray]:
+    """An array for every parameter of `Model(config)`, by its path; CheckpointError lists all that does not fit.
+
+    The arrays are views of the file where the format allows.
+    """
     mapped = map_tensors(checkpoint.tensors)
     wanted = {path: leaf.shape for path, leaf in flatten(Skeleton(config).parameters).items()}
     faults = [f"{path} {wanted[path]} is missing" for path in wanted if path not in mapped]
@@ -453,8 +457,13 @@ def parameters(checkpoint: IcefallCheckpoint, config: ModelConfig) -> dict[str, 
     if faults:
         shown = "; ".join(faults[:20]) + (f"; and {len(faults) - 20} more" if len(faults) > 20 else "")
         raise CheckpointError(f"the tensors do not fit: {shown}")
-    # Arrays of the device, made one by one: the file's pages are given back as soon as a tensor has been copied.
-    return unflatten({path: _owned(mapped.pop(path)) for path in wanted})
+    return {path: mapped[path] for path in wanted}
+
+
+def parameters(fitted: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Nested float32 arrays on the device of what `fit` gave, which is emptied."""
+    # One by one: the file's pages are given back as soon as a tensor has been copied.
+    return unflatten({path: _owned(fitted.pop(path)) for path in list(fitted)})
 
 
 def _owned(array: np.ndarray) -> jax.Array:

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxasr.audio import SAMPLE_RATE
 from jaxasr.convert import named_configs
 from jaxasr.features.kaldi import fbank
 from jaxasr.loading import load_model
 from jaxasr.model import Skeleton
 from jaxasr.recognizer import Recognizer
+from jaxasr.speechlike import speechlike
 from jaxasr.store import read_config
 from jaxasr.text.tokens import TokenTable
 
@@ -74,17 +74,8 @@ def random_recognizer(name: str, dtype: str = "float32", seed: int = 0) -> Recog
     return Recognizer(config, params, TokenTable(pieces), dtype=dtype)
 
 
-def synthetic_speech(seconds: float, seed: int = 0) -> np.ndarray:
-    """Noise whose level rises and falls four times a second: (samples,) float32 at 16 kHz."""
-    generator = np.random.default_rng(seed)
-    times = np.arange(round(seconds * SAMPLE_RATE), dtype=np.float32) / SAMPLE_RATE
-    return (generator.standard_normal(times.size, dtype=np.float32) * 0.05 * (1 + np.sin(8 * np.pi * times))).astype(
-        np.float32
-    )
-
-
 def _size(recognizer: Recognizer, clips: int, seconds: float, repeats: int, parts: bool) -> dict[str, Any]:
-    audio = [synthetic_speech(seconds, seed) for seed in range(clips)]
+    audio = [speechlike(seconds, seed) for seed in range(clips)]
     total = clips * seconds
     started = time.perf_counter()
     first = list(recognizer.transcribe(audio))

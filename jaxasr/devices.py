@@ -29,11 +29,11 @@ class Policy:
     activations: jnp.dtype
 
     def cast(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Nested parameters with kernels and embeddings in the type of the weights."""
+        """Nested parameters, stored in whatever type: kernels and embeddings in that of the weights, float32 others."""
         return {
             name: self.cast(value)
             if isinstance(value, dict)
-            else (value.astype(self.weights) if name in ("kernel", "embedding") else value)
+            else value.astype(self.weights if name in ("kernel", "embedding") else jnp.float32)
             for name, value in params.items()
         }
 

@@ -25,3 +25,7 @@ class ModelError(JaxasrError):
 
 class DownloadError(JaxasrError):
     """A published model cannot be fetched or is not what was pinned."""
+
+
+class TrainingError(JaxasrError):
+    """A training run that cannot go on."""

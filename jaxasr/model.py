@@ -154,6 +154,11 @@ class Skeleton:
         return nnx.merge(self._graph, state)
 
 
+def named_parameters(model: Model) -> dict[str, Any]:
+    """A model's parameters, nested by name as a model directory stores them and `Skeleton.fill` takes them."""
+    return _named(nnx.to_pure_dict(nnx.state(model)))
+
+
 class _AnyKey(nnx.Rngs):
     """One key for all where only shapes matter: counting keys takes four fifths of the time of making a skeleton."""
 

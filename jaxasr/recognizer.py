@@ -164,6 +164,10 @@ class Recognizer:
             self._given = None
             return jax.device_put(self.policy.cast(given), self._replicated)
 
+    def use(self, params: dict[str, Any]) -> None:
+        """Go on with other parameters of the same model; compiled programs stay."""
+        self.params = jax.device_put(self.policy.cast(params), self._replicated)
+
     def abstract_params(self) -> dict[str, Any]:
         """Shapes and types of `params`, known before the parameters are read."""
         return jax.tree.map(

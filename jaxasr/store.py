@@ -11,11 +11,12 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ class StoredModel:
                 params = checkpointer.restore((self.folder / PARAMS).absolute(), abstract)
         except Exception as error:  # Orbax and TensorStore raise many kinds for one cause: a damaged params folder
             raise ModelError(
-                f"{self.folder / PARAMS} is damaged ({_first_line(error)}): convert the model again"
+                f"{self.folder / PARAMS} is damaged ({first_line(error)}): convert the model again"
             ) from None
         if verify:
             _verify_arrays(self.folder, self.manifest["arrays"], params)
@@ -163,7 +164,7 @@ def read_config(path: Path) -> ModelConfig:
     try:
         mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} cannot be read ({_first_line(error)})") from None
+        raise ModelError(f"{path} cannot be read ({first_line(error)})") from None
     except (yaml.YAMLError, RecursionError):
         raise ConfigError(f"{path} is not valid yaml") from None
     return from_mapping(ModelConfig, mapping, str(path))
@@ -179,15 +180,24 @@ def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
     folder = Path(directory)
     manifest = _read_manifest(folder)
     config = load_config(folder)
-    arrays = manifest["arrays"].values()
+    arrays = [(entry["shape"], entry["dtype"]) for entry in manifest["arrays"].values()]
     return {
         "kind": "model directory",
         "path": str(folder),
+        **facts(config, arrays),
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        "source": manifest["source"],
+    }
+
+
+def facts(config: ModelConfig, arrays: Sequence[tuple[Sequence[int], str]]) -> dict[str, Any]:
+    """What `jaxasr info` shows of any model: its configuration in short, and the sum of its arrays (shape, type)."""
+    return {
         "name": config.name,
         "architecture": config.encoder.kind,
         "heads": [head for head in ("transducer", "ctc") if getattr(config, head) is not None],
-        "parameters": sum(int(np.prod(entry["shape"])) for entry in arrays),
-        "dtype": ", ".join(sorted({entry["dtype"] for entry in arrays})),
+        "parameters": sum(math.prod(shape) for shape, _ in arrays),
+        "dtype": ", ".join(sorted({dtype for _, dtype in arrays})),
         "vocabulary": config.vocabulary_size,
         "causal": config.encoder.causal,
         "chunk_size": config.encoder.chunk_size,
@@ -195,8 +205,6 @@ def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
         "silence_before_s": config.audio.silence_before,
         "silence_after_s": config.audio.silence_after,
         "longest_s": config.audio.longest,
-        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-        "source": manifest["source"],
     }
 
 
@@ -238,7 +246,7 @@ def _writing(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise ModelError(f"{target} cannot be written ({error.strerror or error})") from None
     except ValueError as error:  # how TensorStore reports a failed write
-        reason = os.strerror(errno.ENOSPC) if os.strerror(errno.ENOSPC) in str(error) else _first_line(error)
+        reason = os.strerror(errno.ENOSPC) if os.strerror(errno.ENOSPC) in str(error) else first_line(error)
         raise ModelError(f"{target} cannot be written ({reason})") from None
     finally:
         _remove(folder)
@@ -325,5 +333,6 @@ def _yaml(config: ModelConfig) -> str:
     return yaml.safe_dump(to_mapping(config), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an exception of a library says, for messages of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -88,3 +88,15 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     from golden_models import BUNDLED, convert
 
     return convert(BUNDLED, DATA / BUNDLED, tmp_path_factory.mktemp("models") / BUNDLED)
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    """A folder with 4000 samples of noise in a.flac and b.flac, at 8 kHz, and in c.flac, at 16 kHz."""
+    import numpy as np
+    import soundfile
+
+    rng = np.random.default_rng(1)
+    for name, rate in {"a.flac": 8000, "b.flac": 8000, "c.flac": 16000}.items():
+        soundfile.write(tmp_path / name, rng.integers(-20000, 20000, 4000).astype(np.int16), rate)
+    return tmp_path

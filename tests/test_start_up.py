@@ -57,8 +57,8 @@ def test_the_probe_sees_imports() -> None:
     "program",
     [
         "import jaxasr; jaxasr.__version__; dir(jaxasr); jaxasr.JaxasrError",
-        "import jaxasr.errors, jaxasr.configuration, jaxasr.writers, jaxasr.evaluation, jaxasr.audio",
-        "import jaxasr.text.tokens, jaxasr.text.spelling",
+        "import jaxasr.errors, jaxasr.configuration, jaxasr.writers, jaxasr.manifests, jaxasr.evaluation, jaxasr.audio",
+        "import jaxasr.text.tokens, jaxasr.text.spelling, jaxasr.speechlike",
         "import jaxasr.convert.pickles, jaxasr.convert.onnx_files, jaxasr.convert.published, jaxasr.convert.hub",
     ],
 )

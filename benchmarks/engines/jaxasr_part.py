@@ -24,7 +24,6 @@ import time  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from speechlike import speechlike  # noqa: E402
 from work import encoder_operations  # noqa: E402
 
 from jaxasr import load_model  # noqa: E402
@@ -32,6 +31,7 @@ from jaxasr.benchmark import random_recognizer  # noqa: E402
 from jaxasr.convert import named_configs  # noqa: E402
 from jaxasr.features.kaldi import fbank  # noqa: E402
 from jaxasr.recognizer import Recognizer  # noqa: E402
+from jaxasr.speechlike import speechlike  # noqa: E402
 
 audio = [speechlike(options.seconds, seed) for seed in range(options.clips)]
 

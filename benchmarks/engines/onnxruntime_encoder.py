@@ -20,7 +20,8 @@ use_cores(options.threads)
 import kaldi_native_fbank  # noqa: E402
 import numpy as np  # noqa: E402
 import onnxruntime  # noqa: E402
-from speechlike import RATE, speechlike  # noqa: E402
+
+from jaxasr.speechlike import RATE, speechlike  # noqa: E402
 
 
 def features(samples: np.ndarray) -> np.ndarray:

@@ -17,7 +17,8 @@ options = parser.parse_args()
 use_cores(options.threads)
 
 import sherpa_onnx  # noqa: E402
-from speechlike import RATE, speechlike  # noqa: E402
+
+from jaxasr.speechlike import RATE, speechlike  # noqa: E402
 
 
 def part(name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from jaxasr import __version__
-from jaxasr.cli import bench, convert, evaluate, info, transcribe
+from jaxasr.cli import bench, convert, evaluate, info, train, transcribe
 from jaxasr.cli.progress import debugging, log_to_stderr, say
 from jaxasr.errors import JaxasrError
 
@@ -51,6 +51,7 @@ app.command("transcribe", epilog=transcribe.EXAMPLE)(transcribe.transcribe)
 app.command("convert", epilog=convert.EXAMPLE, cls=convert.ConvertCommand)(convert.convert)
 app.command("info", epilog=info.EXAMPLE)(info.info)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command("train", epilog=train.EXAMPLE)(train.train)
 app.command("bench", epilog=bench.EXAMPLE)(bench.bench)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jaxasr.cli.info import fact_lines
-from jaxasr.cli.transcribe import DtypeOption
+from jaxasr.cli.options import DtypeOption
 
 EXAMPLE = "Example: jaxasr bench --model model/ --dtype bfloat16"
 

@@ -10,9 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-import jaxasr
-from jaxasr.cli.progress import metered, say
-from jaxasr.cli.transcribe import (
+from jaxasr.cli.options import (
     BatchSecondsOption,
     BlankPenaltyOption,
     DtypeOption,
@@ -21,9 +19,12 @@ from jaxasr.cli.transcribe import (
     PadAfterOption,
     PadBeforeOption,
     PrecisionOption,
+    load,
 )
-from jaxasr.evaluation import Errors, Metric, Scored, read_manifest
+from jaxasr.cli.progress import metered, say
+from jaxasr.evaluation import Errors, Metric, Scored
 from jaxasr.evaluation import evaluate as run
+from jaxasr.manifests import read_manifest
 from jaxasr.writers import writing
 
 EXAMPLE = "Example: jaxasr evaluate an4/manifest.tsv --model model/ --where split=test --output hypotheses.tsv"
@@ -63,24 +64,15 @@ def evaluate(
     precision: PrecisionOption = "float32",
 ) -> None:
     """Count the errors of a model on transcribed recordings, per manifest and in all."""
-    conditions = _conditions(where or [])
-    utterances = [utterance for manifest in manifests for utterance in read_manifest(manifest, conditions)]
+    chosen = conditions(where or [])
+    utterances = [utterance for manifest in manifests for utterance in read_manifest(manifest, chosen)]
     sums = {manifest: _Sum() for manifest in manifests}
     failed = False
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(writing(output)) if output is not None else None
         if write is not None:
             write("\t".join(_COLUMNS) + "\n")
-        recognizer = jaxasr.load_model(
-            model,
-            dtype=dtype,
-            batch_seconds=batch_seconds,
-            blank_penalty=blank_penalty,
-            head=head,
-            pad_before=pad_before,
-            pad_after=pad_after,
-            precision=precision,
-        )
+        recognizer = load(model, dtype, batch_seconds, blank_penalty, head, pad_before, pad_after, precision)
         meter = stack.enter_context(metered("evaluating"))
         begun = time.monotonic()
         for scored in run(recognizer, utterances, metric, meter):
@@ -143,14 +135,15 @@ class _Sum:
         }
 
 
-def _conditions(where: list[str]) -> dict[str, list[str]]:
-    conditions: dict[str, list[str]] = {}
+def conditions(where: list[str]) -> dict[str, list[str]]:
+    """COLUMN=VALUE options to the values asked for of each column."""
+    found: dict[str, list[str]] = {}
     for condition in where:
         column, equals, value = condition.partition("=")
         if not equals or not column:
             raise typer.BadParameter(f"--where takes COLUMN=VALUE, not {condition!r}")
-        conditions.setdefault(column, []).append(value)
-    return conditions
+        found.setdefault(column, []).append(value)
+    return found
 
 
 def _row(scored: Scored) -> str:

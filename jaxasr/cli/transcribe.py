@@ -4,82 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import os
 from collections import Counter
 from itertools import compress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 import jaxasr
 from jaxasr.audio import find
+from jaxasr.cli.options import (
+    BatchSecondsOption,
+    BlankPenaltyOption,
+    DtypeOption,
+    HeadOption,
+    ModelOption,
+    PadAfterOption,
+    PadBeforeOption,
+    PrecisionOption,
+    load,
+)
 from jaxasr.cli.progress import metered, say
 from jaxasr.errors import ConfigError, JaxasrError
 from jaxasr.writers import FORMATS, Document, Format, writing
 
 EXAMPLE = "Example: jaxasr transcribe talks/ extra.mp3 --model model/ --format srt --output subtitles/ --skip-existing"
 _STEM = 0  # before whole names (1 part of the path), a folder and the name (2), ...
-
-
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number")
-    return value
-
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m", metavar="DIR|NAME", help="A folder made by jaxasr convert, or a published model's name."
-    ),
-]
-DtypeOption = Annotated[
-    Literal["float32", "bfloat16", "float16"], typer.Option(help="The type that the network computes in.")
-]
-BatchSecondsOption = Annotated[
-    float | None,
-    typer.Option(
-        metavar="N",
-        callback=_finite,
-        min=0.1,
-        help="Seconds of audio in one batch, padding included; by the device if unset.",
-    ),
-]
-BlankPenaltyOption = Annotated[
-    float,
-    typer.Option(
-        metavar="X", callback=_finite, help="Subtracted from the blank's logit: more of it, fewer words left out."
-    ),
-]
-HeadOption = Annotated[
-    Literal["transducer", "ctc"] | None,
-    typer.Option(help="The head to decode with, of a model with both; the transducer if unset."),
-]
-PadBeforeOption = Annotated[
-    float | None,
-    typer.Option(
-        metavar="S",
-        callback=_finite,
-        min=0,
-        max=60,
-        help="Seconds of silence before the audio; the model's own if unset.",
-    ),
-]
-PadAfterOption = Annotated[
-    float | None,
-    typer.Option(
-        metavar="S",
-        callback=_finite,
-        min=0,
-        max=60,
-        help="Seconds of silence after the audio; the model's own if unset.",
-    ),
-]
-PrecisionOption = Annotated[
-    Literal["float32", "int8"], typer.Option(help="Which files of a published model to take, when given by its name.")
-]
 
 
 def transcribe(
@@ -134,17 +85,7 @@ def transcribe(
     with contextlib.ExitStack() as stack:
         # Opened before the model is loaded, so that what cannot be written is known at once.
         write = stack.enter_context(writing(output)) if output is not None and folder is None else None
-        recognizer = jaxasr.load_model(
-            model,
-            dtype=dtype,
-            batch_seconds=batch_seconds,
-            blank_penalty=blank_penalty,
-            head=head,
-            pad_before=pad_before,
-            lazy=True,
-            pad_after=pad_after,
-            precision=precision,
-        )
+        recognizer = load(model, dtype, batch_seconds, blank_penalty, head, pad_before, pad_after, precision)
         meter = stack.enter_context(metered("transcribing"))
         document = Document(format)
         succeeded = 0

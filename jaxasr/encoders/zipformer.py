@@ -36,7 +36,7 @@ PUBLISHER_PADDING = -23.025850
 
 @dataclasses.dataclass(frozen=True)
 class ZipformerConfig:
-    """Sizes of a Zipformer; every tuple has one entry a stack.
+    """Sizes of a Zipformer; every tuple has one entry a stack, but embed_channels, the front end's three widths.
 
     `chunk_size` and `left_context` are in frames at 50 Hz; -1 means no chunks (every frame sees every frame) and
     unlimited left context. They matter for causal models only.
@@ -53,6 +53,7 @@ class ZipformerConfig:
     conv_kernel: tuple[int, ...]
     pos_dim: int = 48
     feature_dim: int = 80
+    embed_channels: tuple[int, ...] = (8, 32, 128)
     output_downsampling: int = 2
     causal: bool = False
     chunk_size: int = -1
@@ -61,8 +62,12 @@ class ZipformerConfig:
     kind: Literal["zipformer"] = "zipformer"
 
     def __post_init__(self) -> None:
+        if len(self.embed_channels) != 3 or min(self.embed_channels) < 1:
+            raise ValueError("embed_channels needs three positive numbers")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name == "embed_channels":
+                continue
             if isinstance(value, tuple) and (len(value) != len(self.num_layers) or min(value, default=0) < 1):
                 raise ValueError(f"{field.name} needs one positive number for each of {len(self.num_layers)} stacks")
         if any(width % 2 == 0 for width in self.conv_kernel):
@@ -95,7 +100,7 @@ class Zipformer(nnx.Module):
 
     def __init__(self, config: ZipformerConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.embed = Conv2dSubsampling(config.feature_dim, config.encoder_dim[0], rngs=rngs)
+        self.embed = Conv2dSubsampling(config.feature_dim, config.embed_channels, config.encoder_dim[0], rngs=rngs)
         self.stacks = nnx.List([Stack(config, index, rngs=rngs) for index in range(len(config.num_layers))])
         self.downsample_output = Downsample(config.output_downsampling, rngs=rngs)
 
@@ -286,8 +291,11 @@ class AttentionWeights(nnx.Module):
         self.heads = config.num_heads[index]
         self.query_dim = self.heads * config.query_head_dim[index]
         self.position_dim = self.heads * config.pos_head_dim[index]
-        self.in_proj = Linear(config.encoder_dim[index], 2 * self.query_dim + self.position_dim, rngs=rngs)
-        self.linear_pos = Linear(config.pos_dim, self.position_dim, use_bias=False, rngs=rngs)
+        # Scores are not divided by sqrt(d): queries and keys begin small instead.
+        scale = config.query_head_dim[index] ** -0.25
+        outputs = 2 * self.query_dim + self.position_dim
+        self.in_proj = Linear(config.encoder_dim[index], outputs, initial_scale=scale, rngs=rngs)
+        self.linear_pos = Linear(config.pos_dim, self.position_dim, use_bias=False, initial_scale=0.05, rngs=rngs)
 
     def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
         query, key, position_query = self._project(x)
@@ -322,7 +330,7 @@ class SelfAttention(nnx.Module):
     def __init__(self, dim: int, heads: int, value_head_dim: int, *, rngs: nnx.Rngs) -> None:
         self.heads, self.value_dim = heads, heads * value_head_dim
         self.in_proj = Linear(dim, self.value_dim, rngs=rngs)
-        self.out_proj = Linear(self.value_dim, dim, rngs=rngs)
+        self.out_proj = Linear(self.value_dim, dim, initial_scale=0.05, rngs=rngs)
 
     def __call__(self, x: jax.Array, weights: jax.Array) -> jax.Array:
         return self._mix(self.in_proj(x), weights)
@@ -333,7 +341,7 @@ class SelfAttention(nnx.Module):
 
     def _mix(self, value: jax.Array, weights: jax.Array) -> jax.Array:
         mixed = batched_product(weights, split_heads(value, self.heads))  # (B, heads, T, v)
-        return self.out_proj(mixed.swapaxes(1, 2).reshape(*weights.shape[::2][:1], weights.shape[2], self.value_dim))
+        return self.out_proj(mixed.swapaxes(1, 2).reshape(mixed.shape[0], mixed.shape[2], self.value_dim))
 
 
 class NonlinAttention(nnx.Module):
@@ -342,7 +350,7 @@ class NonlinAttention(nnx.Module):
     def __init__(self, dim: int, hidden: int, *, rngs: nnx.Rngs) -> None:
         self.hidden = hidden
         self.in_proj = Linear(dim, 3 * hidden, rngs=rngs)
-        self.out_proj = Linear(hidden, dim, rngs=rngs)
+        self.out_proj = Linear(hidden, dim, initial_scale=0.05, rngs=rngs)
 
     def __call__(self, x: jax.Array, weights: jax.Array) -> jax.Array:
         value, gate = self._project(x)
@@ -363,7 +371,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, dim: int, hidden: int, *, rngs: nnx.Rngs) -> None:
         self.in_proj = Linear(dim, hidden, rngs=rngs)
-        self.out_proj = Linear(hidden, dim, rngs=rngs)
+        self.out_proj = Linear(hidden, dim, initial_scale=0.1, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.out_proj(swoosh_l(self.in_proj(x)))
@@ -376,7 +384,7 @@ class ConvModule(nnx.Module):
         self.in_proj = Linear(dim, 2 * dim, rngs=rngs)
         kind = ChunkCausalDepthwiseConv1d if causal else SameDepthwiseConv1d
         self.depthwise = kind(dim, width, rngs=rngs)
-        self.out_proj = Linear(dim, dim, rngs=rngs)
+        self.out_proj = Linear(dim, dim, initial_scale=0.05, rngs=rngs)
 
     def __call__(self, x: jax.Array, lengths: jax.Array, scale_lengths: jax.Array, chunk: int | None) -> jax.Array:
         x = self._gate(x)

@@ -67,7 +67,20 @@ class Transducer(nnx.Module):
 
     def join(self, projected: jax.Array, state: tuple[jax.Array, jax.Array]) -> jax.Array:
         """One frame of `project`, (B, J), with each row's state: logits (B, vocabulary) float32."""
-        return self.output(jnp.tanh(projected + state[1])).astype(jnp.float32)
+        return self.combine(projected, state[1])
+
+    def predict(self, labels: jax.Array) -> jax.Array:
+        """The predictor's shares after none, one, ... all of labels (B, U), for training: (B, U + 1, J)."""
+        batch, count = labels.shape
+        nothing, _ = self.initial_state(batch)
+        history = jnp.concatenate([nothing, labels.astype(jnp.int32)], axis=1)  # (B, context_size + U)
+        size = self.config.context_size
+        contexts = jnp.stack([history[:, k : k + count + 1] for k in range(size)], axis=-1)  # (B, U + 1, context_size)
+        return self._predict(contexts.reshape(-1, size)).reshape(batch, count + 1, -1)
+
+    def combine(self, projected: jax.Array, predicted: jax.Array) -> jax.Array:
+        """The joiner on shares (..., J) of encoder and predictor, which may broadcast: logits (..., V) float32."""
+        return self.output(jnp.tanh(projected + predicted)).astype(jnp.float32)
 
     def _predict(self, context: jax.Array) -> jax.Array:
         return self.predictor_proj(self.predictor(context))

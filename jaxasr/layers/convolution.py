@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,42 +22,60 @@ TAPS_PER_LOOP = 8
 
 def depthwise_conv1d(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Valid depthwise convolution over time: x (B, T, C), kernel (width, 1, C) -> (B, T - width + 1, C)."""
-    steps = x.shape[1] - kernel.shape[0] + 1
-
-    def shifted_sums(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _in_groups([x[:, k : k + steps] * kernel[k, 0] for k in range(kernel.shape[0])], TAPS_PER_LOOP)
-
-    return _depthwise(x, kernel.astype(x.dtype), shifted_sums)
+    return depthwise_conv2d(x[:, :, None], kernel[:, None])[:, :, 0]
 
 
 def depthwise_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Valid depthwise convolution: x (B, H, W, C), kernel (h, w, 1, C) -> (B, H - h + 1, W - w + 1, C)."""
-    height, width = kernel.shape[:2]
-    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
+    """Valid depthwise convolution: x (B, H, W, C), kernel (h, w, 1, C) -> (B, H - h + 1, W - w + 1, C).
 
-    def shifted_sums(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        taps = [x[:, i : i + rows, j : j + columns] * kernel[i, j, 0] for i in range(height) for j in range(width)]
-        return _in_groups(taps, width)
-
-    return _depthwise(x, kernel.astype(x.dtype), shifted_sums)
-
-
-def _depthwise(x: jax.Array, kernel: jax.Array, shifted_sums: Callable[..., jax.Array]) -> jax.Array:
-    """On TPU XLA's own depthwise convolution reads its input once; elsewhere shifted sums are faster."""
-    dimensions = ("NWC", "WIO", "NWC") if x.ndim == 3 else ("NHWC", "HWIO", "NHWC")
+    On TPU XLA's own depthwise convolution reads its input once; elsewhere shifted sums are faster.
+    """
 
     def native(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(
             x,
             kernel,
-            (1,) * (x.ndim - 2),
+            (1, 1),
             "VALID",
-            dimension_numbers=dimensions,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=x.shape[-1],
             precision=precision_of(x.dtype),
         )
 
-    return lax.platform_dependent(x, kernel, tpu=native, default=shifted_sums)
+    return lax.platform_dependent(x, kernel.astype(x.dtype), tpu=native, default=_shifted_sums)
+
+
+@jax.custom_vjp
+def _shifted_sums(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x (B, H, W, C), kernel (h, w, 1, C): the taps' shifted multiples of x added up."""
+    height, width = kernel.shape[:2]
+    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
+    taps = [x[:, i : i + rows, j : j + columns] * kernel[i, j, 0] for i in range(height) for j in range(width)]
+    return _in_groups(taps, width if width > 1 else TAPS_PER_LOOP)
+
+
+def _shifted_sums_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _shifted_sums(x, kernel), (x, kernel)
+
+
+def _shifted_sums_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Again shifted sums, where the transposed program would be one padded copy of x for each tap."""
+    x, kernel = saved
+    height, width = kernel.shape[:2]
+    rows, columns = dy.shape[1:3]
+    surrounded = jnp.pad(dy, ((0, 0), (height - 1,) * 2, (width - 1,) * 2, (0, 0)))
+    dx = _shifted_sums(surrounded, kernel[::-1, ::-1])
+
+    def row_of_taps(i: jax.Array) -> jax.Array:
+        band = lax.dynamic_slice_in_dim(x, i, rows, axis=1)
+        products = [band[:, :, j : j + columns] * dy for j in range(width)]
+        return jnp.stack([product.sum((0, 1, 2), dtype=jnp.float32) for product in products])
+
+    dkernel = lax.map(row_of_taps, jnp.arange(height))  # (h, w, C)
+    return dx, dkernel[:, :, None].astype(kernel.dtype)
+
+
+_shifted_sums.defvjp(_shifted_sums_forward, _shifted_sums_backward)
 
 
 def _in_groups(taps: list[jax.Array], size: int) -> jax.Array:

@@ -10,10 +10,21 @@ from jaxasr.layers.products import linear_product
 
 
 class Linear(nnx.Module):
-    """x (..., in) -> (..., out); kernel (in, out), optional bias (out,)."""
+    """x (..., in) -> (..., out); kernel (in, out), optional bias (out,).
 
-    def __init__(self, in_features: int, out_features: int, *, use_bias: bool = True, rngs: nnx.Rngs) -> None:
-        bound = in_features**-0.5
+    A new kernel is uniform in +-initial_scale / sqrt(in), which is PyTorch's default times the scale.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        initial_scale: float = 1.0,
+        rngs: nnx.Rngs,
+    ) -> None:
+        bound = initial_scale * in_features**-0.5
         self.kernel = nnx.Param(
             jax.random.uniform(rngs.params(), (in_features, out_features), jnp.float32, -bound, bound)
         )

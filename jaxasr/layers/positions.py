@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -30,7 +31,31 @@ def relative_bias(queries: jax.Array, encoded: jax.Array, keys: int) -> jax.Arra
     Query i's key j has row T - 1 - i + j of `encoded`. The rows are laid out by query and key once for the whole batch
     and multiplied channel by channel, p being small: scores of all offsets, twice as many, never exist.
     """
-    steps = queries.shape[2]
-    rows = (steps - 1 - jnp.arange(steps))[:, None] + jnp.arange(keys)  # (T, keys)
-    table = encoded.swapaxes(1, 2)[:, :, rows]  # (heads, p, T, keys)
+    table = _by_query_and_key(encoded.swapaxes(1, 2), queries.shape[2], keys)  # (heads, p, T, keys)
     return sum(queries[..., channel, None] * table[None, :, channel] for channel in range(table.shape[1]))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _by_query_and_key(offsets: jax.Array, steps: int, keys: int) -> jax.Array:
+    """(..., keys + steps - 1) by offset -> (..., steps, keys), entry (i, j) being offset steps - 1 - i + j."""
+    return offsets[..., (steps - 1 - jnp.arange(steps))[:, None] + jnp.arange(keys)]
+
+
+def _by_query_and_key_forward(offsets: jax.Array, steps: int, keys: int) -> tuple[jax.Array, None]:
+    return _by_query_and_key(offsets, steps, keys), None
+
+
+def _by_query_and_key_backward(steps: int, keys: int, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    """Sums along the diagonals, (..., steps, keys) -> (..., keys + steps - 1), without a transposed gather's scatter.
+
+    Rows that are one entry too long, written one after another and read back at their right length, are each shifted by
+    one more place than the row above.
+    """
+    offsets = keys + steps - 1
+    leading = gradient.shape[:-2]
+    rows = jnp.pad(gradient[..., ::-1, :], ((0, 0),) * (gradient.ndim - 1) + ((0, steps),))
+    shifted = rows.reshape(*leading, steps * (offsets + 1))[..., : steps * offsets].reshape(*leading, steps, offsets)
+    return (shifted.sum(-2),)
+
+
+_by_query_and_key.defvjp(_by_query_and_key_forward, _by_query_and_key_backward)

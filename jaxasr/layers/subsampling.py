@@ -12,8 +12,8 @@ from jaxasr.layers.convolution import Conv2d, DepthwiseConv2d
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.norms import BiasNorm
 
-CHANNELS = (8, 32, 128)
-CONVNEXT_HIDDEN = 384
+# What the ConvNeXt block widens its channels by.
+CONVNEXT_FACTOR = 3
 # The 7 x 7 window of the ConvNeXt block reaches this many frames to either side.
 REACH = 3
 
@@ -30,7 +30,7 @@ class ConvNeXt(nnx.Module):
     def __init__(self, features: int, hidden: int, *, rngs: nnx.Rngs) -> None:
         self.depthwise = DepthwiseConv2d(features, 2 * REACH + 1, 7, rngs=rngs)
         self.pointwise1 = Linear(features, hidden, rngs=rngs)
-        self.pointwise2 = Linear(hidden, features, rngs=rngs)
+        self.pointwise2 = Linear(hidden, features, initial_scale=0.01, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (B, T + 2 REACH, F, C) with REACH frames of context at either end -> (B, T, F, C)."""
@@ -43,15 +43,17 @@ class Conv2dSubsampling(nnx.Module):
     """The Zipformer's front end: (B, T, bins) at 100 Hz -> (B, (T - 7) // 2, D) at 50 Hz (icefall, subsampling.py).
 
     Three 3 x 3 convolutions with SwooshR, a ConvNeXt block, a linear layer over channels x frequencies, BiasNorm.
+    `channels` are those behind each of the three convolutions.
     """
 
-    def __init__(self, bins: int, features: int, *, rngs: nnx.Rngs) -> None:
-        first, second, third = CHANNELS
+    def __init__(self, bins: int, channels: tuple[int, ...], features: int, *, rngs: nnx.Rngs) -> None:
+        first, second, third = channels
         self.conv1 = Conv2d(1, first, (3, 3), padding=((0, 0), (1, 1)), rngs=rngs)
         self.conv2 = Conv2d(first, second, (3, 3), strides=(2, 2), rngs=rngs)
         self.conv3 = Conv2d(second, third, (3, 3), strides=(1, 2), rngs=rngs)
-        self.convnext = ConvNeXt(third, CONVNEXT_HIDDEN, rngs=rngs)
+        self.convnext = ConvNeXt(third, CONVNEXT_FACTOR * third, rngs=rngs)
         self.frequencies = ((bins - 1) // 2 - 1) // 2
+        self.channels = third
         self.out = Linear(self.frequencies * third, features, rngs=rngs)
         self.norm = BiasNorm(features, rngs=rngs)
 
@@ -70,7 +72,7 @@ class Conv2dSubsampling(nnx.Module):
 
     def initial_state(self, batch: int, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         """The ConvNeXt block's left context, (B, REACH, F, C) of zeros."""
-        return jnp.zeros((batch, REACH, self.frequencies, CHANNELS[-1]), dtype)
+        return jnp.zeros((batch, REACH, self.frequencies, self.channels), dtype)
 
     def step(self, state: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One chunk: frames (B, 2 c + 7 + 2 REACH, bins) -> state, (B, c, D); the last REACH frames are look-ahead."""

@@ -17,7 +17,7 @@ BINS, WIDTH = 20, 6
 @pytest.fixture(scope="module")
 def front() -> tuple[Any, Any]:
     """(graph, state) of a small front end with biases that are not zero."""
-    return random_module(lambda rngs: Conv2dSubsampling(BINS, WIDTH, rngs=rngs), seed=3)
+    return random_module(lambda rngs: Conv2dSubsampling(BINS, (8, 32, 128), WIDTH, rngs=rngs), seed=3)
 
 
 def apply(front: tuple[Any, Any], frames: np.ndarray, lengths: list[int], **options: bool) -> tuple[Any, Any]:

@@ -1,0 +1,88 @@
+"""Options that commands share, and the recogniser that they ask for."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+import jaxasr
+
+if TYPE_CHECKING:
+    from jaxasr.recognizer import Recognizer
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+def _silence(where: str) -> Any:
+    return typer.Option(
+        metavar="S",
+        callback=_finite,
+        min=0,
+        max=60,
+        help=f"Seconds of silence {where} the audio; the model's own if unset.",
+    )
+
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="DIR|NAME", help="A folder made by jaxasr convert, or a published model's name."
+    ),
+]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16", "float16"], typer.Option(help="The type that the network computes in.")
+]
+BatchSecondsOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N",
+        callback=_finite,
+        min=0.1,
+        help="Seconds of audio in one batch, padding included; by the device if unset.",
+    ),
+]
+BlankPenaltyOption = Annotated[
+    float,
+    typer.Option(
+        metavar="X", callback=_finite, help="Subtracted from the blank's logit: more of it, fewer words left out."
+    ),
+]
+HeadOption = Annotated[
+    Literal["transducer", "ctc"] | None,
+    typer.Option(help="The head to decode with, of a model with both; the transducer if unset."),
+]
+PadBeforeOption = Annotated[float | None, _silence("before")]
+PadAfterOption = Annotated[float | None, _silence("after")]
+PrecisionOption = Annotated[
+    Literal["float32", "int8"], typer.Option(help="Which files of a published model to take, when given by its name.")
+]
+
+
+def load(
+    model: str | None,
+    dtype: str,
+    batch_seconds: float | None,
+    blank_penalty: float,
+    head: str | None,
+    pad_before: float | None,
+    pad_after: float | None,
+    precision: str,
+) -> Recognizer:
+    """What a command that transcribes works with; the first program is compiled while the parameters are read."""
+    return jaxasr.load_model(
+        model,
+        dtype=dtype,
+        batch_seconds=batch_seconds,
+        blank_penalty=blank_penalty,
+        head=head,
+        pad_before=pad_before,
+        pad_after=pad_after,
+        precision=precision,
+        lazy=True,
+    )

@@ -1,0 +1,1 @@
+"""Training in JAX: losses, data, augmentation, optimizers and the loop."""

@@ -1,0 +1,306 @@
+"""From manifests to batches: which utterances run together, joined, changed and padded, all a function of a seed.
+
+An epoch is planned before any sound is read: every utterance once, short ones joined to strings, each item with its own
+seed. So a run that is resumed sees the very batches that it would have seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from jaxasr import audio
+from jaxasr.arrays import ceil_div
+from jaxasr.errors import ConfigError, JaxasrError
+from jaxasr.manifests import Utterance, duration, read_audio
+from jaxasr.text.encoding import Encoder
+from jaxasr.training.augmentation import AugmentationConfig, augment
+
+RATE = audio.SAMPLE_RATE
+SHORTEST = 0.05  # s; what is shorter than that holds no speech
+# Feature frames at 100 Hz that the front end needs for one encoded frame.
+_FIRST_FRAMES = 9
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How utterances become batches. Times in seconds.
+
+    `bucket_seconds`: the lengths that batches are padded to, in ascending order; longer utterances are left out.
+    `batch_seconds`: sound in a batch, padding included. `labels_per_second`: room for tokens in a bucket.
+    `join_below`: shorter utterances of one speaker are joined to strings of 1 to `join_most`, with gaps of
+    `gap_seconds` around each and levels that differ by `join_level_db` either way. `edge_share` of the others get such
+    gaps at their ends as well. `growth`: the longest items of the first epochs, short ones first.
+    """
+
+    bucket_seconds: tuple[float, ...] = (4.0, 6.0, 8.0, 12.0, 16.0)
+    batch_seconds: float = 80.0
+    labels_per_second: float = 6.0
+    join_below: float = 2.0
+    join_most: int = 10
+    gap_seconds: tuple[float, ...] = (0.05, 0.4)
+    join_level_db: float = 6.0
+    edge_share: float = 0.5
+    growth: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.bucket_seconds or list(self.bucket_seconds) != sorted(set(self.bucket_seconds)):
+            raise ValueError("bucket_seconds must ascend")
+        if self.bucket_seconds[0] <= 0 or self.batch_seconds < self.bucket_seconds[-1]:
+            raise ValueError("bucket_seconds must be positive and no longer than batch_seconds")
+        if len(self.gap_seconds) != 2 or not 0 <= self.gap_seconds[0] <= self.gap_seconds[1]:
+            raise ValueError("gap_seconds must be the shortest and the longest gap")
+        if self.join_most < 1:
+            raise ValueError("join_most must be at least 1")
+
+    def labels(self, seconds: float) -> int:
+        """Tokens that a bucket has room for."""
+        return int(np.ceil(seconds * self.labels_per_second)) + 4
+
+
+@dataclass(frozen=True)
+class Example:
+    """An utterance that can be trained on, with its tokens and its length in seconds."""
+
+    utterance: Utterance
+    ids: tuple[int, ...]
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """What messages call it: its id in the manifest, or its file."""
+        return _name(self.utterance)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of a batch: examples by their numbers, the speed they are played at, and a seed for all else."""
+
+    examples: tuple[int, ...]
+    gaps: tuple[float, ...]
+    speed: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Rows that run together, padded to `seconds`."""
+
+    items: tuple[Item, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Arrays of a batch: waveforms (B, S), lengths (B,) in samples, labels (B, U), label_lengths (B,)."""
+
+    waveforms: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+    label_lengths: np.ndarray
+    plan: BatchPlan
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What a step takes."""
+        return self.waveforms, self.lengths, self.labels, self.label_lengths
+
+
+class Corpus:
+    """Checked utterances and their sound, which is kept in memory as 16-bit integers up to `cache_bytes`."""
+
+    def __init__(self, examples: Sequence[Example], config: DataConfig, *, cache_bytes: int = 2 << 30) -> None:
+        if not examples:
+            raise ConfigError("no utterance is left to train on")
+        self.examples, self.config = list(examples), config
+        self._cache: dict[int, np.ndarray] = {}
+        self._room = cache_bytes
+
+    def plan(self, epoch: int, seed: int, augmentation: AugmentationConfig, multiple: int = 1) -> list[BatchPlan]:
+        """The batches of an epoch (counted from 0), rows a multiple of `multiple`, the last of a bucket filled up."""
+        generator = np.random.default_rng((seed, epoch))
+        growth = self.config.growth
+        longest = min(growth[epoch], self.config.bucket_seconds[-1]) if epoch < len(growth) else None
+        longest = self.config.bucket_seconds[-1] if longest is None else longest
+        buckets: dict[float, list[Item]] = {}
+        for item, seconds, labels in self._items(generator, augmentation, longest):
+            for bucket in self.config.bucket_seconds:
+                if seconds <= bucket and labels <= self.config.labels(bucket):
+                    buckets.setdefault(bucket, []).append(item)
+                    break
+        plans = []
+        for seconds, items in sorted(buckets.items()):
+            rows = max(int(self.config.batch_seconds / seconds) // multiple, 1) * multiple
+            order = generator.permutation(len(items))
+            for start in range(0, len(items), rows):
+                plans.append(BatchPlan(tuple(items[i] for i in order[start : start + rows]), seconds))
+        if not plans:
+            raise ConfigError(f"no utterance is as short as the {longest:g} s that epoch {epoch} begins with")
+        return [plans[i] for i in generator.permutation(len(plans))]
+
+    def rows(self, seconds: float, multiple: int = 1) -> int:
+        """Rows of every batch of a bucket."""
+        return max(int(self.config.batch_seconds / seconds) // multiple, 1) * multiple
+
+    def batch(self, plan: BatchPlan, augmentation: AugmentationConfig, multiple: int = 1) -> TrainingBatch:
+        """Read, join and change the sound of a planned batch; rows that are left over have length 0."""
+        rows = self.rows(plan.seconds, multiple)
+        samples = round(plan.seconds * RATE)
+        waveforms = np.zeros((rows, samples), np.float32)
+        lengths, label_lengths = np.zeros((rows,), np.int32), np.zeros((rows,), np.int32)
+        labels = np.zeros((rows, self.config.labels(plan.seconds)), np.int32)
+        for row, item in enumerate(plan.items):
+            sound = self._sound(item, augmentation)[:samples]
+            ids = [number for index in item.examples for number in self.examples[index].ids]
+            waveforms[row, : len(sound)], lengths[row] = sound, len(sound)
+            labels[row, : len(ids)], label_lengths[row] = ids, len(ids)
+        return TrainingBatch(waveforms, lengths, labels, label_lengths, plan)
+
+    def _items(
+        self, generator: np.random.Generator, augmentation: AugmentationConfig, longest: float
+    ) -> Iterator[tuple[Item, float, int]]:
+        """Items of an epoch with their lengths in seconds and tokens."""
+        config = self.config
+        shorts: dict[tuple[str, str], list[int]] = {}
+        groups: list[list[int]] = []
+        for index, example in enumerate(self.examples):
+            if example.seconds < config.join_below:
+                speaker = example.utterance.columns.get("speaker", "")
+                shorts.setdefault((example.utterance.manifest, speaker), []).append(index)
+            else:
+                groups.append([index])
+        for members in shorts.values():
+            order = [members[i] for i in generator.permutation(len(members))]
+            while order:
+                count = int(generator.integers(1, config.join_most + 1))
+                group: list[int] = []
+                room = longest * augmentation.speed[0] - config.gap_seconds[1]
+                while order and len(group) < count:
+                    room -= self.examples[order[-1]].seconds + config.gap_seconds[1]
+                    if group and room < 0:
+                        break
+                    group.append(order.pop())
+                groups.append(group)
+        for group in groups:
+            # Drawn whether used or not, so that an item's draws do not depend on the items before it.
+            gaps = generator.uniform(*config.gap_seconds, len(group) + 1)
+            edges = generator.random() < config.edge_share
+            speed, seed = float(generator.uniform(*augmentation.speed)), int(generator.integers(1 << 62))
+            single = len(group) == 1 and self.examples[group[0]].seconds >= config.join_below
+            if single and not edges:
+                gaps = np.zeros_like(gaps)
+            seconds = (sum(self.examples[index].seconds for index in group) + gaps.sum()) / speed + 0.001
+            labels = sum(len(self.examples[index].ids) for index in group)
+            if seconds <= longest:
+                yield Item(tuple(group), tuple(map(float, gaps)), speed, seed), float(seconds), labels
+
+    def _sound(self, item: Item, augmentation: AugmentationConfig) -> np.ndarray:
+        generator = np.random.default_rng(item.seed)
+        level = self.config.join_level_db if len(item.examples) > 1 else 0.0
+        # Half of the gaps are digital silence, half have the faint noise of a quiet line.
+        floor = 10 ** (generator.uniform(-90, -55) / 20) if generator.random() < 0.5 else 0.0
+
+        def gap(seconds: float) -> np.ndarray:
+            return (floor * generator.standard_normal(round(seconds * RATE))).astype(np.float32)
+
+        parts = [gap(item.gaps[0])]
+        for index, seconds in zip(item.examples, item.gaps[1:], strict=True):
+            gain = 10 ** (generator.uniform(-level, level) / 20)
+            parts += [gain * self._clip(index), gap(seconds)]
+        sound = np.clip(np.concatenate(parts), -1, 1).astype(np.float32)
+        return augment(sound, dataclasses.replace(augmentation, speed=(item.speed, item.speed)), generator)
+
+    def _clip(self, index: int) -> np.ndarray:
+        if index in self._cache:
+            return self._cache[index].astype(np.float32) / 32767
+        samples = audio.load(*read_audio(self.examples[index].utterance))
+        if 2 * len(samples) <= self._room:
+            self._room -= 2 * len(samples)
+            self._cache[index] = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
+            return self._cache[index].astype(np.float32) / 32767
+        return samples
+
+
+def check(
+    utterances: Sequence[Utterance], encoder: Encoder, config: DataConfig
+) -> tuple[list[Example], list[tuple[Utterance, str]]]:
+    """Utterances that can be trained on, and the others with the reason of each, which names file and remedy."""
+    good: list[Example] = []
+    bad: list[tuple[Utterance, str]] = []
+    for utterance in utterances:
+        try:
+            seconds = duration(utterance)
+        except JaxasrError as error:
+            bad.append((utterance, str(error)))
+            continue
+        name = _name(utterance)
+        ids, missing = encoder(utterance.text)
+        # Joined or not, a short clip always gets gaps around it.
+        padded = seconds + (2 * config.gap_seconds[0] if seconds < config.join_below else 0)
+        needed = len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+        if not utterance.text.strip():
+            bad.append((utterance, f"{name}: the text is empty; write what is said or take the row out"))
+        elif missing:
+            bad.append((utterance, f"{name}: the vocabulary has no {missing!r}; correct the text or the vocabulary"))
+        elif seconds < SHORTEST or encoded_frames(padded) < needed:
+            bad.append(
+                (utterance, f"{name}: {seconds:.2f} s are too short for {len(ids)} tokens; check start, samples")
+            )
+        elif seconds > config.bucket_seconds[-1]:
+            longest = config.bucket_seconds[-1]
+            bad.append((utterance, f"{name}: {seconds:.1f} s are longer than bucket_seconds' {longest:g} s; cut it up"))
+        else:
+            good.append(Example(utterance, tuple(ids), seconds))
+    return good, bad
+
+
+def _name(utterance: Utterance) -> str:
+    return f"{utterance.manifest}: {utterance.columns.get('utt') or utterance.columns['path']}"
+
+
+def encoded_frames(seconds: float) -> int:
+    """Encoded frames (25 Hz) of a clip by the Zipformer's front end."""
+    frames = int(seconds * 100)
+    return 0 if frames < _FIRST_FRAMES else ceil_div((frames - 7) // 2, 2)
+
+
+Made = TypeVar("Made")
+
+
+def prefetch(batches: Iterator[Made], ahead: int = 3) -> Iterator[Made]:
+    """The same batches, made in a thread while the device works; its errors are raised here."""
+    ready: queue.Queue[Made | BaseException | None] = queue.Queue(maxsize=ahead)
+    stopped = threading.Event()
+
+    def put(item: Made | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                put(batch)
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # belongs to whoever waits for the batch
+            put(error)
+
+    thread = threading.Thread(target=work, name="jaxasr-batches", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,99 @@
+"""A training recipe: everything that a run is made of but its data, as a yaml file writes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import optax
+import yaml
+
+from jaxasr.configuration import from_mapping
+from jaxasr.errors import ConfigError
+from jaxasr.model import ModelConfig
+from jaxasr.training.augmentation import AugmentationConfig
+from jaxasr.training.data import DataConfig
+from jaxasr.training.optimizers import adamw, warmup_cosine
+from jaxasr.training.vocabulary import VocabularyConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW: `learning_rate` is the peak, reached after `warmup_steps`; a cosine then ends at `final_share` of it.
+
+    Kernels and embeddings decay by `weight_decay`; gradients are clipped to the norm `clip_norm`.
+    """
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 500
+    weight_decay: float = 0.01
+    clip_norm: float = 5.0
+    final_share: float = 0.02
+
+    def schedule(self, steps: int) -> optax.Schedule:
+        """The learning rate as a function of the step."""
+        return warmup_cosine(self.learning_rate, self.warmup_steps, steps, self.final_share)
+
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """The optimizer."""
+        return adamw(schedule, self.weight_decay, self.clip_norm)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A run's settings.
+
+    `model`: what is trained; its vocabulary sizes become those of the vocabulary. None where a run starts from a model.
+    `steps`: updates in all. `ctc_weight`: of the CTC loss beside the transducer's, of models with both heads.
+    `average`: decay of the running mean of the weights that is evaluated and stored. `joiner_bytes`: what the joiner's
+    outputs may take; more are computed in pieces. `compute`: the type of kernels and, but on CPUs, activations.
+    `stored`: the type in which the model is written. `checkpoint_steps`, `evaluate_steps`: how often.
+    """
+
+    steps: int
+    model: ModelConfig | None = None
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    data: DataConfig = DataConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ctc_weight: float = 0.3
+    average: float = 0.999
+    joiner_bytes: int = 1 << 28
+    compute: Literal["float32", "bfloat16"] = "float32"
+    stored: Literal["float32", "float16"] = "float32"
+    checkpoint_steps: int = 200
+    evaluate_steps: int = 400
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.checkpoint_steps, self.evaluate_steps, self.joiner_bytes) < 1:
+            raise ValueError("steps, checkpoint_steps, evaluate_steps and joiner_bytes must be positive")
+        if not 0 <= self.average < 1:
+            raise ValueError("average must lie in 0..1")
+        if self.ctc_weight < 0:
+            raise ValueError("ctc_weight must not be negative")
+
+
+def read_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
+    """A recipe from a yaml file, or by the name of one that comes with jaxasr. ConfigError names what is wrong."""
+    path = Path(name_or_path)
+    if not path.exists():
+        path = Path(str(files("jaxasr.configs.training") / f"{name_or_path}.yaml"))
+        if not path.exists():
+            raise ConfigError(f"{name_or_path}: no such recipe file, nor one of {', '.join(named_recipes())}")
+    try:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except (yaml.YAMLError, RecursionError):
+        raise ConfigError(f"{path} is not valid yaml") from None
+    return from_mapping(Recipe, mapping, str(path))
+
+
+def named_recipes() -> list[str]:
+    """Names of the recipes that come with jaxasr."""
+    folder = files("jaxasr.configs.training")
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))

@@ -1,0 +1,55 @@
+"""A token table made from the texts of a corpus: characters, or byte pairs by SentencePiece."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxasr.errors import ConfigError
+from jaxasr.text.encoding import MARK
+from jaxasr.text.tokens import TokenTable
+
+BLANK, UNKNOWN = "<blk>", "<unk>"
+
+
+@dataclass(frozen=True)
+class VocabularyConfig:
+    """What tokens are: `bpe` pieces, at most `size` of them all told, or `characters`, in which case size is unused."""
+
+    kind: Literal["bpe", "characters"] = "bpe"
+    size: int = 500
+
+
+def make_vocabulary(texts: Iterable[str], config: VocabularyConfig) -> TokenTable:
+    """The table of blank, `<unk>` and the pieces; ids in the order in which pieces were merged, then characters."""
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise ConfigError("no text to make a vocabulary from")
+    if config.kind == "characters":
+        return TokenTable((BLANK, UNKNOWN, MARK, *sorted(set("".join(texts)) - set(" \t"))))
+    return TokenTable((BLANK, UNKNOWN, *_byte_pairs(texts, config.size - 2)))
+
+
+def _byte_pairs(texts: list[str], size: int) -> list[str]:
+    try:
+        import sentencepiece
+    except ImportError:
+        raise ConfigError("byte-pair vocabularies need SentencePiece: pip install 'jaxasr[train]'") from None
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=size + 1,  # SentencePiece counts its own unknown
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        bos_id=-1,
+        eos_id=-1,
+        unk_id=0,
+        minloglevel=2,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return [processor.id_to_piece(number) for number in range(1, processor.get_piece_size())]

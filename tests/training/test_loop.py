@@ -1,0 +1,190 @@
+"""The training loop: it learns, resumes bit for bit, shares its work among devices, and stops as it should."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+import jaxasr
+from jaxasr import store
+from jaxasr.encoders.zipformer import ZipformerConfig
+from jaxasr.errors import TrainingError
+from jaxasr.heads.ctc import CTCConfig
+from jaxasr.heads.transducer import TransducerConfig
+from jaxasr.manifests import read_manifest
+from jaxasr.model import ModelConfig
+from jaxasr.text.encoding import Encoder
+from jaxasr.text.tokens import TokenTable
+from jaxasr.training.augmentation import AugmentationConfig
+from jaxasr.training.data import Corpus, DataConfig, check
+from jaxasr.training.loop import LOG, MODEL, Trainer, new_parameters, with_vocabulary
+from jaxasr.training.optimizers import warmup_cosine
+from jaxasr.training.recipe import OptimizerConfig, Recipe
+
+RATE = 16000
+TOKENS = TokenTable(("<blk>", "<unk>", "▁A", "▁B"))
+TONES = {"A": 400.0, "B": 1800.0}  # Hz
+DATA = DataConfig(bucket_seconds=(2.0,), batch_seconds=8.0, join_below=0.6, join_most=2, gap_seconds=(0.05, 0.2))
+
+
+def encoder() -> ZipformerConfig:
+    one = {"encoder_dim": 16, "feedforward_dim": 16, "num_heads": 2, "query_head_dim": 8, "value_head_dim": 4}
+    sizes: dict[str, Any] = {name: (size, size) for name, size in one.items()}
+    return ZipformerConfig(
+        num_layers=(1, 1),
+        downsampling=(1, 2),
+        pos_head_dim=(4, 4),
+        conv_kernel=(7, 7),
+        embed_channels=(4, 4, 4),
+        **sizes,
+    )
+
+
+RECIPE = Recipe(
+    steps=4,
+    model=ModelConfig("toy", encoder(), transducer=TransducerConfig(4, 16, 16), ctc=CTCConfig(4)),
+    data=DATA,
+    optimizer=OptimizerConfig(learning_rate=0.01, warmup_steps=5),
+    checkpoint_steps=100,
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve short tones, low ones called A and high ones B, and their mixtures of two."""
+    folder = tmp_path_factory.mktemp("tones")
+    generator = np.random.default_rng(5)
+    rows = ["path\tspeaker\ttext"]
+    for index in range(12):
+        text = " ".join(generator.choice(["A", "B"], 1 + index % 2))
+        parts = []
+        for word in text.split():
+            time = np.arange(int(0.35 * RATE)) / RATE
+            parts += [0.3 * np.sin(2 * np.pi * TONES[word] * time), np.zeros(RATE // 10)]
+        soundfile.write(folder / f"{index}.wav", np.concatenate(parts), RATE)
+        rows.append(f"{index}.wav\tx\t{text}")
+    (folder / "manifest.tsv").write_text("\n".join(rows) + "\n")
+    return folder / "manifest.tsv"
+
+
+def trainer(manifest: Path, output: Path, recipe: Recipe = RECIPE, **options: Any) -> Trainer:
+    good, bad = check(read_manifest(manifest), Encoder(TOKENS), recipe.data)
+    assert not bad
+    config = with_vocabulary(recipe.model, TOKENS)
+    parameters = new_parameters(config, recipe.seed)
+    return Trainer(recipe, config, parameters, TOKENS, Corpus(good, recipe.data), output, **options)
+
+
+def steps_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / LOG).read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_twenty_steps_are_ten_and_ten_resumed_bit_for_bit(manifest: Path, tmp_path: Path) -> None:
+    # One schedule for all: it is a function of the step, and knows nothing of where a run was cut.
+    whole = dataclasses.replace(RECIPE, steps=20)
+    straight = trainer(manifest, tmp_path / "straight", whole)
+    straight.output.mkdir()
+    straight.train()
+
+    first = trainer(manifest, tmp_path / "pieces", dataclasses.replace(whole, checkpoint_steps=10))
+    first.output.mkdir()
+    with pytest.raises(_Cut):
+        first.train(_cut_at(13))
+    second = trainer(manifest, tmp_path / "pieces", whole)
+    assert second.resume() == 10
+    second.train()
+
+    for a, b in zip(jax.tree.leaves(straight.state), jax.tree.leaves(second.state), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    losses = [[row["loss"] for row in steps_of(tmp_path / name)] for name in ("straight", "pieces")]
+    assert losses[0] == losses[1] and len(losses[0]) == 20
+
+
+class _Cut(Exception):
+    pass
+
+
+def _cut_at(step: int) -> Any:
+    def report(progress: Any) -> None:
+        if progress.step == step:
+            raise _Cut
+
+    return report
+
+
+@pytest.mark.slow
+def test_it_learns_two_tones_and_writes_a_model_that_knows_them(manifest: Path, tmp_path: Path) -> None:
+    # Masks over frequencies and loud noise may hide a tone altogether.
+    mild = AugmentationConfig(noise_probability=0.0, reverberation_probability=0.0, frequency_masks=0, time_masks=0)
+    slow = OptimizerConfig(learning_rate=0.003, warmup_steps=20)
+    recipe = dataclasses.replace(RECIPE, steps=600, average=0.95, stored="float16", augmentation=mild, optimizer=slow)
+    run = trainer(manifest, tmp_path, recipe)
+    run.train()
+    rows = steps_of(tmp_path)
+    assert np.mean([row["loss"] for row in rows[-10:]]) < 0.3 * np.mean([row["loss"] for row in rows[:10]])
+    # Stored in 16 bits, loaded like any other.
+    _, params, _ = store.load(tmp_path / MODEL)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"float16"}
+    utterances = read_manifest(manifest)
+    recognizer = jaxasr.load_model(tmp_path / MODEL)
+    said = [each.text for each in recognizer.transcribe([str(u.pieces[0].path) for u in utterances])]
+    assert said == [u.text for u in utterances]
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_the_checkpoint(manifest: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, checkpoint_steps=2)
+    run = trainer(manifest, tmp_path, recipe)
+
+    def poison(progress: Any) -> None:
+        if progress.step == 3:
+            run.state["parameters"] = jax.tree.map(lambda leaf: leaf * np.nan, run.state["parameters"])
+
+    with pytest.raises(TrainingError, match=r"step 4: the loss .* not finite; the batch holds .*\.wav"):
+        run.train(poison)
+    again = trainer(manifest, tmp_path, recipe)
+    assert again.resume() == 2
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(again.state["parameters"]))
+
+
+def test_resuming_nothing_says_so(manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no checkpoint"):
+        trainer(manifest, tmp_path).resume()
+
+
+def test_warm_up_and_cosine() -> None:
+    schedule = warmup_cosine(1.0, 10, 110, 0.1)
+    assert [round(float(schedule(step)), 4) for step in (0, 5, 10, 60, 110)] == [0.0, 0.5, 1.0, 0.55, 0.1]
+
+
+@pytest.mark.slow
+def test_two_devices_train_as_one(manifest: Path, tmp_path: Path) -> None:
+    """In a process of its own, where the CPU is two devices."""
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+import jax, numpy as np
+from test_loop import *
+runs = []
+for count in (1, 2):
+    run = trainer(Path({str(manifest)!r}), Path({str(tmp_path)!r}) / str(count), devices=jax.devices()[:count])
+    run.output.mkdir()
+    run.train()
+    runs.append(run)
+for a, b in zip(*(jax.tree.leaves(run.state["parameters"]) for run in runs)):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-3)
+assert len(jax.tree.leaves(runs[1].state["parameters"])[0].sharding.device_set) == 2
+"""
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, **environment}, timeout=600)
