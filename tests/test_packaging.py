@@ -25,7 +25,7 @@ from jaxasr.convert.published import MODELS
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-COMMANDS = ("transcribe", "convert", "info", "evaluate", "bench")
+COMMANDS = ("transcribe", "convert", "info", "evaluate", "train", "bench")
 # Top-level folders that hold packages, and the names they are installed under.
 PACKAGE_FOLDERS = {"jaxasr": "jaxasr", "convert": "jaxasr.convert", "configs": "jaxasr.configs"}
 

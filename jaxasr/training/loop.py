@@ -133,7 +133,9 @@ class Trainer:
         self._mesh = Mesh(np.array(self.devices), ("batch",))
         self._everywhere = NamedSharding(self._mesh, PartitionSpec())
         self._rows = NamedSharding(self._mesh, PartitionSpec("batch"))
-        self._schedule = recipe.optimizer.schedule(recipe.steps)
+        # Of an epoch of the whole corpus, behind those that begin with short things.
+        epoch = corpus.plan(len(corpus.config.growth), recipe.seed, recipe.augmentation, len(self.devices))
+        self._schedule = recipe.optimizer.schedule(recipe.steps, len(epoch))
         self._optimizer = recipe.optimizer.build(self._schedule)
         self.state = jax.device_put(
             {
@@ -262,9 +264,14 @@ class Trainer:
         recipe, multiple = self.recipe, len(self.devices)
         epoch = 0
         while True:
-            plans = self.corpus.plan(epoch, recipe.seed, recipe.augmentation, multiple)
+            augmentation = recipe.augmentation
+            if epoch < recipe.clean_epochs:
+                augmentation = dataclasses.replace(
+                    augmentation, noise_probability=0.0, reverberation_probability=0.0, telephone_probability=0.0
+                )
+            plans = self.corpus.plan(epoch, recipe.seed, augmentation, multiple)
             for plan in plans[done:]:
-                yield epoch, self.corpus.batch(plan, recipe.augmentation, multiple)
+                yield epoch, self.corpus.batch(plan, augmentation, multiple)
             done = max(done - len(plans), 0)
             epoch += 1
 

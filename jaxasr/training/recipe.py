@@ -16,29 +16,38 @@ from jaxasr.errors import ConfigError
 from jaxasr.model import ModelConfig
 from jaxasr.training.augmentation import AugmentationConfig
 from jaxasr.training.data import DataConfig
-from jaxasr.training.optimizers import adamw, warmup_cosine
+from jaxasr.training.optimizers import adamw, eden, scaled_adam, warmup_cosine
 from jaxasr.training.vocabulary import VocabularyConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW: `learning_rate` is the peak, reached after `warmup_steps`; a cosine then ends at `final_share` of it.
+    """`adamw` under a cosine, or the Zipformer recipe's `scaled_adam` under Eden.
 
-    Kernels and embeddings decay by `weight_decay`; gradients are clipped to the norm `clip_norm`.
+    `learning_rate` is the peak, about 0.001 and 0.045, reached after `warmup_steps`. AdamW decays kernels and
+    embeddings by `weight_decay` and clips gradients to the norm `clip_norm`; its cosine ends at `final_share` of the
+    peak. Eden falls like one over the roots of step / `eden_steps` and epoch / `eden_epochs`.
     """
 
+    kind: Literal["adamw", "scaled_adam"] = "adamw"
     learning_rate: float = 1e-3
     warmup_steps: int = 500
     weight_decay: float = 0.01
     clip_norm: float = 5.0
     final_share: float = 0.02
+    eden_steps: float = 7500.0
+    eden_epochs: float = 3.5
 
-    def schedule(self, steps: int) -> optax.Schedule:
+    def schedule(self, steps: int, steps_per_epoch: float) -> optax.Schedule:
         """The learning rate as a function of the step."""
+        if self.kind == "scaled_adam":
+            return eden(self.learning_rate, self.eden_steps, self.eden_epochs, steps_per_epoch, self.warmup_steps)
         return warmup_cosine(self.learning_rate, self.warmup_steps, steps, self.final_share)
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """The optimizer."""
+        if self.kind == "scaled_adam":
+            return scaled_adam(schedule)
         return adamw(schedule, self.weight_decay, self.clip_norm)
 
 
@@ -47,7 +56,8 @@ class Recipe:
     """A run's settings.
 
     `model`: what is trained; its vocabulary sizes become those of the vocabulary. None where a run starts from a model.
-    `steps`: updates in all. `ctc_weight`: of the CTC loss beside the transducer's, of models with both heads.
+    `steps`: updates in all. `clean_epochs`: the first ones, whose sound has no noise, room or telephone put on it.
+    `ctc_weight`: of the CTC loss beside the transducer's, of models with both heads.
     `average`: decay of the running mean of the weights that is evaluated and stored. `joiner_bytes`: what the joiner's
     outputs may take; more are computed in pieces. `compute`: the type of kernels and, but on CPUs, activations.
     `stored`: the type in which the model is written. `checkpoint_steps`, `evaluate_steps`: how often.
@@ -59,6 +69,7 @@ class Recipe:
     data: DataConfig = DataConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    clean_epochs: int = 0
     ctc_weight: float = 0.3
     average: float = 0.999
     joiner_bytes: int = 1 << 28

@@ -17,7 +17,7 @@ from jaxasr.cli import info
 from jaxasr.errors import AudioError
 
 Run = Callable[..., Any]
-COMMANDS = ("transcribe", "convert", "info", "evaluate", "bench")
+COMMANDS = ("transcribe", "convert", "info", "evaluate", "train", "bench")
 OUT_OF_MEMORY = "jaxasr: out of memory: try a smaller --batch-seconds, or --dtype bfloat16"
 HEAVY = ("jax", "jaxlib", "flax", "orbax", "librosa", "huggingface_hub", "onnx", "torch")
 

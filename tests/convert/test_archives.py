@@ -350,8 +350,13 @@ def test_fuzzed_archives_raise_nothing_else(tmp_path: Path, nothing_runs: Callab
         path.write_bytes(mutant)
         with nothing_runs():
             try:
-                assert np.array_equal(read_torch(path)["w"], WEIGHTS)
+                read = read_torch(path)["w"]
             except CheckpointError as error:
-                assert "\n" not in str(error)
-                refused += 1
+                read, message = None, str(error)
+        # Outside: numpy imports what it compares with.
+        if read is None:
+            assert "\n" not in message
+            refused += 1
+        else:
+            assert np.array_equal(read, WEIGHTS)
     assert refused > 1500
