@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import threading
 from concurrent.futures import Future
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,13 @@ from jaxasr import store
 from jaxasr.errors import ModelError
 from jaxasr.recognizer import Recognizer
 
-NO_MODEL = (
-    "no model is given: --model takes a folder made by `jaxasr convert` or a published name such as "
-    "reazon-research/reazonspeech-k2-v2"
+logger = logging.getLogger("jaxasr")
+
+EMBEDDED = "embedded"
+# What is said wherever the model inside the package is taken without having been asked for.
+NOTICE = (
+    "no --model is given: the small one inside jaxasr knows English letters, digits, numbers and dates, no other words; "
+    "for those: --model librispeech-zipformer-medium (265 MB, once)"
 )
 
 
@@ -34,14 +40,16 @@ def load_model(
 ) -> Recognizer:
     """Load a model directory, or a published model by its name (downloaded and converted once), ready to transcribe.
 
+    Without a name, or as "embedded", it is the small model inside the package; without, a line of the log says what that
+    model knows.
     `dtype`: float32, bfloat16 or float16. `batch_seconds`: sound that one batch may hold. `head`: transducer or ctc.
     `pad_before`, `pad_after`: silence around clips (s) instead of the model's own. `precision`: which of a published
     model's files to take. `verify`: check every hash. `lazy`: return while the arrays are still being read and compile
     meanwhile; damage then shows at the first transcript. Raises a JaxasrError whose message is one line.
     """
     if name_or_path is None:
-        raise ModelError(NO_MODEL)
-    directory = locate(name_or_path, precision)
+        logger.warning(NOTICE)
+    directory = locate(EMBEDDED if name_or_path is None else name_or_path, precision)
     stored = store.open_model(directory, verify=verify)
     params: Future[dict[str, Any]] = Future()
     reader = threading.Thread(target=_fulfil, args=(params, stored, verify), name="jaxasr-params", daemon=True)
@@ -58,12 +66,14 @@ def load_model(
 
 
 def locate(name_or_path: str | os.PathLike[str], precision: str = "float32") -> Path:
-    """The model directory behind a path or a published name; an existing path is always meant as a path."""
+    """The model directory behind a path, a published name or "embedded"; an existing path is always meant as a path."""
     path = Path(name_or_path)
     if path.exists():
         if not store.is_model_directory(path):
             raise ModelError(f"{path} is no model directory: make one with `jaxasr convert {path} OUT_DIR`")
         return path
+    if str(name_or_path) == EMBEDDED:
+        return Path(str(files("jaxasr") / EMBEDDED))
     from jaxasr.convert import hub
 
     return hub.convert_once(str(name_or_path), precision=precision)

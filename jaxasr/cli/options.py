@@ -32,7 +32,11 @@ def _silence(where: str) -> Any:
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", metavar="DIR|NAME", help="A folder made by jaxasr convert, or a published model's name."
+        "--model",
+        "-m",
+        metavar="DIR|NAME",
+        help="A folder made by jaxasr convert or train, or a published model's name; if unset the small one inside "
+        "jaxasr, which knows English letters, digits, numbers and dates.",
     ),
 ]
 DtypeOption = Annotated[
