@@ -10,65 +10,25 @@ spins beside the one that runs. Ratios are medians over the rounds of (peer's ti
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import json
 import os
-import platform
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import wave
-from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from racing import Engine, machine, running
 
 from jaxasr.speechlike import RATE, speechlike
 
 HERE = Path(__file__).resolve().parent
 STARTS = 5
 DTYPES = ("float32", "bfloat16")
-
-
-@dataclasses.dataclass(frozen=True)
-class Engine:
-    """One competitor: the script that runs it, and which other one its time is compared with."""
-
-    name: str
-    command: tuple[str, ...]
-    against: str | None = None
-
-
-class Turn:
-    """A running engine that works only while it is asked."""
-
-    def __init__(self, engine: Engine, environment: dict[str, str]) -> None:
-        self.engine = engine
-        self.process = subprocess.Popen(
-            [sys.executable, *engine.command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-
-    def take(self) -> dict[str, Any]:
-        """Let the engine run once; what it answers."""
-        os.kill(self.process.pid, signal.SIGCONT)
-        print("{}", file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit(f"{self.engine.name} ended with status {self.process.wait()}")
-        os.kill(self.process.pid, signal.SIGSTOP)
-        return json.loads(answer)
-
-    def end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.process.pid, signal.SIGCONT)
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def engines(options: argparse.Namespace, clips: int, seconds: float) -> list[Engine]:
@@ -92,18 +52,6 @@ def engines(options: argparse.Namespace, clips: int, seconds: float) -> list[Eng
         found.append(Engine(f"whole {dtype}", ours("whole", dtype), "sherpa-onnx whole" if trio else None))
     found += [Engine(part, ours(part, "float32")) for part in ("features", "search")]
     return found
-
-
-@contextlib.contextmanager
-def running(field: list[Engine], environment: dict[str, str]) -> Iterator[list[Turn]]:
-    turns: list[Turn] = []
-    try:
-        for engine in field:
-            turns.append(Turn(engine, environment))
-        yield turns
-    finally:
-        for turn in turns:
-            turn.end()
 
 
 def race(options: argparse.Namespace, clips: int, seconds: float, cache: Path) -> dict[str, Any]:
@@ -138,27 +86,9 @@ def start_up(options: argparse.Namespace) -> dict[str, Any]:
     return {"cold_s": times[0], "warm_s": times[1:]}
 
 
-def machine(options: argparse.Namespace) -> str:
-    """One line on what it ran on."""
-    lines = (line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
-    processor = {key.strip(): value.strip() for key, value in lines}
-    flags = set(processor.get("flags", "").split())
-    narrow = " ".join(flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags)
-    versions = []
-    for package in ("jax", "flax", "onnxruntime", "sherpa-onnx"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions.append(f"{package} {metadata.version(package)}")
-    cores = len(os.sched_getaffinity(0))
-    return (
-        f"{processor.get('model name', platform.machine())} ({narrow or 'no AVX-512'}), "
-        f"{cores} cores of which {options.threads} were used, "
-        f"Python {platform.python_version()}, {', '.join(versions)}; load average at the end {os.getloadavg()[0]:.1f}"
-    )
-
-
 def page(results: list[dict[str, Any]], starts: dict[str, Any] | None, options: argparse.Namespace) -> str:
     """The Markdown that stands in docs/benchmarks.md."""
-    lines = [machine(options) + "."]
+    lines = [machine(options.threads) + "."]
     for result in results:
         audio = result["clips"] * result["seconds"]
         rounds, first, cached = result["rounds"], result["first"], result["cached"]

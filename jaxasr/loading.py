@@ -20,8 +20,8 @@ logger = logging.getLogger("jaxasr")
 EMBEDDED = "embedded"
 # What is said wherever the model inside the package is taken without having been asked for.
 NOTICE = (
-    "no --model is given: the small one inside jaxasr knows English letters, digits, numbers and dates, no other words; "
-    "for those: --model librispeech-zipformer-medium (265 MB, once)"
+    "no --model is given: the small one inside jaxasr knows English letters, digits, numbers and dates only; "
+    "for all words: --model librispeech-zipformer-medium (265 MB, once)"
 )
 
 
@@ -40,8 +40,9 @@ def load_model(
 ) -> Recognizer:
     """Load a model directory, or a published model by its name (downloaded and converted once), ready to transcribe.
 
-    Without a name, or as "embedded", it is the small model inside the package; without, a line of the log says what that
-    model knows.
+    Without a name, or by the name "embedded", it is the small one inside the package; without, a line of the log says
+    what that knows.
+
     `dtype`: float32, bfloat16 or float16. `batch_seconds`: sound that one batch may hold. `head`: transducer or ctc.
     `pad_before`, `pad_after`: silence around clips (s) instead of the model's own. `precision`: which of a published
     model's files to take. `verify`: check every hash. `lazy`: return while the arrays are still being read and compile

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,28 @@ def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_the_checkpoint(mani
     again = trainer(manifest, tmp_path, recipe)
     assert again.resume() == 2
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(again.state["parameters"]))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_whole(manifest: Path, tmp_path: Path) -> None:
+    run = trainer(manifest, tmp_path)
+    run.save()
+    run.state["step"] = run.state["step"] + 1
+    # A limit on the size of files stands for the full disk: it needs no rights and fails the same call.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match="cannot be written .*; make room and --resume") as told:
+            run.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(told.value)
+    again = trainer(manifest, tmp_path)
+    assert again.resume() == 0
+    for a, b in zip(jax.tree.leaves(run.state["parameters"]), jax.tree.leaves(again.state["parameters"]), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    again.state["step"] = again.state["step"] + 1
+    again.save()  # there is room again, and what the failed one left is not in the way
+    assert trainer(manifest, tmp_path).resume() == 1
 
 
 def test_resuming_nothing_says_so(manifest: Path, tmp_path: Path) -> None:
