@@ -1,0 +1,111 @@
+"""The model inside the package: it is the default, says what it does not know, and reaches the figures of its card."""
+
+from __future__ import annotations
+
+import logging
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+import jaxasr
+from jaxasr import store
+from jaxasr.evaluation import Errors, count_errors, evaluate
+from jaxasr.loading import EMBEDDED, NOTICE, locate
+from jaxasr.manifests import read_manifest
+from jaxasr.recognizer import Recognizer
+
+SAMPLES = Path(__file__).parent / "samples"
+# As samples/make.py says them; they were said to no training.
+WORDS = {
+    "digits": "THREE ONE FOUR ONE FIVE NINE TWO SIX",
+    "name": "G R A C E",
+    "date": "NOVEMBER TWENTY EIGHTH",
+}
+AUDIO = {name: SAMPLES / f"{name}.wav" for name in WORDS}
+
+
+@pytest.fixture(scope="module")
+def recognizer() -> Recognizer:
+    return jaxasr.load_model(EMBEDDED)
+
+
+@pytest.fixture(scope="module")
+def samples() -> np.ndarray:
+    """The digits, float32 at 16 kHz."""
+    return soundfile.read(AUDIO["digits"], dtype="float32")[0]
+
+
+def test_samples(recognizer: Recognizer) -> None:
+    texts = [each.text for each in recognizer.transcribe([str(path) for path in AUDIO.values()])]
+    assert texts == list(WORDS.values())
+
+
+def test_every_kind_of_file(recognizer: Recognizer, samples: np.ndarray, tmp_path: Path) -> None:
+    wide, narrow = (soxr.resample(samples, 16000, rate) for rate in (48000, 8000))
+    soundfile.write(tmp_path / "narrow.wav", narrow, 8000)
+    soundfile.write(tmp_path / "wide.flac", np.stack([wide, 0.5 * wide], axis=1), 48000)
+    soundfile.write(tmp_path / "speech.mp3", wide, 48000)
+    soundfile.write(tmp_path / "speech.ogg", wide, 48000, format="OGG", subtype="OPUS")
+    files = [str(tmp_path / name) for name in ("narrow.wav", "wide.flac", "speech.mp3", "speech.ogg")]
+    assert [each.text for each in recognizer.transcribe(files)] == [WORDS["digits"]] * 4
+
+
+@pytest.mark.parametrize(
+    "cast", [lambda x: x, lambda x: x.astype(np.float64), lambda x: (x * 32767).astype(np.int16)], ids=["4", "8", "2"]
+)
+def test_arrays(recognizer: Recognizer, samples: np.ndarray, cast: Callable[[np.ndarray], np.ndarray]) -> None:
+    (transcript,) = recognizer.transcribe([cast(samples)])
+    assert transcript.text == WORDS["digits"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_types(dtype: str) -> None:
+    recognizer = jaxasr.load_model(EMBEDDED, dtype=dtype)
+    assert [each.text for each in recognizer.transcribe([str(AUDIO["digits"])])] == [WORDS["digits"]]
+
+
+def test_the_command_line_and_standard_input() -> None:
+    command = [Path(sys.executable).with_name("jaxasr"), "transcribe"]
+    done = subprocess.run([*command, AUDIO["date"]], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{WORDS['date']}\n")
+    assert done.stderr.splitlines() == [f"jaxasr: {NOTICE}"]
+    piped = subprocess.run([*command, "-", "--model", EMBEDDED], capture_output=True, input=AUDIO["name"].read_bytes())
+    assert (piped.returncode, piped.stdout.decode(), piped.stderr.decode()) == (0, f"{WORDS['name']}\n", "")
+
+
+def test_only_the_default_is_explained(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("jaxasr"), "propagate", True)  # the command line's tests turn it off
+    jaxasr.load_model(EMBEDDED)
+    assert caplog.messages == []
+    jaxasr.load_model()
+    assert caplog.messages == [NOTICE]
+
+
+def test_it_is_small() -> None:
+    folder = locate(EMBEDDED)
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 8e6
+    _, parameters, _ = store.load(folder)
+    leaves = jax.tree.leaves(parameters)
+    assert sum(leaf.size for leaf in leaves) <= 4e6 and {leaf.dtype.itemsize for leaf in leaves} == {2}
+
+
+@pytest.mark.slow
+def test_figures(shared: Path, recognizer: Recognizer) -> None:
+    """The aims: at most 6 % of the words of AN4's test split, and 1 % of digit strings."""
+    an4 = read_manifest(shared / "speech" / "an4" / "manifest.tsv", {"split": ["test"]})
+    assert sum((scored.errors for scored in evaluate(recognizer, an4)), Errors()).rate <= 0.06
+    script = Path(__file__).resolve().parent.parent / "benchmarks" / "test_sets.py"
+    digit_strings = runpy.run_path(str(script))["digit_strings"]
+    strings, rate = digit_strings(shared / "speech" / "fsdd" / "manifest.tsv", 120)
+    clips, texts = zip(*strings, strict=True)
+    heard = [each.text for each in recognizer.transcribe(list(clips), sample_rate=rate)]
+    errors = sum((count_errors(a.split(), b.split()) for a, b in zip(texts, heard, strict=True)), Errors())
+    assert errors.reference_length > 500 and errors.rate <= 0.01
