@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+import jaxasr
 from jaxasr.cli.transcribe import file_names
+from jaxasr.errors import ModelError
 
 Run = Callable[..., Any]
 Record = Callable[..., Path]
@@ -167,11 +169,13 @@ def test_only_bad_audio_leaves_no_file(run: Run, tmp_path: Path, recognizers: li
     assert names(tmp_path) == ["bad.wav", "out.txt"] and output.read_text() == "old"
 
 
-def test_without_a_model(run: Run, talks: Path, tmp_path: Path) -> None:
-    result = run("transcribe", talks, "--output", tmp_path / "out.txt")
-    assert (result.code, result.out) == (1, "")
-    (line,) = result.lines
-    assert "--model" in line and "jaxasr convert" in line
+def test_a_model_that_cannot_be_loaded(run: Run, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_model(*_: Any, **__: Any) -> None:
+        raise ModelError("m is no model")
+
+    monkeypatch.setattr(jaxasr, "load_model", load_model)
+    result = run("transcribe", talks, "--model", "m", "--output", tmp_path / "out.txt")
+    assert (result.code, result.out, result.lines) == (1, "", ["jaxasr: m is no model"])
     assert not (tmp_path / "out.txt").exists()
 
 
