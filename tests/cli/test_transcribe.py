@@ -268,6 +268,7 @@ def test_stopped_before_the_file_for_all_is_complete(talks: Path, tmp_path: Path
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     while not [name for name in names(tmp_path) if name.endswith(".part")] and process.poll() is None:
         time.sleep(0.02)
+    time.sleep(0.5)  # to the first result, and not to the moment at which the file is made
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "jaxasr: interrupted\n")
