@@ -50,7 +50,8 @@ def load_model(
     """
     if name_or_path is None:
         logger.warning(NOTICE)
-    directory = locate(EMBEDDED if name_or_path is None else name_or_path, precision)
+    # The package's own without a name, also where a folder of the name lies in the working directory.
+    directory = _embedded() if name_or_path is None else locate(name_or_path, precision)
     stored = store.open_model(directory, verify=verify)
     params: Future[dict[str, Any]] = Future()
     reader = threading.Thread(target=_fulfil, args=(params, stored, verify), name="jaxasr-params", daemon=True)
@@ -74,10 +75,14 @@ def locate(name_or_path: str | os.PathLike[str], precision: str = "float32") -> 
             raise ModelError(f"{path} is no model directory: make one with `jaxasr convert {path} OUT_DIR`")
         return path
     if str(name_or_path) == EMBEDDED:
-        return Path(str(files("jaxasr") / EMBEDDED))
+        return _embedded()
     from jaxasr.convert import hub
 
     return hub.convert_once(str(name_or_path), precision=precision)
+
+
+def _embedded() -> Path:
+    return Path(str(files("jaxasr") / EMBEDDED))
 
 
 def _fulfil(params: Future[dict[str, Any]], stored: store.StoredModel, verify: bool) -> None:

@@ -92,12 +92,16 @@ def duration(utterance: Utterance) -> float:
     import soundfile
 
     seconds = 0.0
+    rates = set()
     for piece in utterance.pieces:
         try:
             header = _header(os.fspath(piece.path))
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{piece.path}: cannot be read as audio ({error.error_string})") from None
         frames, rate = header
+        rates.add(rate)
+        if len(rates) > 1:
+            raise AudioError(f"{piece.path}: has {rate} Hz where a piece before it has another rate")
         seconds += _wanted(utterance, piece, frames) / rate
     return seconds + (JOINT_SECONDS * len(utterance.pieces) if len(utterance.pieces) > 1 else 0.0)
 

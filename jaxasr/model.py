@@ -112,13 +112,17 @@ class Model(nnx.Module):
         `dtype` is the type of the activations inside the encoder.
         """
         frames, frame_lengths = fbank(self.config.features, waveforms, lengths)
-        if self.config.encoder.padding == "publisher":
-            valid = length_mask(frame_lengths, frames.shape[1])[..., None]
-            frames = jnp.where(valid, frames, PUBLISHER_PADDING)
-        encoded, encoded_lengths = self.encoder(frames.astype(dtype), frame_lengths)
+        encoded, encoded_lengths = self.encode_frames(frames, frame_lengths, dtype)
         if self.config.audio.whole_chunks and self.config.encoder.chunk_size > 0:
             encoded_lengths = self._whole_chunks(frame_lengths)
         return encoded, encoded_lengths
+
+    def encode_frames(self, frames: jax.Array, lengths: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        """frames (B, T, F) float32, lengths (B,) -> encoded (B, T', D), lengths (B,) of all encoded frames."""
+        if self.config.encoder.padding == "publisher":
+            valid = length_mask(lengths, frames.shape[1])[..., None]
+            frames = jnp.where(valid, frames, PUBLISHER_PADDING)
+        return self.encoder(frames.astype(dtype), lengths)
 
     def search(
         self, encoded: jax.Array, lengths: jax.Array, head: HeadName, blank_penalty: jax.Array | float = 0.0

@@ -33,6 +33,9 @@ FORMAT = 1
 CONFIG, PARAMS, TOKENS, CARD, MANIFEST = "config.yaml", "params", "tokens.txt", "README.md", "manifest.json"
 Parameters = dict[str, Any]
 SAVE_CONCURRENT_GB = 0.1
+_TRANSPOSED = (
+    "The parameters are the source's, transposed; nothing was trained or rounded unless a line above says so. "
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,7 @@ class ModelCard:
     """What a person should know of a model directory.
 
     `source`: (file name, bytes, SHA-256) of each file converted. `origin` and `licence` as far as they are known.
-    `summary`: lines that the conversion told its user.
+    `summary`: lines that the conversion told its user. `trained`: `source` are manifests and not a checkpoint.
     """
 
     name: str
@@ -48,19 +51,21 @@ class ModelCard:
     summary: tuple[str, ...] = ()
     origin: str = "local files"
     licence: str = "that of the source"
+    trained: bool = False
 
     def text(self, config: ModelConfig, parameters: int) -> str:
         """The README.md of the directory."""
         rows = "\n".join(f"| {name} | {size:,} | `{digest}` |" for name, size, digest in self.source)
         notes = "\n".join(f"- {line}" for line in self.summary) or "- nothing of note"
+        origin, process = ("Trained on", "Training") if self.trained else ("Converted from", "Conversion")
         heads = " and ".join(h for h in ("transducer", "ctc") if getattr(config, h) is not None)
         return (
             f"# {self.name}\n\nA speech recogniser for jaxasr: {config.encoder.kind} encoder, {heads}, "
             f"{parameters:,} parameters, vocabulary {config.vocabulary_size:,}.\n\n"
             f"Origin: {self.origin}. Licence: {self.licence}.\n\n"
-            f"## Converted from\n\n| file | bytes | SHA-256 |\n|---|---|---|\n{rows}\n\n## Conversion\n\n{notes}\n\n"
-            "## Agreement\n\nThe parameters are the source's, transposed; nothing was trained or rounded unless a "
-            "line above says so. Measure agreement with `jaxasr evaluate MANIFEST.tsv --model .`\n"
+            f"## {origin}\n\n| file | bytes | SHA-256 |\n|---|---|---|\n{rows}\n\n## {process}\n\n{notes}\n\n"
+            f"## Agreement\n\n{'' if self.trained else _TRANSPOSED}"
+            "Measure agreement with `jaxasr evaluate MANIFEST.tsv --model .`\n"
         )
 
 

@@ -57,7 +57,7 @@ def train(
     """Train a recogniser on your own recordings; Ctrl-C leaves a checkpoint that --resume goes on from."""
     from jaxasr import loading, store
     from jaxasr.evaluation import Errors, evaluate
-    from jaxasr.manifests import read_manifest
+    from jaxasr.manifests import duration, read_manifest
     from jaxasr.recognizer import Recognizer
     from jaxasr.text.encoding import Encoder
     from jaxasr.text.tokens import TokenTable
@@ -70,11 +70,20 @@ def train(
     if steps is not None:
         settings = dataclasses.replace(settings, steps=steps)
     folder = Path(output)
-    if not resume and (folder / loop.CHECKPOINTS).exists():
+    if resume and not loop.has_checkpoint(folder):
+        raise ConfigError(f"{folder}: holds no checkpoint to resume; leave out --resume")
+    if not resume and loop.has_checkpoint(folder):
         raise ConfigError(f"{folder}: holds a run already; give --resume to go on with it, or another --output")
+    if not resume and (folder / loop.MODEL).exists():
+        raise ConfigError(f"{folder / loop.MODEL} exists and would be written over; give another --output")
+    tested_where = conditions(held_out_where or [])
+    if tested_where and not held_out:
+        raise typer.BadParameter("--held-out-where needs --held-out")
     chosen = conditions(where or [])
     utterances = [utterance for manifest in data for utterance in read_manifest(manifest, chosen)]
-    tested = [u for manifest in held_out or [] for u in read_manifest(manifest, conditions(held_out_where or []))]
+    tested = [utterance for manifest in held_out or [] for utterance in read_manifest(manifest, tested_where)]
+    for utterance in tested:
+        duration(utterance)  # what cannot be opened is known before the first step
 
     table = folder / store.TOKENS
     if init is not None:
@@ -87,7 +96,7 @@ def train(
         )
         config = loop.with_vocabulary(settings.model, tokens)
         parameters = loop.new_parameters(config, settings.seed)
-    good, bad = training_data.check(utterances, Encoder(tokens), settings.data)
+    good, bad = training_data.check(utterances, Encoder(tokens), settings.data, settings.augmentation.speed[1])
     for _, reason in bad[:_SHOWN]:
         say(reason)
     if len(bad) > _SHOWN:
@@ -102,19 +111,18 @@ def train(
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror}); give another --output") from None
 
-    @contextlib.contextmanager
-    def recognizer(given: dict[str, Any]) -> Iterator[Recognizer]:
-        # One for the whole run, so that its programs are compiled once.
+    kept: list[Recognizer] = []  # one for the whole run, so that its programs are compiled once
+
+    def score(given: dict[str, Any]) -> Errors:
         if not kept:
             kept.append(Recognizer(config, given, tokens, devices=trainer.devices[:1]))
         kept[0].use(given)
-        yield kept[0]
-
-    kept: list[Recognizer] = []
-
-    def score(given: dict[str, Any]) -> Errors:
-        with recognizer(given) as current:
-            return sum((scored.errors for scored in evaluate(current, tested)), Errors())
+        total = Errors()
+        for scored in evaluate(kept[0], tested):
+            if scored.error is not None:
+                raise scored.error
+            total += scored.errors
+        return total
 
     trainer = loop.Trainer(
         settings,
@@ -128,8 +136,10 @@ def train(
             name=config.name,
             source=tuple(_fingerprint(Path(manifest)) for manifest in data),
             summary=(f"trained by `jaxasr train` for {settings.steps} steps on {len(good)} utterances",)
-            + ((f"from {init}",) if init else ()),
+            + ((f"from {init}",) if init else ())
+            + ((f"stored as {settings.stored}",) if settings.stored != "float32" else ()),
             origin="training on the manifests below",
+            trained=True,
             licence="that of its recordings",
         ),
     )

@@ -23,7 +23,6 @@ _MU = 255.0  # of the mu-law, ITU-T G.711
 _NOISE_SLOPES = (0.0, 2.0)  # power falls as 1 / f ** slope: 0 is white, 1 pink, 2 brown
 _NOISE_CORNER = 50.0  # Hz; noise is white below
 _BABBLE_VOICES = (3, 8)
-_BABBLE_SHARE = 0.5  # of the noises, where there are other clips to make babble of
 _ROOM_VOLUME = 60.0  # m³, a living room or a small office
 _ROOM_DISTANCES = (0.3, 2.0)  # m from mouth to microphone
 
@@ -44,6 +43,7 @@ class AugmentationConfig:
     volume_db: tuple[float, float] = (-15.0, 6.0)
     noise_probability: float = 0.5
     noise_snr_db: tuple[float, float] = (0.0, 30.0)  # over the whole clip, pauses included
+    babble_share: float = 0.5  # of the noises; the others are coloured noise
     reverberation_probability: float = 0.2
     reverberation_seconds: tuple[float, float] = (0.05, 0.4)  # T60: until the room's answer has fallen by 60 dB
     telephone_probability: float = 0.2
@@ -60,7 +60,9 @@ class AugmentationConfig:
                 raise ValueError(f"{name} must be two finite numbers, the lower one first, got {list(values)}")
             if name in ("speed", "reverberation_seconds") and values[0] <= 0:
                 raise ValueError(f"{name} must be positive, got {list(values)}")
-        for name in (field.name for field in fields(self) if field.name.endswith(("_probability", "_fraction"))):
+        for name in (
+            field.name for field in fields(self) if field.name.endswith(("_probability", "_fraction", "_share"))
+        ):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
         for name in ("frequency_masks", "frequency_mask_bins", "time_masks", "time_mask_frames"):
@@ -78,8 +80,8 @@ def augment(
 ) -> np.ndarray:
     """Speed, room, noise, volume and telephone, in the order in which sound meets them.
 
-    samples (S,) float32 mono in -1..1 -> (S',) float32, clipped to -1..1, with S' = S / speed. Half of the noises are
-    babble where `others`, clips (any,) at the same rate, are given. The generator alone decides what is drawn.
+    samples (S,) float32 mono in -1..1 -> (S',) float32, clipped to -1..1, with S' = S / speed. `babble_share` of the
+    noises are babble where `others`, clips (any,) at the same rate, are given. The generator decides what is drawn.
     """
     samples = np.asarray(samples, np.float32)
     if samples.ndim != 1:
@@ -89,7 +91,7 @@ def augment(
         config.noise_probability,
         config.reverberation_probability,
         config.telephone_probability,
-        _BABBLE_SHARE,
+        config.babble_share,
     )
     speed, volume_db = generator.uniform(*config.speed), generator.uniform(*config.volume_db)
     snr_db, slope = generator.uniform(*config.noise_snr_db), generator.uniform(*_NOISE_SLOPES)

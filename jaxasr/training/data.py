@@ -26,6 +26,8 @@ RATE = audio.SAMPLE_RATE
 SHORTEST = 0.05  # s; what is shorter than that holds no speech
 # Feature frames at 100 Hz that the front end needs for one encoded frame.
 _FIRST_FRAMES = 9
+_SLACK = 0.001  # s; what rounding to samples may add
+_BABBLE_CLIPS = 8  # other clips that an item's babble is made of
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,10 @@ class DataConfig:
 
     `bucket_seconds`: the lengths that batches are padded to, in ascending order; longer utterances are left out.
     `batch_seconds`: sound in a batch, padding included. `labels_per_second`: room for tokens in a bucket.
-    `join_below`: shorter utterances of one speaker are joined to strings of 1 to `join_most`, with gaps of
-    `gap_seconds` around each and levels that differ by `join_level_db` either way. `edge_share` of the others get such
-    gaps at their ends as well. `growth`: the longest items of the first epochs, short ones first.
+    `join_below`: shorter utterances of one speaker, whom a column of the manifest names, become strings of 1 to
+    `join_most`, with gaps of `gap_seconds` around each and levels that differ by `join_level_db` either way.
+    `edge_share` of the others get such gaps at their ends as well, where there is room for them. `growth`: the longest
+    items of the first epochs, short ones first.
     """
 
     bucket_seconds: tuple[float, ...] = (4.0, 6.0, 8.0, 12.0, 16.0)
@@ -56,8 +59,12 @@ class DataConfig:
             raise ValueError("bucket_seconds must be positive and no longer than batch_seconds")
         if len(self.gap_seconds) != 2 or not 0 <= self.gap_seconds[0] <= self.gap_seconds[1]:
             raise ValueError("gap_seconds must be the shortest and the longest gap")
+        if not np.isfinite([self.batch_seconds, *self.bucket_seconds]).all():
+            raise ValueError("bucket_seconds and batch_seconds must be finite")
         if self.join_most < 1:
             raise ValueError("join_most must be at least 1")
+        if self.labels_per_second <= 0 or self.join_level_db < 0 or not 0 <= self.edge_share <= 1:
+            raise ValueError("labels_per_second must be positive, join_level_db not negative, edge_share in 0..1")
 
     def labels(self, seconds: float) -> int:
         """Tokens that a bucket has room for."""
@@ -125,8 +132,7 @@ class Corpus:
         """The batches of an epoch (counted from 0), rows a multiple of `multiple`, the last of a bucket filled up."""
         generator = np.random.default_rng((seed, epoch))
         growth = self.config.growth
-        longest = min(growth[epoch], self.config.bucket_seconds[-1]) if epoch < len(growth) else None
-        longest = self.config.bucket_seconds[-1] if longest is None else longest
+        longest = min([*growth[epoch : epoch + 1], self.config.bucket_seconds[-1]])
         buckets: dict[float, list[Item]] = {}
         for item, seconds, labels in self._items(generator, augmentation, longest):
             for bucket in self.config.bucket_seconds:
@@ -135,7 +141,7 @@ class Corpus:
                     break
         plans = []
         for seconds, items in sorted(buckets.items()):
-            rows = max(int(self.config.batch_seconds / seconds) // multiple, 1) * multiple
+            rows = self.rows(seconds, multiple)
             order = generator.permutation(len(items))
             for start in range(0, len(items), rows):
                 plans.append(BatchPlan(tuple(items[i] for i in order[start : start + rows]), seconds))
@@ -166,11 +172,12 @@ class Corpus:
     ) -> Iterator[tuple[Item, float, int]]:
         """Items of an epoch with their lengths in seconds and tokens."""
         config = self.config
+        most = config.labels(config.bucket_seconds[-1])
         shorts: dict[tuple[str, str], list[int]] = {}
         groups: list[list[int]] = []
         for index, example in enumerate(self.examples):
-            if example.seconds < config.join_below:
-                speaker = example.utterance.columns.get("speaker", "")
+            speaker = example.utterance.columns.get("speaker", "")
+            if example.seconds < config.join_below and speaker:
                 shorts.setdefault((example.utterance.manifest, speaker), []).append(index)
             else:
                 groups.append([index])
@@ -180,9 +187,11 @@ class Corpus:
                 count = int(generator.integers(1, config.join_most + 1))
                 group: list[int] = []
                 room = longest * augmentation.speed[0] - config.gap_seconds[1]
+                labels = 0
                 while order and len(group) < count:
                     room -= self.examples[order[-1]].seconds + config.gap_seconds[1]
-                    if group and room < 0:
+                    labels += len(self.examples[order[-1]].ids)
+                    if group and (room < 0 or labels > most):
                         break
                     group.append(order.pop())
                 groups.append(group)
@@ -191,10 +200,14 @@ class Corpus:
             gaps = generator.uniform(*config.gap_seconds, len(group) + 1)
             edges = generator.random() < config.edge_share
             speed, seed = float(generator.uniform(*augmentation.speed)), int(generator.integers(1 << 62))
-            single = len(group) == 1 and self.examples[group[0]].seconds >= config.join_below
-            if single and not edges:
+            spoken = sum(self.examples[index].seconds for index in group)
+            single = len(group) == 1 and spoken >= config.join_below
+            if single and (not edges or (spoken + gaps.sum()) / speed + _SLACK > longest):
                 gaps = np.zeros_like(gaps)
-            seconds = (sum(self.examples[index].seconds for index in group) + gaps.sum()) / speed + 0.001
+            if single and longest == config.bucket_seconds[-1]:
+                # Not slower than what the last bucket holds.
+                speed = max(speed, spoken / (longest - 2 * _SLACK))
+            seconds = (spoken + gaps.sum()) / speed + _SLACK
             labels = sum(len(self.examples[index].ids) for index in group)
             if seconds <= longest:
                 yield Item(tuple(group), tuple(map(float, gaps)), speed, seed), float(seconds), labels
@@ -213,23 +226,32 @@ class Corpus:
             gain = 10 ** (generator.uniform(-level, level) / 20)
             parts += [gain * self._clip(index), gap(seconds)]
         sound = np.clip(np.concatenate(parts), -1, 1).astype(np.float32)
-        return augment(sound, dataclasses.replace(augmentation, speed=(item.speed, item.speed)), generator)
+        others: list[np.ndarray] = []
+        if augmentation.noise_probability and augmentation.babble_share and len(self.examples) > 1:
+            others = [self._clip(i) for i in generator.integers(len(self.examples), size=_BABBLE_CLIPS)]
+        augmentation = dataclasses.replace(augmentation, speed=(item.speed, item.speed))
+        return augment(sound, augmentation, generator, others=others)
 
     def _clip(self, index: int) -> np.ndarray:
         if index in self._cache:
             return self._cache[index].astype(np.float32) / 32767
         samples = audio.load(*read_audio(self.examples[index].utterance))
-        if 2 * len(samples) <= self._room:
-            self._room -= 2 * len(samples)
-            self._cache[index] = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
-            return self._cache[index].astype(np.float32) / 32767
-        return samples
+        # Rounded whether kept or not: what is kept depends on where a run began.
+        rounded = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
+        if rounded.nbytes <= self._room:
+            self._room -= rounded.nbytes
+            self._cache[index] = rounded
+        return rounded.astype(np.float32) / 32767
 
 
 def check(
-    utterances: Sequence[Utterance], encoder: Encoder, config: DataConfig
+    utterances: Sequence[Utterance], encoder: Encoder, config: DataConfig, fastest: float = 1.0
 ) -> tuple[list[Example], list[tuple[Utterance, str]]]:
-    """Utterances that can be trained on, and the others with the reason of each, which names file and remedy."""
+    """Utterances that can be trained on, and the others with the reason of each, which names file and remedy.
+
+    `fastest`: the highest speed that they will be played at.
+    """
+    most = config.labels(config.bucket_seconds[-1])
     good: list[Example] = []
     bad: list[tuple[Utterance, str]] = []
     for utterance in utterances:
@@ -247,7 +269,9 @@ def check(
             bad.append((utterance, f"{name}: the text is empty; write what is said or take the row out"))
         elif missing:
             bad.append((utterance, f"{name}: the vocabulary has no {missing!r}; correct the text or the vocabulary"))
-        elif seconds < SHORTEST or encoded_frames(padded) < needed:
+        elif len(ids) > most:
+            bad.append((utterance, f"{name}: {len(ids)} tokens are more than {most}; raise data.labels_per_second"))
+        elif seconds < SHORTEST or encoded_frames(padded / fastest) < needed:
             bad.append(
                 (utterance, f"{name}: {seconds:.2f} s are too short for {len(ids)} tokens; check start, samples")
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import signal
@@ -21,8 +22,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxasr import store
+from jaxasr.configuration import to_mapping
 from jaxasr.devices import policy, prepare
-from jaxasr.errors import ConfigError, TrainingError
+from jaxasr.errors import AudioError, ConfigError, TrainingError
 from jaxasr.evaluation import Errors
 from jaxasr.features.kaldi import fbank
 from jaxasr.model import Model, ModelConfig, Skeleton, named_parameters
@@ -33,8 +35,10 @@ from jaxasr.training.losses import choose_frames_at_once, ctc_loss, transducer_l
 from jaxasr.training.recipe import Recipe
 
 Parameters = dict[str, Any]
-CHECKPOINTS, LOG, MODEL = "checkpoints", "log.jsonl", "model"
+CHECKPOINTS, LOG, MODEL, RUN = "checkpoints", "log.jsonl", "model", "run.json"
 KEPT = 2
+# What of a recipe may change when a run is resumed; all else decides what its batches are.
+_FREE = ("steps", "checkpoint_steps", "evaluate_steps", "optimizer", "average", "joiner_bytes", "stored")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +86,7 @@ def losses(
     frames, frame_lengths = fbank(model.config.features, waveforms, lengths)
     if key is not None:
         frames = spec_augment(recipe.augmentation, frames, frame_lengths, key)
-    encoded, encoded_lengths = model.encoder(frames.astype(dtype), frame_lengths)
+    encoded, encoded_lengths = model.encode_frames(frames, frame_lengths, dtype)
     encoded_lengths = jnp.where(lengths > 0, encoded_lengths, 0)
     result = {"tokens": jnp.where(lengths > 0, label_lengths + 1, 0).sum().astype(jnp.float32)}
     if model.transducer is not None:
@@ -127,6 +131,8 @@ class Trainer:
             raise ConfigError(f"the model has {config.transducer.vocabulary_size} tokens, the table {len(tokens)}")
         self.recipe, self.config, self.tokens, self.corpus, self.output = recipe, config, tokens, corpus, output
         self.score, self.card = score, card
+        # A copy, since steps give theirs away, and in float32 whatever the model that is tuned is stored in.
+        parameters = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), parameters)
         self.policy = policy(recipe.compute)
         self.skeleton = Skeleton(config)
         self.devices = list(devices) if devices is not None else jax.local_devices()
@@ -151,11 +157,31 @@ class Trainer:
     def train(self, report: Callable[[Progress], None] | None = None) -> Parameters:
         """Run all steps that are left and return the averaged parameters.
 
-        Checkpoints are written every `checkpoint_steps`, at the end, and when Ctrl-C or a scheduler asks to stop, which
-        raises KeyboardInterrupt behind the running step. TrainingError names the batch whose loss is not finite, or
-        what went wrong with the folder; the last checkpoint stays whole.
+        Checkpoints are written every `checkpoint_steps`, at the end, where a recording cannot be read, and when Ctrl-C
+        or a scheduler asks to stop, which raises KeyboardInterrupt behind the running step or calls the handler that
+        stood there. TrainingError names the batch whose loss is not finite, or what went wrong with the folder; the
+        last checkpoint stays whole.
         """
         done = int(self.state["step"])
+        if done > self.recipe.steps:
+            raise TrainingError(f"{self.output}: has done {done} steps already, more than {self.recipe.steps}")
+        try:
+            if done < self.recipe.steps:
+                self._run(done, report)
+        except (AudioError, ConfigError):  # a recording that was there when the run began
+            self.save()
+            raise
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                raise TrainingError(
+                    "out of memory: lower the recipe's data.batch_seconds or joiner_bytes, and --resume"
+                ) from None
+            raise
+        self.export()
+        return self.averaged
+
+    def _run(self, done: int, report: Callable[[Progress], None] | None) -> None:
+        """The steps behind step `done`."""
         begun = time.monotonic()
         audio_seconds = 0.0
         with _Log(self.output / LOG, done) as log, _stop_requests() as stop:
@@ -183,12 +209,13 @@ class Trainer:
                     log.write({"step": done, "held_out_errors": errors.total, "held_out_rate": errors.rate})
                 if last or stop or done % self.recipe.checkpoint_steps == 0:
                     self.save()
-                if stop:
-                    raise KeyboardInterrupt
                 if last:
                     break
-        self.export()
-        return self.averaged
+                if stop:
+                    break
+        if stop and int(self.state["step"]) < self.recipe.steps:
+            signal.raise_signal(stop[0])  # to whoever listened before
+            raise KeyboardInterrupt
 
     @property
     def averaged(self) -> Parameters:
@@ -200,6 +227,7 @@ class Trainer:
         import orbax.checkpoint as ocp
 
         try:
+            (self.output / RUN).write_text(json.dumps(self._identity(), indent=1) + "\n", encoding="utf-8")
             with self._checkpoints() as manager:
                 manager.save(int(self.state["step"]), args=ocp.args.StandardSave(self.state))
                 manager.wait_until_finished()
@@ -212,10 +240,11 @@ class Trainer:
         """Go on from the newest checkpoint, and give its step; TrainingError where there is none that fits."""
         import orbax.checkpoint as ocp
 
+        if not has_checkpoint(self.output):
+            raise TrainingError(f"{self.output}: holds no checkpoint to resume; leave out --resume")
+        self._compare()
         with self._checkpoints() as manager:
             step = manager.latest_step()
-            if step is None:
-                raise TrainingError(f"{self.output}: holds no checkpoint to resume; leave out --resume")
             abstract = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._everywhere), self.state
             )
@@ -275,6 +304,29 @@ class Trainer:
             done = max(done - len(plans), 0)
             epoch += 1
 
+    def _identity(self) -> dict[str, Any]:
+        """What a run must have in common with the one that it goes on from, to see the same batches."""
+        digest = hashlib.sha256()
+        for example in self.corpus.examples:
+            digest.update(f"{example.name}\t{example.seconds}\t{example.ids}\n".encode())
+        recipe = {key: value for key, value in to_mapping(self.recipe).items() if key not in _FREE}
+        return {"recipe": recipe, "data": digest.hexdigest(), "devices": len(self.devices)}
+
+    def _compare(self) -> None:
+        try:
+            before = json.loads((self.output / RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return  # the shapes in the checkpoint decide
+        now = self._identity()
+        changed = [f"the recipe's {key}" for key in now["recipe"] if now["recipe"][key] != before["recipe"].get(key)]
+        changed += ["the data"] * (now["data"] != before["data"])
+        changed += [f"the number of devices ({before['devices']})"] * (now["devices"] != before["devices"])
+        if changed:
+            raise TrainingError(
+                f"{self.output}: {', '.join(changed)} were others when this run began; give them as they were, or "
+                "begin a new run with --init on its model"
+            )
+
     def _checkpoints(self) -> Any:
         import orbax.checkpoint as ocp
 
@@ -289,6 +341,11 @@ class Trainer:
             f"{f' and {len(names) - 4} more' if len(names) > 4 else ''}; look at them, or lower the learning rate, "
             "and --resume from the last checkpoint"
         )
+
+
+def has_checkpoint(output: Path) -> bool:
+    """Whether a folder holds a run that can be resumed."""
+    return any(entry.name.isdigit() for entry in (output / CHECKPOINTS).glob("*"))
 
 
 class _Log:
@@ -338,9 +395,9 @@ def _stop_requests() -> Iterator[list[int]]:
 
     def note(number: int, frame: Any) -> None:
         asked.append(number)
-        handler = before[number]
-        if len(asked) > 1 and callable(handler):
-            handler(number, frame)
+        if len(asked) > 1:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:

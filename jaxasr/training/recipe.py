@@ -24,13 +24,13 @@ from jaxasr.training.vocabulary import VocabularyConfig
 class OptimizerConfig:
     """`adamw` under a cosine, or the Zipformer recipe's `scaled_adam` under Eden.
 
-    `learning_rate` is the peak, about 0.001 and 0.045, reached after `warmup_steps`. AdamW decays kernels and
+    `learning_rate` is the peak (0.001 and 0.045 if unset), reached after `warmup_steps`. AdamW decays kernels and
     embeddings by `weight_decay` and clips gradients to the norm `clip_norm`; its cosine ends at `final_share` of the
     peak. Eden falls like one over the roots of step / `eden_steps` and epoch / `eden_epochs`.
     """
 
     kind: Literal["adamw", "scaled_adam"] = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     warmup_steps: int = 500
     weight_decay: float = 0.01
     clip_norm: float = 5.0
@@ -38,11 +38,23 @@ class OptimizerConfig:
     eden_steps: float = 7500.0
     eden_epochs: float = 3.5
 
+    def __post_init__(self) -> None:
+        if min(self.peak, self.clip_norm, self.eden_steps, self.eden_epochs) <= 0:
+            raise ValueError("learning_rate, clip_norm, eden_steps and eden_epochs must be positive")
+        if min(self.warmup_steps, self.weight_decay) < 0 or not 0 <= self.final_share <= 1:
+            raise ValueError("warmup_steps and weight_decay must not be negative, final_share must lie in 0..1")
+
+    @property
+    def peak(self) -> float:
+        """The highest learning rate."""
+        default = 0.045 if self.kind == "scaled_adam" else 0.001
+        return default if self.learning_rate is None else self.learning_rate
+
     def schedule(self, steps: int, steps_per_epoch: float) -> optax.Schedule:
         """The learning rate as a function of the step."""
         if self.kind == "scaled_adam":
-            return eden(self.learning_rate, self.eden_steps, self.eden_epochs, steps_per_epoch, self.warmup_steps)
-        return warmup_cosine(self.learning_rate, self.warmup_steps, steps, self.final_share)
+            return eden(self.peak, self.eden_steps, self.eden_epochs, steps_per_epoch, self.warmup_steps)
+        return warmup_cosine(self.peak, self.warmup_steps, steps, self.final_share)
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """The optimizer."""
@@ -82,6 +94,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if min(self.steps, self.checkpoint_steps, self.evaluate_steps, self.joiner_bytes) < 1:
             raise ValueError("steps, checkpoint_steps, evaluate_steps and joiner_bytes must be positive")
+        if min(self.seed, self.clean_epochs) < 0:
+            raise ValueError("seed and clean_epochs must not be negative")
         if not 0 <= self.average < 1:
             raise ValueError("average must lie in 0..1")
         if self.ctc_weight < 0:
@@ -91,7 +105,7 @@ class Recipe:
 def read_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
     """A recipe from a yaml file, or by the name of one that comes with jaxasr. ConfigError names what is wrong."""
     path = Path(name_or_path)
-    if not path.exists():
+    if not path.is_file():
         path = Path(str(files("jaxasr.configs.training") / f"{name_or_path}.yaml"))
         if not path.exists():
             raise ConfigError(f"{name_or_path}: no such recipe file, nor one of {', '.join(named_recipes())}")

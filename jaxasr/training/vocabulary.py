@@ -28,7 +28,7 @@ def make_vocabulary(texts: Iterable[str], config: VocabularyConfig) -> TokenTabl
     if not texts:
         raise ConfigError("no text to make a vocabulary from")
     if config.kind == "characters":
-        return TokenTable((BLANK, UNKNOWN, MARK, *sorted(set("".join(texts)) - set(" \t"))))
+        return TokenTable((BLANK, UNKNOWN, MARK, *sorted({c for text in texts for c in "".join(text.split())})))
     return TokenTable((BLANK, UNKNOWN, *_byte_pairs(texts, config.size - 2)))
 
 
@@ -38,6 +38,12 @@ def _byte_pairs(texts: list[str], size: int) -> list[str]:
     except ImportError:
         raise ConfigError("byte-pair vocabularies need SentencePiece: pip install 'jaxasr[train]'") from None
     model = io.BytesIO()
+    letters = len({c for text in texts for c in "".join(text.split())} | {MARK})
+    if size < letters:
+        raise ConfigError(
+            f"vocabulary.size {size + 2} is too small for the {letters} characters of the texts; raise it to "
+            f"{letters + 2} at least, or take kind: characters"
+        )
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=model,

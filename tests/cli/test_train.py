@@ -60,12 +60,34 @@ def test_a_run_leaves_a_model_and_is_not_begun_twice(folder: Path) -> None:
     longer = jaxasr(*arguments, "--resume", "--steps", "3")
     assert longer.returncode == 0 and "from step 2" in longer.stderr
 
+    fewer = jaxasr(*arguments, "--resume", "--steps", "1")
+    assert fewer.returncode == 1 and "has done 3 steps" in fewer.stderr and len(fewer.stderr.splitlines()) == 2
+    with open(folder / "manifest.tsv", "a") as manifest:
+        manifest.write("0.wav\tBA\n")
+    other = jaxasr(*arguments, "--resume", "--steps", "4")
+    assert other.returncode == 1 and "the data were others when this run began" in other.stderr
+
     tuned = jaxasr(*arguments[:-1], folder / "tuned", "--init", folder / "run" / "model")
     assert tuned.returncode == 0, tuned.stderr
 
 
+def test_what_would_be_lost_or_is_not_there(folder: Path) -> None:
+    arguments = ("train", folder / "toy.yaml", "--data", folder / "manifest.tsv", "--output", folder / "run")
+    for refused, said in (
+        (jaxasr(*arguments, "--resume"), "no checkpoint to resume"),
+        (jaxasr(*arguments, "--held-out-where", "split=test"), "needs --held-out"),
+        (jaxasr(*arguments, "--held-out", folder / "absent.tsv"), "absent.tsv"),
+    ):
+        assert refused.returncode in (1, 2) and said in refused.stderr and len(refused.stderr.splitlines()) == 1
+        assert not (folder / "run").exists()
+    (folder / "run" / "model").mkdir(parents=True)
+    refused = jaxasr(*arguments)
+    assert refused.returncode == 1 and "would be written over" in refused.stderr
+
+
 @pytest.mark.slow
-def test_an_interruption_leaves_a_checkpoint_that_resumes(folder: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_leaves_a_checkpoint_that_resumes(folder: Path, number: int, code: int) -> None:
     (folder / "toy.yaml").write_text(RECIPE.format(steps=100000))
     arguments = ["train", folder / "toy.yaml", "--data", folder / "manifest.tsv", "--output", folder / "run"]
     command = [str(Path(sys.executable).with_name("jaxasr")), *map(str, arguments)]
@@ -75,9 +97,9 @@ def test_an_interruption_leaves_a_checkpoint_that_resumes(folder: Path) -> None:
         if log.exists() and log.stat().st_size:
             break
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 130 and "Traceback" not in said
+    assert process.returncode == code and "Traceback" not in said
     reached = json.loads(log.read_text().splitlines()[-1])["step"]
     resumed = jaxasr(*arguments, "--resume", "--steps", str(reached + 1))
     assert resumed.returncode == 0, resumed.stderr
@@ -89,10 +111,12 @@ def test_an_interruption_leaves_a_checkpoint_that_resumes(folder: Path) -> None:
     [
         ("absent.wav\tAB", "absent.wav"),
         ("0.wav\t", "the text is empty"),
-        ("0.wav\t" + "AB" * 40, "too short for"),
+        ("0.wav\t" + "AB" * 40, "tokens are more than"),
+        ("short.wav\tABAB", "too short for"),
     ],
 )
 def test_rows_that_cannot_be_trained_on_are_named(folder: Path, row: str, reason: str) -> None:
+    soundfile.write(folder / "short.wav", np.zeros(1600), 16000)
     with open(folder / "manifest.tsv", "a") as manifest:
         manifest.write(row + "\n")
     done = jaxasr("train", folder / "toy.yaml", "--data", folder / "manifest.tsv", "--output", folder / "run")

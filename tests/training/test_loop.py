@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,42 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(manifest: Path, tmp_path
     again.state["step"] = again.state["step"] + 1
     again.save()  # there is room again, and what the failed one left is not in the way
     assert trainer(manifest, tmp_path).resume() == 1
+
+
+@pytest.mark.slow
+def test_a_finished_run_takes_no_further_step(manifest: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, steps=2)
+    done = trainer(manifest, tmp_path, recipe)
+    done.train()
+    shutil.rmtree(tmp_path / MODEL)  # as if the run had been stopped before it was written
+    again = trainer(manifest, tmp_path, recipe)
+    assert again.resume() == 2
+    again.train()
+    for a, b in zip(jax.tree.leaves(done.state), jax.tree.leaves(again.state), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    assert store.is_model_directory(tmp_path / MODEL)
+    fewer = trainer(manifest, tmp_path, dataclasses.replace(recipe, steps=1))
+    fewer.resume()
+    with pytest.raises(TrainingError, match="has done 2 steps"):
+        fewer.train()
+
+
+def test_a_model_in_16_bits_is_tuned_in_32(manifest: Path, tmp_path: Path) -> None:
+    config = with_vocabulary(RECIPE.model, TOKENS)
+    narrow = jax.tree.map(lambda leaf: leaf.astype("float16"), new_parameters(config, 1))
+    good, _ = check(read_manifest(manifest), Encoder(TOKENS), DATA)
+    run = Trainer(RECIPE, config, narrow, TOKENS, Corpus(good, DATA), tmp_path)
+    floats = [leaf for leaf in jax.tree.leaves(run.state) if leaf.dtype.kind == "f"]
+    assert {str(leaf.dtype) for leaf in floats} == {"float32"}
+
+
+@pytest.mark.parametrize("change", [{"seed": 9}, {"data": dataclasses.replace(DATA, batch_seconds=10.0)}])
+def test_a_run_is_resumed_with_what_it_began_with(manifest: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    trainer(manifest, tmp_path).save()
+    (name,) = change
+    with pytest.raises(TrainingError, match=f"the recipe's {name} were others"):
+        trainer(manifest, tmp_path, dataclasses.replace(RECIPE, **change)).resume()
+    assert trainer(manifest, tmp_path, dataclasses.replace(RECIPE, steps=9)).resume() == 0
 
 
 def test_resuming_nothing_says_so(manifest: Path, tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""Batches: every utterance once an epoch, whatever is drawn; rows that cannot be trained on are named."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from jaxasr.manifests import Piece, Utterance
+from jaxasr.text.encoding import Encoder
+from jaxasr.text.tokens import TokenTable
+from jaxasr.training.augmentation import AugmentationConfig
+from jaxasr.training.data import Corpus, DataConfig, Example, check
+
+TOKENS = TokenTable(("<blk>", "<unk>", "▁A", "▁B"))
+CONFIG = DataConfig(bucket_seconds=(2.0, 4.0), batch_seconds=16.0, join_below=1.0, join_most=4, gap_seconds=(0.05, 0.4))
+AUGMENTATION = AugmentationConfig(speed=(0.8, 1.1))
+
+
+def example(seconds: float, count: int = 1, speaker: str = "s", number: int = 0) -> Example:
+    columns = {"path": f"{number}.wav", "speaker": speaker}
+    return Example(Utterance("m.tsv", (Piece(Path("x")),), "A", columns), (2,) * count, seconds)
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> list[Utterance]:
+    """Twelve clips of noise, 0.3 to 3 s."""
+    generator = np.random.default_rng(0)
+    found = []
+    for index, seconds in enumerate(np.linspace(0.3, 3.0, 12)):
+        path = tmp_path / f"{index}.wav"
+        soundfile.write(path, 0.1 * generator.standard_normal(int(seconds * 16000)), 16000)
+        found.append(Utterance("m.tsv", (Piece(path),), "A B", {"path": path.name, "speaker": "s"}))
+    return found
+
+
+@pytest.mark.parametrize("epoch", range(5))
+def test_every_utterance_once(epoch: int) -> None:
+    generator = np.random.default_rng(1)
+    examples = [example(seconds, number=i) for i, seconds in enumerate(generator.uniform(0.2, 4.0, 200))]
+    plans = Corpus(examples, CONFIG).plan(epoch, 7, AUGMENTATION)
+    counts = Counter(index for plan in plans for item in plan.items for index in item.examples)
+    assert counts == Counter(range(200))
+    for plan in plans:
+        for item in plan.items:
+            spoken = sum(examples[index].seconds for index in item.examples)
+            assert (spoken + sum(item.gaps)) / item.speed <= plan.seconds
+            assert len(item.examples) <= CONFIG.join_most
+
+
+def test_joined_strings_have_room_for_their_tokens() -> None:
+    most = CONFIG.labels(4.0)
+    examples = [example(0.2, most // 2) for _ in range(50)]
+    plans = Corpus(examples, CONFIG).plan(0, 7, AUGMENTATION)
+    sizes = [len(item.examples) for plan in plans for item in plan.items]
+    assert sum(sizes) == 50 and max(sizes) == 2
+
+
+def test_only_clips_of_one_speaker_are_joined() -> None:
+    examples = [example(0.4, speaker=name) for name in "ab" * 20] + [example(0.4, speaker="") for _ in range(20)]
+    for plan in Corpus(examples, CONFIG).plan(0, 7, AUGMENTATION):
+        for item in plan.items:
+            speakers = {examples[index].utterance.columns["speaker"] for index in item.examples}
+            assert len(speakers) == 1 and (speakers != {""} or len(item.examples) == 1)
+
+
+def test_short_things_first() -> None:
+    examples = [example(seconds) for seconds in np.linspace(0.2, 4.0, 100)]
+    corpus = Corpus(examples, dataclasses.replace(CONFIG, growth=(1.5, 2.5)))
+    longest = [max(plan.seconds for plan in corpus.plan(epoch, 7, AUGMENTATION)) for epoch in range(3)]
+    assert longest == [2.0, 4.0, 4.0]
+    played = [
+        max(sum(examples[index].seconds for index in item.examples) / item.speed for item in plan.items)
+        for plan in corpus.plan(0, 7, AUGMENTATION)
+    ]
+    assert max(played) <= 1.5
+
+
+def test_batches_are_functions_of_the_seed_and_not_of_what_was_read(recordings: list[Utterance]) -> None:
+    good, bad = check(recordings, Encoder(TOKENS), CONFIG)
+    assert not bad and len(good) == 12
+    whole, forgetful = Corpus(good, CONFIG), Corpus(good, CONFIG, cache_bytes=40_000)
+    plans = whole.plan(3, 5, AugmentationConfig())
+    first = [whole.batch(plan, AugmentationConfig()) for plan in plans]
+    for plan, expected in reversed(list(zip(forgetful.plan(3, 5, AugmentationConfig()), first, strict=True))):
+        for a, b in zip(forgetful.batch(plan, AugmentationConfig()).arrays(), expected.arrays(), strict=True):
+            np.testing.assert_array_equal(a, b)
+    other = whole.plan(3, 6, AugmentationConfig())
+    assert [plan.items for plan in other] != [plan.items for plan in plans]
+
+
+def test_babble_is_made_of_the_other_clips(recordings: list[Utterance]) -> None:
+    good, _ = check(recordings, Encoder(TOKENS), CONFIG)
+    corpus = Corpus(good, CONFIG)
+    noisy = AugmentationConfig(noise_probability=1.0, noise_snr_db=(0.0, 0.0), babble_share=1.0)
+    coloured = dataclasses.replace(noisy, babble_share=0.0)
+    plan = corpus.plan(0, 5, noisy)[0]
+    assert not np.array_equal(corpus.batch(plan, noisy).waveforms, corpus.batch(plan, coloured).waveforms)
+
+
+def test_rows_that_cannot_be_trained_on_are_named(recordings: list[Utterance]) -> None:
+    by_path = {utterance.columns["path"]: utterance for utterance in recordings}
+    changed = {
+        "0.wav": ("A B A A A A A A", "too short"),
+        "1.wav": ("  ", "text is empty"),
+        "2.wav": ("A C", "no 'C"),
+        "11.wav": ("A " * 40, "tokens are more than"),
+    }
+    rows = [dataclasses.replace(by_path[name], text=text) for name, (text, _) in changed.items()]
+    missing = dataclasses.replace(recordings[3], pieces=(Piece(Path("absent.wav")),))
+    good, bad = check([*rows, missing, recordings[4]], Encoder(TOKENS), CONFIG)
+    assert [each.utterance for each in good] == [recordings[4]]
+    for (_, reason), wanted in zip(bad, [each for _, each in changed.values()] + ["absent.wav"], strict=True):
+        assert wanted in reason and "\n" not in reason
+
+
+def test_a_clip_must_be_long_enough_at_its_fastest(recordings: list[Utterance]) -> None:
+    row = dataclasses.replace(recordings[0], text="A B A B A B A B")  # 0.4 s with gaps: eight frames
+    assert len(check([row], Encoder(TOKENS), CONFIG)[0]) == 1
+    assert len(check([row], Encoder(TOKENS), CONFIG, fastest=1.3)[0]) == 0
