@@ -51,7 +51,9 @@ def main() -> None:
             first = {turn.engine.name: turn.take() for turn in turns}
             rounds = [{turn.engine.name: turn.take() for turn in turns} for _ in range(options.rounds)]
     shape = f"B {options.batch}, T {options.frames}, U {options.labels}, V {options.vocabulary}, J {options.width}"
-    print(f"{machine(options.threads)}.\n\n{shape}, {options.rounds} rounds, forward and backward:\n")
+    versions = [facts["version"] for facts in first.values() if "version" in facts]
+    print(f"{', '.join([machine(options.threads), *versions])}.\n")
+    print(f"{shape}, {options.rounds} rounds, forward and backward:\n")
     print("| engine | seconds a step (lowest to highest) | ratio to torchaudio | temporaries, MiB | peak memory, MiB |")
     print("|---|---|---|---|---|")
     for engine in field:

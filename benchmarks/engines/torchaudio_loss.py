@@ -35,7 +35,7 @@ def run() -> dict[str, Any]:
     logits = output(torch.tanh(encoder_proj(encoded)[:, :, None] + predictor_proj(predicted)[:, None]))
     loss = torchaudio.functional.rnnt_loss(logits, labels, frame_lengths, label_lengths, blank=0, reduction="sum")
     loss.backward()
-    return {"value": loss.item()}
+    return {"value": loss.item(), "version": f"torch {torch.__version__}, torchaudio {torchaudio.__version__}"}
 
 
 take_turns(run, run)
