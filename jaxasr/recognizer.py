@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxasr import audio as audio_files
 from jaxasr.batching import Batch, Window, assemble, cut, plan
 from jaxasr.devices import Policy, policy, prepare
-from jaxasr.errors import AudioError, ConfigError, JaxasrError
+from jaxasr.errors import AudioError, ConfigError, JaxasrError, ModelError
 from jaxasr.model import HeadName, ModelConfig, Skeleton
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.text.spelling import spell
@@ -266,6 +266,10 @@ class Recognizer:
         seconds = 0.0
         for row, window in enumerate(batch.windows):
             count = lengths[row, 0]
+            if not np.isfinite(log_probs[row, 0, :count]).all():
+                raise ModelError(
+                    f"{self.config.name} leaves the range of {self.policy.weights}: take --dtype float32 or bfloat16"
+                )
             offset = window.start / RATE - self.config.audio.silence_before
             times = np.maximum(frames[row, 0, :count] * self.config.seconds_per_frame + offset, window.start / RATE)
             clips[window.clip].windows[numbers[window]] = (ids[row, 0, :count], times, log_probs[row, 0, :count])

@@ -39,7 +39,8 @@ class DataConfig:
     `join_below`: shorter utterances of one speaker, whom a column of the manifest names, become strings of 1 to
     `join_most`, with gaps of `gap_seconds` around each and levels that differ by `join_level_db` either way.
     `edge_share` of the others get such gaps at their ends as well, where there is room for them. `growth`: the longest
-    items of the first epochs, short ones first.
+    items of the first epochs, short ones first. `repeat_share`: how often a joined clip is followed by another one of
+    the same text, which transducers else learn to hear as one.
     """
 
     bucket_seconds: tuple[float, ...] = (4.0, 6.0, 8.0, 12.0, 16.0)
@@ -51,6 +52,7 @@ class DataConfig:
     join_level_db: float = 6.0
     edge_share: float = 0.5
     growth: tuple[float, ...] = ()
+    repeat_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.bucket_seconds or list(self.bucket_seconds) != sorted(set(self.bucket_seconds)):
@@ -63,8 +65,10 @@ class DataConfig:
             raise ValueError("bucket_seconds and batch_seconds must be finite")
         if self.join_most < 1:
             raise ValueError("join_most must be at least 1")
-        if self.labels_per_second <= 0 or self.join_level_db < 0 or not 0 <= self.edge_share <= 1:
-            raise ValueError("labels_per_second must be positive, join_level_db not negative, edge_share in 0..1")
+        if self.labels_per_second <= 0 or self.join_level_db < 0:
+            raise ValueError("labels_per_second must be positive, join_level_db not negative")
+        if not (0 <= self.edge_share <= 1 and 0 <= self.repeat_share <= 1):
+            raise ValueError("edge_share and repeat_share must lie in 0..1")
 
     def labels(self, seconds: float) -> int:
         """Tokens that a bucket has room for."""
@@ -189,6 +193,8 @@ class Corpus:
                 room = longest * augmentation.speed[0] - config.gap_seconds[1]
                 labels = 0
                 while order and len(group) < count:
+                    if group and config.repeat_share and generator.random() < config.repeat_share:
+                        self._bring_forward(order, self.examples[group[-1]].utterance.text)
                     room -= self.examples[order[-1]].seconds + config.gap_seconds[1]
                     labels += len(self.examples[order[-1]].ids)
                     if group and (room < 0 or labels > most):
@@ -211,6 +217,13 @@ class Corpus:
             labels = sum(len(self.examples[index].ids) for index in group)
             if seconds <= longest:
                 yield Item(tuple(group), tuple(map(float, gaps)), speed, seed), float(seconds), labels
+
+    def _bring_forward(self, order: list[int], text: str) -> None:
+        """Put the last example of this text, if there is one, at the end of `order`."""
+        for place in range(len(order) - 1, -1, -1):
+            if self.examples[order[place]].utterance.text == text:
+                order.append(order.pop(place))
+                return
 
     def _sound(self, item: Item, augmentation: AugmentationConfig) -> np.ndarray:
         generator = np.random.default_rng(item.seed)

@@ -68,6 +68,24 @@ def test_only_clips_of_one_speaker_are_joined() -> None:
             assert len(speakers) == 1 and (speakers != {""} or len(item.examples) == 1)
 
 
+def test_repeated_words_as_often_as_asked() -> None:
+    texts = [str(number % 10) for number in range(500)]
+    examples = [example(0.2, number=i) for i in range(500)]
+    examples = [
+        dataclasses.replace(each, utterance=dataclasses.replace(each.utterance, text=text))
+        for each, text in zip(examples, texts, strict=True)
+    ]
+    for share, low, high in ((0.0, 0.02, 0.2), (0.5, 0.45, 0.65), (1.0, 0.95, 1.0)):
+        items = [
+            item
+            for plan in Corpus(examples, dataclasses.replace(CONFIG, repeat_share=share)).plan(0, 7, AUGMENTATION)
+            for item in plan.items
+        ]
+        pairs = [pair for item in items for pair in zip(item.examples, item.examples[1:], strict=False)]
+        assert low <= np.mean([texts[a] == texts[b] for a, b in pairs]) <= high
+        assert Counter(index for item in items for index in item.examples) == Counter(range(500))
+
+
 def test_short_things_first() -> None:
     examples = [example(seconds) for seconds in np.linspace(0.2, 4.0, 100)]
     corpus = Corpus(examples, dataclasses.replace(CONFIG, growth=(1.5, 2.5)))
