@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
     stderr where there is no TPU, and the command line's tests count its lines.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # Started in the background: the programs that tests interrupt would ignore it too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "JAXASR_CACHE" not in os.environ:
         folder = tempfile.mkdtemp(prefix="jaxasr-tests-")
         os.environ["JAXASR_CACHE"] = folder

@@ -133,7 +133,6 @@ def test_errors_before_the_model_is_loaded(run: Run, two: Path, recognizers: lis
     for arguments in (
         [two / "absent.tsv", "--model", "m"],
         [two / "a" / "m.tsv", "--model", "m", "--output", two / "no" / "out.tsv"],
-        [two / "a" / "m.tsv"],
     ):
         result = run("evaluate", *arguments)
         assert (result.code, result.out, len(result.lines)) == (1, "", 1)

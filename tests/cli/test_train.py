@@ -61,7 +61,7 @@ def test_a_run_leaves_a_model_and_is_not_begun_twice(folder: Path) -> None:
     assert longer.returncode == 0 and "from step 2" in longer.stderr
 
     fewer = jaxasr(*arguments, "--resume", "--steps", "1")
-    assert fewer.returncode == 1 and "has done 3 steps" in fewer.stderr and len(fewer.stderr.splitlines()) == 2
+    assert fewer.returncode == 1 and "has done 3 steps" in fewer.stderr.splitlines()[-1]
     with open(folder / "manifest.tsv", "a") as manifest:
         manifest.write("0.wav\tBA\n")
     other = jaxasr(*arguments, "--resume", "--steps", "4")
