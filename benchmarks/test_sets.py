@@ -11,7 +11,6 @@ under their own licences.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def main() -> None:
     parser.add_argument("fsdd", type=Path, metavar="FSDD/manifest.tsv")
     parser.add_argument("out", type=Path, metavar="OUT")
     options = parser.parse_args()
-    os.makedirs(options.out, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     strings, rate = digit_strings(options.fsdd)
     print(write(options.out, "digits", strings, rate))
     digits = [(audio.load(samples, rate), text) for samples, text in strings]

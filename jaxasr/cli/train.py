@@ -70,11 +70,11 @@ def train(
     if steps is not None:
         settings = dataclasses.replace(settings, steps=steps)
     folder = Path(output)
-    if resume and not loop.has_checkpoint(folder):
-        raise ConfigError(f"{folder}: holds no checkpoint to resume; leave out --resume")
-    if not resume and loop.has_checkpoint(folder):
+    if resume:
+        loop.require_checkpoint(folder)
+    elif loop.has_checkpoint(folder):
         raise ConfigError(f"{folder}: holds a run already; give --resume to go on with it, or another --output")
-    if not resume and (folder / loop.MODEL).exists():
+    elif (folder / loop.MODEL).exists():
         raise ConfigError(f"{folder / loop.MODEL} exists and would be written over; give another --output")
     tested_where = conditions(held_out_where or [])
     if tested_where and not held_out:

@@ -27,7 +27,6 @@ SHORTEST = 0.05  # s; what is shorter than that holds no speech
 # Feature frames at 100 Hz that the front end needs for one encoded frame.
 _FIRST_FRAMES = 9
 _SLACK = 0.001  # s; what rounding to samples may add
-_BABBLE_CLIPS = 8  # other clips that an item's babble is made of
 
 
 @dataclass(frozen=True)
@@ -239,11 +238,8 @@ class Corpus:
             gain = 10 ** (generator.uniform(-level, level) / 20)
             parts += [gain * self._clip(index), gap(seconds)]
         sound = np.clip(np.concatenate(parts), -1, 1).astype(np.float32)
-        others: list[np.ndarray] = []
-        if augmentation.noise_probability and augmentation.babble_share and len(self.examples) > 1:
-            others = [self._clip(i) for i in generator.integers(len(self.examples), size=_BABBLE_CLIPS)]
         augmentation = dataclasses.replace(augmentation, speed=(item.speed, item.speed))
-        return augment(sound, augmentation, generator, others=others)
+        return augment(sound, augmentation, generator, others=_Clips(self))
 
     def _clip(self, index: int) -> np.ndarray:
         if index in self._cache:
@@ -255,6 +251,19 @@ class Corpus:
             self._room -= rounded.nbytes
             self._cache[index] = rounded
         return rounded.astype(np.float32) / 32767
+
+
+class _Clips(Sequence[np.ndarray]):
+    """A corpus' sound, of which babble reads only the voices that it draws."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+
+    def __len__(self) -> int:
+        return len(self._corpus.examples)
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+        return self._corpus._clip(index)
 
 
 def check(

@@ -209,11 +209,9 @@ class Trainer:
                     log.write({"step": done, "held_out_errors": errors.total, "held_out_rate": errors.rate})
                 if last or stop or done % self.recipe.checkpoint_steps == 0:
                     self.save()
-                if last:
+                if last or stop:
                     break
-                if stop:
-                    break
-        if stop and int(self.state["step"]) < self.recipe.steps:
+        if stop and done < self.recipe.steps:
             signal.raise_signal(stop[0])  # to whoever listened before
             raise KeyboardInterrupt
 
@@ -240,8 +238,7 @@ class Trainer:
         """Go on from the newest checkpoint, and give its step; TrainingError where there is none that fits."""
         import orbax.checkpoint as ocp
 
-        if not has_checkpoint(self.output):
-            raise TrainingError(f"{self.output}: holds no checkpoint to resume; leave out --resume")
+        require_checkpoint(self.output)
         self._compare()
         with self._checkpoints() as manager:
             step = manager.latest_step()
@@ -346,6 +343,12 @@ class Trainer:
 def has_checkpoint(output: Path) -> bool:
     """Whether a folder holds a run that can be resumed."""
     return any(entry.name.isdigit() for entry in (output / CHECKPOINTS).glob("*"))
+
+
+def require_checkpoint(output: Path) -> None:
+    """TrainingError where there is none."""
+    if not has_checkpoint(output):
+        raise TrainingError(f"{output}: holds no checkpoint to resume; leave out --resume")
 
 
 class _Log:

@@ -28,8 +28,13 @@ def make_vocabulary(texts: Iterable[str], config: VocabularyConfig) -> TokenTabl
     if not texts:
         raise ConfigError("no text to make a vocabulary from")
     if config.kind == "characters":
-        return TokenTable((BLANK, UNKNOWN, MARK, *sorted({c for text in texts for c in "".join(text.split())})))
+        return TokenTable((BLANK, UNKNOWN, MARK, *sorted(_characters(texts))))
     return TokenTable((BLANK, UNKNOWN, *_byte_pairs(texts, config.size - 2)))
+
+
+def _characters(texts: list[str]) -> set[str]:
+    """All that are not white space."""
+    return set("".join("".join(texts).split()))
 
 
 def _byte_pairs(texts: list[str], size: int) -> list[str]:
@@ -38,7 +43,7 @@ def _byte_pairs(texts: list[str], size: int) -> list[str]:
     except ImportError:
         raise ConfigError("byte-pair vocabularies need SentencePiece: pip install 'jaxasr[train]'") from None
     model = io.BytesIO()
-    letters = len({c for text in texts for c in "".join(text.split())} | {MARK})
+    letters = len(_characters(texts) | {MARK})
     if size < letters:
         raise ConfigError(
             f"vocabulary.size {size + 2} is too small for the {letters} characters of the texts; raise it to "
