@@ -21,7 +21,7 @@ EMBEDDED = "embedded"
 # What is said wherever the model inside the package is taken without having been asked for.
 NOTICE = (
     "no --model is given: the small one inside jaxasr knows English letters, digits, numbers and dates only; "
-    "for all words: --model librispeech-zipformer-medium (265 MB, once)"
+    "for all words: --model librispeech-zipformer-medium (a download, once)"
 )
 
 

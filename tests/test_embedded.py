@@ -24,7 +24,7 @@ from jaxasr.manifests import read_manifest
 from jaxasr.recognizer import Recognizer
 
 SAMPLES = Path(__file__).parent / "samples"
-# As samples/make.py says them; they were said to no training.
+# As samples/make.py says them.
 WORDS = {
     "digits": "THREE ONE FOUR ONE FIVE NINE TWO SIX",
     "name": "G R A C E",
