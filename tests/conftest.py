@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,26 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     from golden_models import BUNDLED, convert
 
     return convert(BUNDLED, DATA / BUNDLED, tmp_path_factory.mktemp("models") / BUNDLED)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """The messages that jaxasr logs during a test.
+
+    caplog hears a logger that does not propagate, as the command line's tests leave ours, not at all or once more than
+    it should, depending on pytest's version.
+    """
+    messages: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    handler = Keep()
+    logger = logging.getLogger("jaxasr")
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import runpy
 import subprocess
 import sys
@@ -91,12 +90,11 @@ def test_the_command_line_and_standard_input() -> None:
     assert (piped.returncode, piped.stdout.decode(), piped.stderr.decode()) == (0, f"{WORDS['name']}\n", "")
 
 
-def test_only_the_default_is_explained(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("jaxasr"), "propagate", True)  # the command line's tests turn it off
+def test_only_the_default_is_explained(logged: list[str]) -> None:
     jaxasr.load_model(EMBEDDED)
-    assert caplog.messages == []
+    assert logged == []
     jaxasr.load_model()
-    assert caplog.messages == [NOTICE]
+    assert logged == [NOTICE]
 
 
 def test_it_is_small() -> None:
