@@ -16,6 +16,7 @@ from jaxasr.errors import ConfigError
 from jaxasr.features.kaldi import KaldiConfig, fbank
 from jaxasr.heads.ctc import CTC, CTCConfig
 from jaxasr.heads.transducer import Transducer, TransducerConfig
+from jaxasr.layers.dropout import Dropout
 from jaxasr.search.greedy import ctc_greedy, transducer_greedy
 from jaxasr.search.hypotheses import Hypotheses
 
@@ -117,12 +118,14 @@ class Model(nnx.Module):
             encoded_lengths = self._whole_chunks(frame_lengths)
         return encoded, encoded_lengths
 
-    def encode_frames(self, frames: jax.Array, lengths: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    def encode_frames(
+        self, frames: jax.Array, lengths: jax.Array, dtype: jnp.dtype, dropout: Dropout | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """frames (B, T, F) float32, lengths (B,) -> encoded (B, T', D), lengths (B,) of all encoded frames."""
         if self.config.encoder.padding == "publisher":
             valid = length_mask(lengths, frames.shape[1])[..., None]
             frames = jnp.where(valid, frames, PUBLISHER_PADDING)
-        return self.encoder(frames.astype(dtype), lengths)
+        return self.encoder(frames.astype(dtype), lengths, dropout)
 
     def search(
         self, encoded: jax.Array, lengths: jax.Array, head: HeadName, blank_penalty: jax.Array | float = 0.0

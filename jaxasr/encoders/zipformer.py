@@ -21,6 +21,7 @@ from flax import nnx
 from jaxasr.arrays import ceil_div, length_mask, repeat_last
 from jaxasr.layers.activations import swoosh_l, swoosh_r
 from jaxasr.layers.convolution import DepthwiseConv1d
+from jaxasr.layers.dropout import Dropout, keep_all
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.norms import BiasNorm
 from jaxasr.layers.positions import compact_relative_positions, relative_bias
@@ -104,16 +105,19 @@ class Zipformer(nnx.Module):
         self.stacks = nnx.List([Stack(config, index, rngs=rngs) for index in range(len(config.num_layers))])
         self.downsample_output = Downsample(config.output_downsampling, rngs=rngs)
 
-    def __call__(self, frames: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, frames: jax.Array, lengths: jax.Array, dropout: Dropout | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """frames (B, T, bins), lengths (B,) in frames -> encoded (B, T', D), lengths (B,); T >= 9.
 
-        A causal model attends and convolves within chunks of `chunk_size`, as its streaming form does.
+        A causal model attends and convolves within chunks of `chunk_size`, as its streaming form does. `dropout`, of
+        training, is that of every module's share in its residual stream.
         """
         isolated = self.config.padding == "isolated"
         x, lengths = self.embed(frames, lengths, isolated=isolated)  # (B, T, D0) at 50 Hz
         outputs = []
-        for stack in self.stacks:
-            x = stack(x, lengths)
+        for index, stack in enumerate(self.stacks):
+            x = stack(x, lengths, dropout.within(index) if dropout else None)
             outputs.append(x)
         x = self._widest(outputs)
         if isolated:
@@ -169,7 +173,7 @@ class Stack(nnx.Module):
         self.chunk = max(config.chunk_size // self.factor, 1) if config.causal and config.chunk_size > 0 else None
         self.left = config.left_context // self.factor if config.left_context >= 0 else None
 
-    def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, lengths: jax.Array, dropout: Dropout | None = None) -> jax.Array:
         """x (B, T, D), lengths (B,) in frames at 50 Hz."""
         x = match_channels(x, self.dim)
         original, steps = x, x.shape[1]
@@ -180,8 +184,9 @@ class Stack(nnx.Module):
         positions = compact_relative_positions(x.shape[1], 0, self.config.pos_dim)
         mask = attention_mask(lengths, x.shape[1], self.chunk, self.left)
         scale_lengths = lengths if self.config.padding == "isolated" else jnp.full_like(lengths, x.shape[1])
-        for layer in self.layers:
-            x = run_layer(*nnx.split(layer), x, positions, mask, lengths, scale_lengths)
+        for index, layer in enumerate(self.layers):
+            own = dropout.within(index) if dropout else None
+            x = run_layer(*nnx.split(layer), x, positions, mask, lengths, scale_lengths, own)
         return self._restore(original, x, steps)
 
     def initial_state(self, batch: int, dtype: jnp.dtype) -> list[State]:
@@ -232,23 +237,30 @@ class Layer(nnx.Module):
             self.chunk = max(config.chunk_size // config.downsampling[index], 1)
 
     def __call__(
-        self, x: jax.Array, positions: jax.Array, mask: jax.Array, lengths: jax.Array, scale_lengths: jax.Array
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        lengths: jax.Array,
+        scale_lengths: jax.Array,
+        dropout: Dropout | None = None,
     ) -> jax.Array:
         """x (B, T, D), positions (2T - 1, pos_dim), mask (B or 1, 1, T or 1, T) True where a key may be seen.
 
         `scale_lengths` (B,): where the causal convolution takes a row to end (its own length, or the padded one).
         """
+        drop = dropout or keep_all
         original = x
         weights = self.attention_weights(x, positions, mask)  # (B, heads, T, T)
-        x = x + self.feed_forward1(x)
-        x = x + self.nonlin_attention(x, weights[:, 0])
-        x = x + self.attention1(x, weights)
-        x = x + self.conv1(x, lengths, scale_lengths, self.chunk)
-        x = x + self.feed_forward2(x)
+        x = x + drop(self.feed_forward1(x), 0)
+        x = x + drop(self.nonlin_attention(x, weights[:, 0]), 1)
+        x = x + drop(self.attention1(x, weights), 2)
+        x = x + drop(self.conv1(x, lengths, scale_lengths, self.chunk), 3)
+        x = x + drop(self.feed_forward2(x), 4)
         x = self.bypass_mid(original, x)
-        x = x + self.attention2(x, weights)
-        x = x + self.conv2(x, lengths, scale_lengths, self.chunk)
-        x = x + self.feed_forward3(x)
+        x = x + drop(self.attention2(x, weights), 5)
+        x = x + drop(self.conv2(x, lengths, scale_lengths, self.chunk), 6)
+        x = x + drop(self.feed_forward3(x), 7)
         return self.bypass(original, self.norm(x))
 
     def initial_state(self, batch: int, left: int, dtype: jnp.dtype) -> State:
@@ -489,7 +501,7 @@ class Downsample(nnx.Module):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run_layer(graph: nnx.GraphDef, state: nnx.State, *inputs: jax.Array) -> jax.Array:
+def run_layer(graph: nnx.GraphDef, state: nnx.State, *inputs: jax.Array | Dropout | None) -> jax.Array:
     """A layer's call, traced once for all layers of a stack; XLA then inlines it."""
     return nnx.merge(graph, state)(*inputs)
 

@@ -235,12 +235,19 @@ def _root_mean_square(samples: np.ndarray) -> float:
     return math.sqrt(float(np.mean(np.square(samples)))) if samples.size else 0.0
 
 
-def spec_augment(config: AugmentationConfig, frames: jax.Array, lengths: jax.Array, key: jax.Array) -> jax.Array:
+def spec_augment(
+    config: AugmentationConfig,
+    frames: jax.Array,
+    lengths: jax.Array,
+    key: jax.Array,
+    strength: jax.Array | float = 1.0,
+) -> jax.Array:
     """Hide bands of frequency and spans of time of each utterance behind its own mean.
 
     frames (B, T, F) float32 log-mel, lengths (B,) int32 of which the first frames of a row count -> (B, T, F). What
     lies behind a row's end stays as it is and changes nothing. A row's masks depend on the key, its place in the batch
-    and its length only. How many masks there are and how wide they are: `AugmentationConfig`. Pure, for jax.jit.
+    and its length only. How many masks there are and how wide they are: `AugmentationConfig`; `strength` in 0..1 makes
+    all of them narrower. Pure, for jax.jit.
     """
     batch, total, bins = frames.shape
     valid = length_mask(lengths, total)[..., None]  # (B, T, 1)
@@ -252,8 +259,8 @@ def spec_augment(config: AugmentationConfig, frames: jax.Array, lengths: jax.Arr
 
     def row(key: jax.Array, *span_limits: jax.Array) -> jax.Array:  # (T, F) bool
         band_key, span_key = jax.random.split(key)
-        bands = _hidden(band_key, config.frequency_masks, bins, *band_limits)
-        spans = _hidden(span_key, config.time_masks, total, *span_limits)
+        bands = _hidden(band_key, config.frequency_masks, bins, *band_limits, strength)
+        spans = _hidden(span_key, config.time_masks, total, *span_limits, strength)
         return bands[None, :] | spans[:, None]
 
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
@@ -262,10 +269,17 @@ def spec_augment(config: AugmentationConfig, frames: jax.Array, lengths: jax.Arr
 
 
 def _hidden(
-    key: jax.Array, masks: int, size: int, count: int | jax.Array, width: int | jax.Array, length: int | jax.Array
+    key: jax.Array,
+    masks: int,
+    size: int,
+    count: int | jax.Array,
+    width: int | jax.Array,
+    length: int | jax.Array,
+    strength: jax.Array | float,
 ) -> jax.Array:
     """Which of (size,) positions lie under the first `count` of `masks`, each narrower than `width`, in 0..length."""
     width_key, start_key = jax.random.split(key)
+    width = jnp.ceil(width * strength).astype(jnp.int32)
     widths = jax.random.randint(width_key, (masks,), 0, jnp.maximum(width, 1))
     # The last bin or frame is never hidden: starts stay below length - width, in the paper as in lhotse.
     starts = jax.random.randint(start_key, (masks,), 0, jnp.maximum(length - widths, 1))

@@ -27,6 +27,7 @@ from jaxasr.devices import policy, prepare
 from jaxasr.errors import AudioError, ConfigError, TrainingError
 from jaxasr.evaluation import Errors
 from jaxasr.features.kaldi import fbank
+from jaxasr.layers.dropout import Dropout
 from jaxasr.model import Model, ModelConfig, Skeleton, named_parameters
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.augmentation import spec_augment
@@ -81,12 +82,20 @@ def losses(
     label_lengths: jax.Array,
     key: jax.Array | None,
     dtype: jnp.dtype,
+    strength: jax.Array | float = 1.0,
 ) -> dict[str, jax.Array]:
-    """The summed losses of a batch's heads, and the number of tokens (one more a row, for its end)."""
+    """The summed losses of a batch's heads, and the number of tokens (one more a row, for its end).
+
+    `strength` in 0..1: how much of the recipe's masks and dropout is in force; without `key` there are none.
+    """
     frames, frame_lengths = fbank(model.config.features, waveforms, lengths)
+    dropout = None
     if key is not None:
-        frames = spec_augment(recipe.augmentation, frames, frame_lengths, key)
-    encoded, encoded_lengths = model.encode_frames(frames, frame_lengths, dtype)
+        mask_key, dropout_key = jax.random.split(key)
+        frames = spec_augment(recipe.augmentation, frames, frame_lengths, mask_key, strength)
+        if recipe.dropout:
+            dropout = Dropout(jnp.asarray(recipe.dropout * strength), dropout_key)
+    encoded, encoded_lengths = model.encode_frames(frames, frame_lengths, dtype, dropout)
     encoded_lengths = jnp.where(lengths > 0, encoded_lengths, 0)
     result = {"tokens": jnp.where(lengths > 0, label_lengths + 1, 0).sum().astype(jnp.float32)}
     if model.transducer is not None:
@@ -265,10 +274,11 @@ class Trainer:
     def _step(self, state: dict[str, Any], *batch: jax.Array) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         """One update: the new state, and what is told of it."""
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), state["step"])
+        strength = self.strength(state["step"])
 
         def objective(parameters: Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
             model = self.skeleton.fill(self.policy.cast(parameters))
-            sums = losses(model, self.recipe, *batch, key=key, dtype=self.policy.activations)
+            sums = losses(model, self.recipe, *batch, key=key, dtype=self.policy.activations, strength=strength)
             each = {name: sums[name] / jnp.maximum(sums["tokens"], 1.0) for name in sums if name != "tokens"}
             if "transducer" in each and "ctc" in each:
                 total = each["transducer"] + self.recipe.ctc_weight * each["ctc"]
@@ -284,6 +294,11 @@ class Trainer:
         averaged = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state["averaged"], parameters)
         new = {"step": state["step"] + 1, "parameters": parameters, "averaged": averaged, "optimizer": optimizer}
         return new, {**facts, "gradient_norm": optax.tree.norm(gradients)}
+
+    def strength(self, done: jax.Array | int) -> jax.Array:
+        """How much of the recipe's masks and dropout, 0..1, is in force in the step behind `done` ones."""
+        gentle, whole = self.recipe.gentle_steps
+        return jnp.clip((done + 1 - gentle) / max(whole - gentle, 1), 0.0, 1.0)
 
     def _batches(self, done: int) -> Iterator[tuple[int, TrainingBatch]]:
         """Batches from the one behind step `done` on, each with its epoch."""

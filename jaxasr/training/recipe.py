@@ -69,6 +69,8 @@ class Recipe:
 
     `model`: what is trained; its vocabulary sizes become those of the vocabulary. None where a run starts from a model.
     `steps`: updates in all. `clean_epochs`: the first ones, whose sound has no noise, room or telephone put on it.
+    `dropout`: of every residual module of the encoder. `gentle_steps`: SpecAugment's masks and dropout are nothing
+    until the first of these steps, whole from the second on.
     `ctc_weight`: of the CTC loss beside the transducer's, of models with both heads.
     `average`: decay of the running mean of the weights that is evaluated and stored. `joiner_bytes`: what the joiner's
     outputs may take; more are computed in pieces. `compute`: the type of kernels and, but on CPUs, activations.
@@ -82,6 +84,8 @@ class Recipe:
     augmentation: AugmentationConfig = AugmentationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     clean_epochs: int = 0
+    gentle_steps: tuple[int, ...] = (0, 0)
+    dropout: float = 0.0
     ctc_weight: float = 0.3
     average: float = 0.999
     joiner_bytes: int = 1 << 28
@@ -96,6 +100,10 @@ class Recipe:
             raise ValueError("steps, checkpoint_steps, evaluate_steps and joiner_bytes must be positive")
         if min(self.seed, self.clean_epochs) < 0:
             raise ValueError("seed and clean_epochs must not be negative")
+        if len(self.gentle_steps) != 2 or not 0 <= self.gentle_steps[0] <= self.gentle_steps[1]:
+            raise ValueError("gentle_steps must be two numbers of steps, the lower one first")
+        if not 0 <= self.dropout < 1:
+            raise ValueError("dropout must lie in 0..1, without 1")
         if not 0 <= self.average < 1:
             raise ValueError("average must lie in 0..1")
         if self.ctc_weight < 0:

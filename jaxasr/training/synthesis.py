@@ -1,8 +1,9 @@
-"""Speech by espeak-ng for what a corpus is short of: dates, numbers, spelled words, strings of digits, commands.
+"""Synthetic speech for what a corpus is short of: dates, numbers, spelled words, strings of digits, commands.
 
     python -m jaxasr.training.synthesis FOLDER --count 500
 
-writes FLAC files and a manifest that `jaxasr train` reads. Needs the program espeak-ng; nothing else of jaxasr does.
+writes FLAC files and a manifest that `jaxasr train` reads. Needs the program espeak-ng, or with `--program flite` that
+one, whose voices were built from recordings of people; nothing else of jaxasr does.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import io
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ COMMANDS = ("ENTER", "RUBOUT", "ERASE", "REPEAT", "HELP", "START", "STOP", "GO",
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 VOICES = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 VARIANTS = (*(f"m{i}" for i in range(1, 9)), *(f"f{i}" for i in range(1, 6)))
+FLITE_VOICES = ("awb", "rms", "slt", "kal16")
 
 
 def number(value: int) -> str:
@@ -62,7 +65,7 @@ def text(generator: np.random.Generator) -> str:
     def spelled(shortest: int, longest: int) -> str:
         return " ".join(LETTERS[below(26)] for _ in range(int(generator.integers(shortest, longest + 1))))
 
-    match below(6):
+    match below(7):
         case 0 | 1:
             day = 1 + below(31)
             tens = f"{TENS[day // 10 - 2]} " if day > 20 and day % 10 else ""
@@ -72,9 +75,9 @@ def text(generator: np.random.Generator) -> str:
             return f"{MONTHS[below(12)]} {ordinal}{century}{year}"
         case 2:
             return number(below((20, 100, 1000, 10000)[below(4)]))
-        case 3:
+        case 3 | 4:
             return spelled(2, 8)
-        case 4:
+        case 5:
             zero = ("ZERO", "OH")[below(2)]
             return " ".join((zero, *DIGITS[1:])[below(10)] for _ in range(1 + below(10)))
         case _:
@@ -87,26 +90,54 @@ def say(words: str, voice: str = "en-us", *, pitch: int = 50, words_per_minute: 
 
     `pitch` 0 to 99. Raises TrainingError where espeak-ng is missing or does not know the voice.
     """
-    import soundfile
-    import soxr
-
-    if (program := shutil.which("espeak-ng")) is None:
-        raise TrainingError("espeak-ng is not installed (apt install espeak-ng, brew install espeak-ng)")
+    program = _program("espeak-ng")
     # A single A is read as an article unless it is asked for by name.
     marked = " ".join(
         f'<say-as interpret-as="characters">{word}</say-as>' if len(word) == 1 else word.lower()
         for word in words.split()
     )
     command = [program, "-m", "-v", voice, "-p", str(pitch), "-s", str(words_per_minute), "--stdout", marked]
+    return _spoken(command, words, voice)
+
+
+def say_by_flite(words: str, voice: str = "slt", *, stretch: float = 1.0) -> np.ndarray:
+    """Words as flite's `voice` (awb, rms, slt, kal16) says them: (S,) float32 at 16 kHz; single letters by name.
+
+    `stretch` makes them longer. Raises TrainingError where flite is missing or does not know the voice.
+    """
+    program = _program("flite")
+    # A single A is read as an article, the word AY like the letter.
+    text = " ".join("ay" if word == "A" else word.lower() for word in words.split())
+    # It says words with a default voice rather than fail.
+    known = subprocess.run([program, "-lv"], capture_output=True, text=True).stdout.split()
+    if voice not in known:
+        raise TrainingError(f"flite does not know the voice {voice}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "spoken.wav"
+        command = [program, "-voice", voice, "--setf", f"duration_stretch={stretch}", "-t", text, "-o", str(path)]
+        return _spoken(command, words, voice, path)
+
+
+def _program(name: str) -> str:
+    if (program := shutil.which(name)) is None:
+        raise TrainingError(f"{name} is not installed (apt install {name}, brew install {name})")
+    return program
+
+
+def _spoken(command: list[str], words: str, voice: str, path: Path | None = None) -> np.ndarray:
+    """What a command says, on its standard output or in a file."""
+    import soundfile
+    import soxr
+
     done = subprocess.run(command, capture_output=True)
-    if done.returncode or not done.stdout:
+    if done.returncode or not (path.exists() if path else done.stdout):
         message = done.stderr.decode(errors="replace").strip()
-        raise TrainingError(f"espeak-ng does not say {words!r} as {voice}: {message}")
-    samples, rate = soundfile.read(io.BytesIO(done.stdout), dtype="float32")
+        raise TrainingError(f"{Path(command[0]).name} does not say {words!r} as {voice}: {message}")
+    samples, rate = soundfile.read(path or io.BytesIO(done.stdout), dtype="float32")
     return soxr.resample(samples, rate, SAMPLE_RATE)
 
 
-def write_corpus(folder: Path, count: int, seed: int) -> Path:
+def write_corpus(folder: Path, count: int, seed: int, program: str = "espeak-ng") -> Path:
     """`count` utterances by many voices as FLAC files in `folder`, and the path of their manifest."""
     import soundfile
 
@@ -115,10 +146,14 @@ def write_corpus(folder: Path, count: int, seed: int) -> Path:
     generator = np.random.default_rng(seed)
     for index in range(count):
         words = text(generator)
-        voice = f"{VOICES[generator.integers(len(VOICES))]}+{VARIANTS[generator.integers(len(VARIANTS))]}"
-        pitch, pace = int(generator.integers(20, 80)), int(generator.integers(100, 190))
         name = f"{index:05d}.flac"
-        samples = say(words, voice, pitch=pitch, words_per_minute=pace)
+        if program == "flite":
+            voice = FLITE_VOICES[generator.integers(len(FLITE_VOICES))]
+            samples = say_by_flite(words, voice, stretch=float(generator.uniform(0.8, 1.3)))
+        else:
+            voice = f"{VOICES[generator.integers(len(VOICES))]}+{VARIANTS[generator.integers(len(VARIANTS))]}"
+            pitch, pace = int(generator.integers(20, 80)), int(generator.integers(100, 190))
+            samples = say(words, voice, pitch=pitch, words_per_minute=pace)
         soundfile.write(folder / name, samples, SAMPLE_RATE, subtype="PCM_16")
         lines.append(f"{name}\t{voice}\ttrain\t{words}")
     manifest = folder / "manifest.tsv"
@@ -131,10 +166,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m jaxasr.training.synthesis", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the FLAC files and manifest.tsv go")
     parser.add_argument("--count", type=int, default=500, help="utterances (500)")
+    parser.add_argument(
+        "--program", choices=("espeak-ng", "flite"), default="espeak-ng", help="what speaks (espeak-ng)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of texts and voices (1)")
     options = parser.parse_args()
     try:
-        print(write_corpus(options.folder, options.count, options.seed))
+        print(write_corpus(options.folder, options.count, options.seed, options.program))
     except (JaxasrError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

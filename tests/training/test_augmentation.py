@@ -313,6 +313,18 @@ def hidden(config: AugmentationConfig, total: int, lengths: list[int], seed: int
     return np.asarray(masked) != frames
 
 
+def test_strength_makes_masks_narrower() -> None:
+    frames, lengths = logmel(64, 1000), jnp.full((64,), 1000, jnp.int32)
+
+    def share(strength: float) -> float:
+        masked = program(AugmentationConfig())(frames, lengths, jax.random.key(3), strength)
+        return float(np.mean(np.asarray(masked) != frames))
+
+    whole, half = share(1.0), share(0.5)
+    assert share(0.0) == 0.0 and whole > 0.3
+    assert half == pytest.approx(whole / 2, rel=0.2)
+
+
 TIME_ONLY = AugmentationConfig(frequency_masks=0)
 BANDS_ONLY = AugmentationConfig(time_masks=0)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -29,7 +30,7 @@ from jaxasr.text.encoding import Encoder
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.augmentation import AugmentationConfig
 from jaxasr.training.data import Corpus, DataConfig, check
-from jaxasr.training.loop import LOG, MODEL, Trainer, new_parameters, with_vocabulary
+from jaxasr.training.loop import LOG, MODEL, Trainer, losses, new_parameters, with_vocabulary
 from jaxasr.training.optimizers import warmup_cosine
 from jaxasr.training.recipe import OptimizerConfig, Recipe
 
@@ -94,7 +95,7 @@ def steps_of(output: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_twenty_steps_are_ten_and_ten_resumed_bit_for_bit(manifest: Path, tmp_path: Path) -> None:
     # One schedule for all: it is a function of the step, and knows nothing of where a run was cut.
-    whole = dataclasses.replace(RECIPE, steps=20)
+    whole = dataclasses.replace(RECIPE, steps=20, dropout=0.1, gentle_steps=(3, 15))
     straight = trainer(manifest, tmp_path / "straight", whole)
     straight.output.mkdir()
     straight.train()
@@ -111,6 +112,26 @@ def test_twenty_steps_are_ten_and_ten_resumed_bit_for_bit(manifest: Path, tmp_pa
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     losses = [[row["loss"] for row in steps_of(tmp_path / name)] for name in ("straight", "pieces")]
     assert losses[0] == losses[1] and len(losses[0]) == 20
+
+
+def test_masks_and_dropout_begin_gently(manifest: Path, tmp_path: Path) -> None:
+    """Nothing is hidden up to the first gentle step, everything from the last one on."""
+    recipe = dataclasses.replace(RECIPE, dropout=0.5, gentle_steps=(1, 2))
+    augmentation = AugmentationConfig(frequency_mask_bins=80, time_mask_fraction=1.0)
+    run = trainer(manifest, tmp_path, dataclasses.replace(recipe, augmentation=augmentation))
+    _, batch = next(run._batches(0))
+    model = run.skeleton.fill(run.state["parameters"])
+
+    @jax.jit
+    def loss(key: jax.Array | None, strength: float) -> jax.Array:
+        return losses(model, run.recipe, *batch.arrays(), key=key, dtype=jnp.float32, strength=strength)["ctc"]
+
+    plain, keys = loss(None, 1.0), [jax.random.key(seed) for seed in range(2)]
+    assert [float(loss(key, 0.0)) for key in keys] == [float(plain)] * 2
+    hidden = [float(loss(key, 1.0)) for key in keys]
+    assert len({float(plain), *hidden}) == 3
+    assert [float(run.strength(done)) for done in range(4)] == [0.0, 1.0, 1.0, 1.0]
+    assert float(trainer(manifest, tmp_path / "b").strength(0)) == 1.0
 
 
 class _Cut(Exception):

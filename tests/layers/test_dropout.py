@@ -1,0 +1,38 @@
+"""Dropout: how much it drops, what it keeps, and when it draws anew."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxasr.layers.dropout import Dropout, keep_all
+
+ONES = jnp.ones((100, 1000), jnp.float32)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_the_mean_stays(rate: float) -> None:
+    dropped = np.asarray(Dropout(jnp.asarray(rate), jax.random.key(1))(ONES, 0))
+    assert np.mean(dropped == 0) == pytest.approx(rate, abs=0.005)
+    assert len(np.unique(dropped)) == 2 and dropped.mean() == pytest.approx(1.0, abs=0.02)
+    # Neither whole frames nor whole channels.
+    assert dropped.any(axis=0).all() and dropped.any(axis=1).all()
+
+
+def test_no_rate_no_change() -> None:
+    x = jax.random.normal(jax.random.key(0), (3, 4)).astype(jnp.bfloat16)
+    for same in (Dropout(jnp.asarray(0.0), jax.random.key(1))(x, 0), keep_all(x, 0)):
+        assert same.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(same, x)
+
+
+def test_every_place_draws_its_own() -> None:
+    def zeros(seed: int, member: int, place: int) -> bytes:
+        whole = Dropout(jnp.asarray(0.5), jax.random.key(seed))
+        return np.asarray(whole.within(member)(ONES, place) == 0).tobytes()
+
+    places = [(seed, member, place) for seed in range(2) for member in range(3) for place in range(3)]
+    assert len({zeros(*each) for each in places}) == len(places)
+    assert zeros(0, 1, 2) == zeros(0, 1, 2)
