@@ -174,7 +174,7 @@ class Stack(nnx.Module):
         self.left = config.left_context // self.factor if config.left_context >= 0 else None
 
     def __call__(self, x: jax.Array, lengths: jax.Array, dropout: Dropout | None = None) -> jax.Array:
-        """x (B, T, D), lengths (B,) in frames at 50 Hz."""
+        """x (B, T, D), lengths (B,) in frames at 50 Hz; `dropout`, of training, is this stack's own."""
         x = match_channels(x, self.dim)
         original, steps = x, x.shape[1]
         if self.factor > 1:
@@ -248,6 +248,7 @@ class Layer(nnx.Module):
         """x (B, T, D), positions (2T - 1, pos_dim), mask (B or 1, 1, T or 1, T) True where a key may be seen.
 
         `scale_lengths` (B,): where the causal convolution takes a row to end (its own length, or the padded one).
+        `dropout`, of training, is this layer's own: it acts on what each module adds to the stream.
         """
         drop = dropout or keep_all
         original = x

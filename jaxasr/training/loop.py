@@ -38,7 +38,7 @@ from jaxasr.training.recipe import Recipe
 Parameters = dict[str, Any]
 CHECKPOINTS, LOG, MODEL, RUN = "checkpoints", "log.jsonl", "model", "run.json"
 KEPT = 2
-# What of a recipe may change when a run is resumed; all else decides what its batches are.
+# What of a recipe may change when a run is resumed; all else decides what a step sees.
 _FREE = ("steps", "checkpoint_steps", "evaluate_steps", "optimizer", "average", "joiner_bytes", "stored")
 
 
@@ -111,6 +111,7 @@ def losses(
             label_lengths,
             blank_id=model.transducer.blank_id,
             frames_at_once=at_once,
+            monotonic=recipe.monotonic,
         ).sum()
     if model.ctc is not None:
         each = ctc_loss(model.ctc(encoded), labels, encoded_lengths, label_lengths, blank_id=model.ctc.config.blank_id)
@@ -274,7 +275,7 @@ class Trainer:
     def _step(self, state: dict[str, Any], *batch: jax.Array) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         """One update: the new state, and what is told of it."""
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), state["step"])
-        strength = self.strength(state["step"])
+        strength = self.recipe.strength(state["step"])
 
         def objective(parameters: Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
             model = self.skeleton.fill(self.policy.cast(parameters))
@@ -295,11 +296,6 @@ class Trainer:
         new = {"step": state["step"] + 1, "parameters": parameters, "averaged": averaged, "optimizer": optimizer}
         return new, {**facts, "gradient_norm": optax.tree.norm(gradients)}
 
-    def strength(self, done: jax.Array | int) -> jax.Array:
-        """How much of the recipe's masks and dropout, 0..1, is in force in the step behind `done` ones."""
-        gentle, whole = self.recipe.gentle_steps
-        return jnp.clip((done + 1 - gentle) / max(whole - gentle, 1), 0.0, 1.0)
-
     def _batches(self, done: int) -> Iterator[tuple[int, TrainingBatch]]:
         """Batches from the one behind step `done` on, each with its epoch."""
         recipe, multiple = self.recipe, len(self.devices)
@@ -317,7 +313,7 @@ class Trainer:
             epoch += 1
 
     def _identity(self) -> dict[str, Any]:
-        """What a run must have in common with the one that it goes on from, to see the same batches."""
+        """What a run must have in common with the one that it goes on from, for its steps to see the same."""
         digest = hashlib.sha256()
         for example in self.corpus.examples:
             digest.update(f"{example.name}\t{example.seconds}\t{example.ids}\n".encode())

@@ -8,6 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import optax
 import yaml
 
@@ -69,9 +71,10 @@ class Recipe:
 
     `model`: what is trained; its vocabulary sizes become those of the vocabulary. None where a run starts from a model.
     `steps`: updates in all. `clean_epochs`: the first ones, whose sound has no noise, room or telephone put on it.
-    `dropout`: of every residual module of the encoder. `gentle_steps`: SpecAugment's masks and dropout are nothing
-    until the first of these steps, whole from the second on.
+    `dropout`: the share of what every residual module of the encoder adds that is zeroed. `gentle_steps`: SpecAugment's
+    masks and dropout are nothing up to the first of these steps, counted from 1, and whole from the second on.
     `ctc_weight`: of the CTC loss beside the transducer's, of models with both heads.
+    `monotonic`: the transducer's loss knows alignments of one token a frame at most only, as greedy search finds them.
     `average`: decay of the running mean of the weights that is evaluated and stored. `joiner_bytes`: what the joiner's
     outputs may take; more are computed in pieces. `compute`: the type of kernels and, but on CPUs, activations.
     `stored`: the type in which the model is written. `checkpoint_steps`, `evaluate_steps`: how often.
@@ -87,6 +90,7 @@ class Recipe:
     gentle_steps: tuple[int, ...] = (0, 0)
     dropout: float = 0.0
     ctc_weight: float = 0.3
+    monotonic: bool = False
     average: float = 0.999
     joiner_bytes: int = 1 << 28
     compute: Literal["float32", "bfloat16"] = "float32"
@@ -108,6 +112,12 @@ class Recipe:
             raise ValueError("average must lie in 0..1")
         if self.ctc_weight < 0:
             raise ValueError("ctc_weight must not be negative")
+
+    def strength(self, done: jax.Array | int) -> jax.Array:
+        """How much of masks and dropout, 0..1, is in force in the step behind `done` ones: ()."""
+        gentle, whole = self.gentle_steps
+        step = jnp.asarray(done + 1)
+        return jnp.where(step >= whole, 1.0, jnp.clip((step - gentle) / max(whole - gentle, 1), 0.0, 1.0))
 
 
 def read_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:

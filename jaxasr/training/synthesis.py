@@ -3,18 +3,20 @@
     python -m jaxasr.training.synthesis FOLDER --count 500
 
 writes FLAC files and a manifest that `jaxasr train` reads. Needs the program espeak-ng, or with `--program flite` that
-one, whose voices were built from recordings of people; nothing else of jaxasr does.
+program, whose voices were made from recordings of people; nothing else of jaxasr needs them.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -103,19 +105,22 @@ def say(words: str, voice: str = "en-us", *, pitch: int = 50, words_per_minute: 
 def say_by_flite(words: str, voice: str = "slt", *, stretch: float = 1.0) -> np.ndarray:
     """Words as flite's `voice` (awb, rms, slt, kal16) says them: (S,) float32 at 16 kHz; single letters by name.
 
-    `stretch` makes them longer. Raises TrainingError where flite is missing or does not know the voice.
+    `stretch` is a factor on durations. Raises TrainingError where flite is missing or does not know the voice.
     """
     program = _program("flite")
     # A single A is read as an article, the word AY like the letter.
-    text = " ".join("ay" if word == "A" else word.lower() for word in words.split())
-    # It says words with a default voice rather than fail.
-    known = subprocess.run([program, "-lv"], capture_output=True, text=True).stdout.split()
-    if voice not in known:
+    spelled = " ".join("ay" if word == "A" else word.lower() for word in words.split())
+    if voice not in _flite_voices(program):  # it would take its default
         raise TrainingError(f"flite does not know the voice {voice}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "spoken.wav"
-        command = [program, "-voice", voice, "--setf", f"duration_stretch={stretch}", "-t", text, "-o", str(path)]
+        command = [program, "-voice", voice, "--setf", f"duration_stretch={stretch}", "-t", spelled, "-o", str(path)]
         return _spoken(command, words, voice, path)
+
+
+@functools.cache
+def _flite_voices(program: str) -> list[str]:
+    return subprocess.run([program, "-lv"], capture_output=True, text=True).stdout.split()
 
 
 def _program(name: str) -> str:
@@ -131,14 +136,17 @@ def _spoken(command: list[str], words: str, voice: str, path: Path | None = None
 
     done = subprocess.run(command, capture_output=True)
     if done.returncode or not (path.exists() if path else done.stdout):
-        message = done.stderr.decode(errors="replace").strip()
-        raise TrainingError(f"{Path(command[0]).name} does not say {words!r} as {voice}: {message}")
+        said = done.stderr.decode(errors="replace").split("\n")[0].strip() or f"exit status {done.returncode}"
+        raise TrainingError(f"{Path(command[0]).name} does not say {words!r} as {voice}: {said}")
     samples, rate = soundfile.read(path or io.BytesIO(done.stdout), dtype="float32")
     return soxr.resample(samples, rate, SAMPLE_RATE)
 
 
-def write_corpus(folder: Path, count: int, seed: int, program: str = "espeak-ng") -> Path:
-    """`count` utterances by many voices as FLAC files in `folder`, and the path of their manifest."""
+def write_corpus(folder: Path, count: int, seed: int, program: Literal["espeak-ng", "flite"] = "espeak-ng") -> Path:
+    """`count` utterances by many voices of a program as FLAC files in `folder`, and the path of their manifest.
+
+    Texts and voices are drawn from `seed`. TrainingError where the program is missing or fails.
+    """
     import soundfile
 
     folder.mkdir(parents=True, exist_ok=True)

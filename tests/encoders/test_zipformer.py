@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from golden_models import difference, quick_jit
+from jaxasr.encoders import zipformer
 from jaxasr.encoders.zipformer import (
     MASKED,
     AttentionWeights,
@@ -27,6 +28,7 @@ from jaxasr.encoders.zipformer import (
     attention_mask,
     match_channels,
 )
+from jaxasr.layers.dropout import Dropout
 from jaxasr.layers.positions import compact_relative_positions
 from random_modules import random_module
 
@@ -337,3 +339,35 @@ def test_widest_channels_of_every_stack_reach_the_output() -> None:
     outputs = [random(i, 1, 3, dim) for i, dim in enumerate(CONFIG.encoder_dim)]
     joined = module._widest([jnp.asarray(x) for x in outputs])
     np.testing.assert_array_equal(joined, np.concatenate([outputs[2], outputs[1][..., 12:]], axis=-1))
+
+
+def test_dropout_draws_for_every_stack_layer_and_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(Zipformer, CONFIG)
+    frames, lengths = random(1, 2, 60, CONFIG.feature_dim), jnp.array([60, 41], jnp.int32)
+
+    @quick_jit
+    def encode(dropout: Dropout | None) -> jax.Array:
+        return model(frames, lengths, dropout)[0]
+
+    rate = jnp.asarray(0.3)
+    plain, one, other = (encode(each) for each in (None, *(Dropout(rate, jax.random.key(seed)) for seed in (0, 1))))
+    assert min(difference(plain, one), difference(plain, other), difference(one, other)) > 1e-3
+    assert difference(plain, encode(Dropout(jnp.asarray(0.0), jax.random.key(0)))) < 1e-6
+
+    places: list[tuple[int, ...]] = []
+
+    class Noted:
+        def __init__(self, *path: int) -> None:
+            self.path = path
+
+        def __call__(self, x: jax.Array, place: int) -> jax.Array:
+            places.append((*self.path, place))
+            return x
+
+        def within(self, number: int) -> Noted:
+            return Noted(*self.path, number)
+
+    monkeypatch.setattr(zipformer, "run_layer", lambda graph, state, *inputs: nnx.merge(graph, state)(*inputs))
+    jax.eval_shape(lambda: model(frames, lengths, Noted()))
+    layers = [(stack, layer) for stack, count in enumerate(CONFIG.num_layers) for layer in range(count)]
+    assert sorted(places) == [(*layer, place) for layer in layers for place in range(8)]

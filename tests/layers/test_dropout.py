@@ -21,6 +21,12 @@ def test_the_mean_stays(rate: float) -> None:
     assert dropped.any(axis=0).all() and dropped.any(axis=1).all()
 
 
+def test_bfloat16_keeps_type_and_mean() -> None:
+    dropped = Dropout(jnp.asarray(0.15), jax.random.key(1))(jnp.full((100, 1000), 8.5, jnp.bfloat16), 0)
+    assert dropped.dtype == jnp.bfloat16
+    assert np.asarray(dropped, np.float32).max() == 10.0  # 8.5 / 0.85; by a factor in bfloat16 it were 9.9375
+
+
 def test_no_rate_no_change() -> None:
     x = jax.random.normal(jax.random.key(0), (3, 4)).astype(jnp.bfloat16)
     for same in (Dropout(jnp.asarray(0.0), jax.random.key(1))(x, 0), keep_all(x, 0)):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jaxasr.errors import TrainingError
-from jaxasr.manifests import read_manifest
+from jaxasr.manifests import duration, read_manifest
 from jaxasr.training import synthesis
 
-# Takes flite's arguments, writes as many samples as the text has letters, times a thousand, and knows two voices.
+# Takes flite's arguments and writes a thousand samples a letter, times the stretch; one of its voices is broken.
 FLITE = """#!{python}
 import sys, wave
 arguments = sys.argv[1:]
@@ -23,9 +23,10 @@ elif "broken" in arguments:
     sys.exit(1)
 else:
     values = dict(zip(arguments[::2], arguments[1::2]))
+    stretch = float(values["--setf"].removeprefix("duration_stretch="))
     with wave.open(values["-o"], "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
-        file.writeframes(bytes(2 * 1000 * len(values["-t"])))
+        file.writeframes(bytes(2 * round(1000 * stretch) * len(values["-t"])))
 """
 
 
@@ -62,16 +63,23 @@ def test_texts_say_every_letter_digit_and_month() -> None:
 def test_flite_says_letters_by_name(tmp_path: Path) -> None:
     # "ay b", 4 letters with the space, at 8 kHz.
     assert synthesis.say_by_flite("A B").shape == (2 * 4000,)
+    assert synthesis.say_by_flite("A B", stretch=1.25).shape == (2 * 5000,)
     with pytest.raises(TrainingError, match="does not know the voice nobody"):
         synthesis.say_by_flite("A", "nobody")
     with pytest.raises(TrainingError, match="flite does not say 'A' as broken: no such file"):
         synthesis.say_by_flite("A", "broken")
 
-    manifest = synthesis.write_corpus(tmp_path / "said", 6, seed=3, program="flite")
-    utterances = read_manifest(manifest, {"split": ["train"]})
-    assert len(utterances) == 6 and {each.columns["speaker"] for each in utterances} <= set(synthesis.FLITE_VOICES)
-    again = synthesis.write_corpus(tmp_path / "again", 6, seed=3, program="flite")
-    assert again.read_text() == manifest.read_text()
+
+@pytest.mark.usefixtures("flite")
+def test_a_corpus_is_a_function_of_its_seed(tmp_path: Path) -> None:
+    one, same, other = (
+        synthesis.write_corpus(tmp_path / name, 6, seed, "flite") for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    utterances = read_manifest(one, {"split": ["train"]})
+    speakers = {each.columns["speaker"] for each in utterances}
+    assert len(utterances) == 6 and 1 < len(speakers) and speakers <= set(synthesis.FLITE_VOICES)
+    assert [duration(each) for each in utterances] == [duration(each) for each in read_manifest(same)]
+    assert one.read_text() == same.read_text() != other.read_text()
 
 
 @pytest.mark.parametrize("program", ["espeak-ng", "flite"])
