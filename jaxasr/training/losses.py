@@ -163,9 +163,7 @@ def _lattice_backward(
     inputs = (jnp.arange(len(alphas)), alphas, *(_to_steps(each, monotonic) for each in (blank, _pad_emit(emit))))
     _, shares = lax.scan(step, start, inputs, reverse=True)
     weight = -jnp.where(frame_lengths > 0, cotangent, 0.0)[:, None, None]
-    dblank, demit = (
-        weight * (share.swapaxes(0, 1) if monotonic else _from_diagonals(share, frames)) for share in shares
-    )
+    dblank, demit = (weight * _from_steps(share, frames, monotonic) for share in shares)
     return dblank, demit[:, :, :-1], None, None
 
 
@@ -187,10 +185,13 @@ def _to_steps(points: jax.Array, monotonic: bool) -> jax.Array:
     return points.swapaxes(0, 1) if monotonic else _to_diagonals(points)
 
 
+def _from_steps(values: jax.Array, frames: int, monotonic: bool) -> jax.Array:
+    """The inverse of `_to_steps`: (S, B, U + 1) -> (B, T, U + 1)."""
+    return values.swapaxes(0, 1) if monotonic else _from_diagonals(values, frames)
+
+
 def _to_diagonals(points: jax.Array) -> jax.Array:
     """(B, T, U + 1) -> (T + U, B, U + 1): entry (d, b, u) is point (d - u, u), impossible where there is none.
-
-    Diagonal d holds the points (t, u) with t + u = d.
 
     Columns that are one entry too long, written one after another and read back at their right length, are each shifted
     by one more place than the column before.

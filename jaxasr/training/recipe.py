@@ -117,7 +117,7 @@ class Recipe:
         """How much of masks and dropout, 0..1, is in force in the step behind `done` ones: ()."""
         gentle, whole = self.gentle_steps
         step = jnp.asarray(done + 1)
-        return jnp.where(step >= whole, 1.0, jnp.clip((step - gentle) / max(whole - gentle, 1), 0.0, 1.0))
+        return jnp.where(step >= whole, 1.0, jnp.maximum((step - gentle) / max(whole - gentle, 1), 0.0))
 
 
 def read_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
