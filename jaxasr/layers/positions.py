@@ -8,6 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxasr.layers.products import batched_product
+
 
 def compact_relative_positions(queries: int, cached: int, dim: int) -> jax.Array:
     """The Zipformer's CompactRelPositionalEncoding: (cached + 2 * queries - 1, dim) float32.
@@ -25,37 +27,47 @@ def compact_relative_positions(queries: int, cached: int, dim: int) -> jax.Array
     return table.at[:, -1].set(1.0)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def relative_bias(queries: jax.Array, encoded: jax.Array, keys: int) -> jax.Array:
     """Scores by relative position: queries (B, heads, T, p), encoded (heads, keys + T - 1, p) -> (B, heads, T, keys).
 
     Query i's key j has row T - 1 - i + j of `encoded`. The rows are laid out by query and key once for the whole batch
     and multiplied channel by channel, p being small: scores of all offsets, twice as many, never exist.
     """
-    table = _by_query_and_key(encoded.swapaxes(1, 2), queries.shape[2], keys)  # (heads, p, T, keys)
+    steps = queries.shape[2]
+    rows = (steps - 1 - jnp.arange(steps))[:, None] + jnp.arange(keys)
+    table = encoded.swapaxes(1, 2)[..., rows]  # (heads, p, T, keys)
     return sum(queries[..., channel, None] * table[None, :, channel] for channel in range(table.shape[1]))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _by_query_and_key(offsets: jax.Array, steps: int, keys: int) -> jax.Array:
-    """(..., keys + steps - 1) by offset -> (..., steps, keys), entry (i, j) being offset steps - 1 - i + j."""
-    return offsets[..., (steps - 1 - jnp.arange(steps))[:, None] + jnp.arange(keys)]
+def _relative_bias_forward(
+    queries: jax.Array, encoded: jax.Array, keys: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return relative_bias(queries, encoded, keys), (queries, encoded)
 
 
-def _by_query_and_key_forward(offsets: jax.Array, steps: int, keys: int) -> tuple[jax.Array, None]:
-    return _by_query_and_key(offsets, steps, keys), None
+def _relative_bias_backward(
+    keys: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Two products with the gradient by offset, where the transposed program would keep p arrays of all scores."""
+    queries, encoded = saved
+    by_offset = _by_offset(gradient)  # (B, heads, T, keys + T - 1)
+    dqueries = batched_product(by_offset, encoded.astype(gradient.dtype))
+    dencoded = batched_product(by_offset.swapaxes(-1, -2), queries).astype(jnp.float32).sum(0)
+    return dqueries.astype(queries.dtype), dencoded.astype(encoded.dtype)
 
 
-def _by_query_and_key_backward(steps: int, keys: int, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    """Sums along the diagonals, (..., steps, keys) -> (..., keys + steps - 1), without a transposed gather's scatter.
+relative_bias.defvjp(_relative_bias_forward, _relative_bias_backward)
+
+
+def _by_offset(scores: jax.Array) -> jax.Array:
+    """(..., T, keys) -> (..., T, keys + T - 1): entry (i, j) moves to column T - 1 - i + j, zeros around it.
 
     Rows that are one entry too long, written one after another and read back at their right length, are each shifted by
-    one more place than the row above.
+    one more place than the row above; the rows are upside down for it, since the last one is not shifted.
     """
+    *leading, steps, keys = scores.shape
     offsets = keys + steps - 1
-    leading = gradient.shape[:-2]
-    rows = jnp.pad(gradient[..., ::-1, :], ((0, 0),) * (gradient.ndim - 1) + ((0, steps),))
+    rows = jnp.pad(scores[..., ::-1, :], ((0, 0),) * (scores.ndim - 1) + ((0, steps),))
     shifted = rows.reshape(*leading, steps * (offsets + 1))[..., : steps * offsets].reshape(*leading, steps, offsets)
-    return (shifted.sum(-2),)
-
-
-_by_query_and_key.defvjp(_by_query_and_key_forward, _by_query_and_key_backward)
+    return shifted[..., ::-1, :]

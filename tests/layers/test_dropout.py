@@ -9,7 +9,7 @@ import pytest
 
 from jaxasr.layers.dropout import Dropout, keep_all
 
-ONES = jnp.ones((100, 1000), jnp.float32)
+ONES = jnp.ones((300, 2, 300), jnp.float32)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -17,18 +17,19 @@ def test_the_mean_stays(rate: float) -> None:
     dropped = np.asarray(Dropout(jnp.asarray(rate), jax.random.key(1))(ONES, 0))
     assert np.mean(dropped == 0) == pytest.approx(rate, abs=0.005)
     assert len(np.unique(dropped)) == 2 and dropped.mean() == pytest.approx(1.0, abs=0.02)
-    # Neither whole frames nor whole channels.
-    assert dropped.any(axis=0).all() and dropped.any(axis=1).all()
+    # Whole channels of a row, but neither whole rows nor a channel of all rows.
+    np.testing.assert_array_equal(dropped[:, 0], dropped[:, 1])
+    assert dropped.any(axis=0).all() and dropped.any(axis=2).all()
 
 
 def test_bfloat16_keeps_type_and_mean() -> None:
-    dropped = Dropout(jnp.asarray(0.15), jax.random.key(1))(jnp.full((100, 1000), 8.5, jnp.bfloat16), 0)
+    dropped = Dropout(jnp.asarray(0.15), jax.random.key(1))(jnp.full((100, 2, 100), 8.5, jnp.bfloat16), 0)
     assert dropped.dtype == jnp.bfloat16
     assert np.asarray(dropped, np.float32).max() == 10.0  # 8.5 / 0.85; by a factor in bfloat16 it were 9.9375
 
 
 def test_no_rate_no_change() -> None:
-    x = jax.random.normal(jax.random.key(0), (3, 4)).astype(jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(0), (3, 2, 4)).astype(jnp.bfloat16)
     for same in (Dropout(jnp.asarray(0.0), jax.random.key(1))(x, 0), keep_all(x, 0)):
         assert same.dtype == jnp.bfloat16
         np.testing.assert_array_equal(same, x)

@@ -52,3 +52,27 @@ def test_the_row_of_a_key_encodes_its_offset() -> None:
     bias = np.asarray(relative_bias(jnp.ones((1, 1, steps, 1)), sine, steps + cached))[0, 0]
     offsets = np.arange(steps + cached)[None, :] - (cached + np.arange(steps))[:, None]
     np.testing.assert_array_equal(np.sign(np.round(bias, 6)), np.sign(offsets))
+
+
+@pytest.mark.parametrize(("steps", "cached"), [(1, 0), (1, 3), (6, 0), (4, 7)])
+def test_gradients_are_those_of_the_scores_written_out(steps: int, cached: int) -> None:
+    rng = np.random.default_rng(1)
+    keys = cached + steps
+    queries = rng.standard_normal((2, 3, steps, 5)).astype(np.float32)
+    encoded = rng.standard_normal((3, keys + steps - 1, 5)).astype(np.float32)
+    weights = rng.standard_normal((2, 3, steps, keys)).astype(np.float32)
+
+    def total(queries: jax.Array, encoded: jax.Array) -> jax.Array:
+        return jnp.sum(weights * relative_bias(queries, encoded, keys))
+
+    dqueries, dencoded = jax.jit(jax.grad(total, (0, 1)))(queries, encoded)
+    expected_queries, expected_encoded = np.zeros_like(queries), np.zeros_like(encoded)
+    for i in range(steps):
+        for j in range(keys):
+            row, weight = steps - 1 - i + j, weights[:, :, i, j, None]
+            expected_queries[:, :, i] += weight * encoded[:, row]
+            expected_encoded[:, row] += (weight * queries[:, :, i]).sum(0)
+    np.testing.assert_allclose(dqueries, expected_queries, atol=1e-5)
+    np.testing.assert_allclose(dencoded, expected_encoded, atol=1e-5)
+    narrow = jax.grad(total, (0, 1))(jnp.asarray(queries, jnp.bfloat16), jnp.asarray(encoded))
+    assert [str(each.dtype) for each in narrow] == ["bfloat16", "float32"]

@@ -52,3 +52,22 @@ def test_batches_of_products() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal((2, 3, 4, 5)).astype(np.float32), rng.standard_normal((2, 3, 5, 6)).astype(np.float32)
     np.testing.assert_allclose(batched_product(jnp.asarray(a), jnp.asarray(b)), a @ b, atol=1e-5)
+
+
+def test_gradients_of_the_convolution_of_one_channel() -> None:
+    """Against those of XLA's own convolution, which the same product takes for two channels, one of them empty."""
+    rng = np.random.default_rng(2)
+    x, kernel = (
+        rng.standard_normal((2, 7, 6, 1)).astype(np.float32),
+        rng.standard_normal((3, 3, 1, 4)).astype(np.float32),
+    )
+    weights = rng.standard_normal((2, 5, 6, 4)).astype(np.float32)
+
+    def total(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sum(weights * convolution_product(x, kernel, (1, 1), ((0, 0), (1, 1))))
+
+    made = jax.jit(jax.grad(total, (0, 1)))(x, kernel)
+    twice = [np.concatenate([each, np.zeros_like(each)], axis) for each, axis in ((x, 3), (kernel, 2))]
+    expected = jax.grad(total, (0, 1))(*map(jnp.asarray, twice))
+    np.testing.assert_allclose(made[0], expected[0][..., :1], atol=1e-5)
+    np.testing.assert_allclose(made[1], expected[1][:, :, :1], atol=1e-5)

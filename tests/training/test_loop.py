@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -29,7 +31,7 @@ from jaxasr.text.encoding import Encoder
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.augmentation import AugmentationConfig
 from jaxasr.training.data import Corpus, DataConfig, check
-from jaxasr.training.loop import LOG, MODEL, Trainer, new_parameters, with_vocabulary
+from jaxasr.training.loop import LOG, MODEL, Trainer, losses, new_parameters, with_vocabulary
 from jaxasr.training.optimizers import warmup_cosine
 from jaxasr.training.recipe import OptimizerConfig, Recipe
 
@@ -94,7 +96,7 @@ def steps_of(output: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_twenty_steps_are_ten_and_ten_resumed_bit_for_bit(manifest: Path, tmp_path: Path) -> None:
     # One schedule for all: it is a function of the step, and knows nothing of where a run was cut.
-    whole = dataclasses.replace(RECIPE, steps=20, dropout=0.1, gentle_steps=(3, 15))
+    whole = dataclasses.replace(RECIPE, steps=20, dropout=0.1, label_dropout=0.2, gentle_steps=(3, 15))
     straight = trainer(manifest, tmp_path / "straight", whole)
     straight.output.mkdir()
     straight.train()
@@ -113,30 +115,55 @@ def test_twenty_steps_are_ten_and_ten_resumed_bit_for_bit(manifest: Path, tmp_pa
     assert logged[0] == logged[1] and len(logged[0]) == 20
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.9], ids=["masks", "dropout"])
-def test_masks_and_dropout_begin_gently(manifest: Path, tmp_path: Path, dropout: float) -> None:
-    """Each of them changes what a step sees; not one does up to the first gentle step."""
-    nothing = AugmentationConfig(frequency_masks=0, time_masks=0)
-    plain = dataclasses.replace(RECIPE, augmentation=nothing)
-    masks = nothing if dropout else AugmentationConfig(frequency_mask_bins=80, time_mask_fraction=1.0)
-    hiding = dataclasses.replace(plain, dropout=dropout, augmentation=masks)
+NOTHING_HIDDEN = AugmentationConfig(frequency_masks=0, time_masks=0)
 
-    def first_losses(name: str, recipe: Recipe) -> list[float]:
-        run = trainer(manifest, tmp_path / name, recipe)
-        batches = [batch.arrays() for _, (_, batch) in zip(range(2), run._batches(0), strict=False)]
-        kept = []
-        for batch in batches:
-            run.state, facts = run._update(run.state, *batch)
-            kept.append(float(facts["loss"]))
-        return kept
 
-    # The batches are the same; the first step of AdamW at a learning rate of 0 changes nothing.
-    untouched = first_losses("plain", plain)
-    gentle = first_losses("gentle", dataclasses.replace(hiding, gentle_steps=(1, 2)))
-    assert gentle[0] == pytest.approx(untouched[0], rel=1e-5)
-    assert abs(gentle[1] - untouched[1]) > 2e-4
-    # Little, since fresh modules add little; their sum in float32 is exact to 1e-5.
-    assert abs(first_losses("whole", hiding)[0] - untouched[0]) > 2e-4
+@pytest.mark.parametrize(
+    "hiding",
+    [
+        {"augmentation": AugmentationConfig(frequency_mask_bins=80, time_mask_fraction=1.0)},
+        {"dropout": 0.9},
+        {"label_dropout": 0.9},
+    ],
+    ids=lambda hiding: next(iter(hiding)),
+)
+def test_each_way_of_hiding_changes_the_losses(manifest: Path, tmp_path: Path, hiding: dict[str, Any]) -> None:
+    """Masks and dropout in proportion to their strength; what the predictor does not see, always."""
+    recipe = dataclasses.replace(RECIPE, **{"augmentation": NOTHING_HIDDEN, **hiding})
+    run = trainer(manifest, tmp_path, recipe)
+    _, batch = next(run._batches(0))
+
+    @jax.jit
+    def loss(parameters: Any, key: jax.Array | None, strength: float) -> tuple[jax.Array, jax.Array]:
+        model = run.skeleton.fill(parameters)
+        made = losses(model, recipe, *batch.arrays(), key=key, dtype=jnp.float32, strength=strength)
+        return made["transducer"], made["ctc"]
+
+    def at(key: jax.Array | None, strength: float) -> np.ndarray:
+        return np.stack(loss(run.state["parameters"], key, strength))
+
+    seen, none, whole = at(None, 1.0), at(jax.random.key(3), 0.0), at(jax.random.key(3), 1.0)
+    if "label_dropout" in hiding:
+        np.testing.assert_array_equal(none, whole)
+        assert seen[1] == whole[1] and abs(seen[0] - whole[0]) > 1e-3
+    else:
+        np.testing.assert_allclose(seen, none, rtol=1e-5)
+        # Little, since fresh modules add little.
+        assert (np.abs(seen - whole) > 1e-3).all()
+
+
+def test_masks_and_dropout_begin_gently(manifest: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, augmentation=NOTHING_HIDDEN, dropout=0.9, gentle_steps=(1, 2))
+    run = trainer(manifest, tmp_path, recipe)
+    plain = jax.jit(
+        lambda parameters, *batch: losses(run.skeleton.fill(parameters), recipe, *batch, key=None, dtype=jnp.float32)
+    )
+    differences = []
+    for _, batch in itertools.islice(run._batches(0), 2):
+        sums = plain(run.state["parameters"], *batch.arrays())
+        run.state, facts = run._update(run.state, *batch.arrays())
+        differences.append(abs(float(facts["ctc"]) - float(sums["ctc"] / sums["tokens"])))
+    assert differences[0] < 1e-5 < 1e-3 < differences[1]
 
 
 class _Cut(Exception):
@@ -264,7 +291,7 @@ import jax, numpy as np
 from test_loop import *
 runs = []
 for count in (1, 2):
-    recipe = dataclasses.replace(RECIPE, dropout=0.1)
+    recipe = dataclasses.replace(RECIPE, dropout=0.1, label_dropout=0.2)
     run = trainer(Path({str(manifest)!r}), Path({str(tmp_path)!r}) / str(count), recipe, devices=jax.devices()[:count])
     run.output.mkdir()
     run.train()
