@@ -100,7 +100,7 @@ def _parts(recognizer: Recognizer, audio: np.ndarray, total: float, repeats: int
     frames = frames.astype(recognizer.policy.activations)
     encoder = jax.jit(lambda p, x, n: recognizer.skeleton.fill(p).encoder(x, n))
     encoded, encoded_lengths = encoder(params, frames, frame_lengths)
-    search = jax.jit(lambda p, x, n: recognizer.skeleton.fill(p).search(x, n, recognizer.head))
+    search = jax.jit(lambda p, x, n: recognizer.skeleton.fill(p).search(x, n, recognizer.head, beam=recognizer.beam))
     return {
         "features": _factor(total, lambda: features(waveforms, lengths), repeats),
         "encoder": _factor(total, lambda: encoder(params, frames, frame_lengths), repeats),

@@ -32,6 +32,7 @@ def load_model(
     batch_seconds: float | None = None,
     blank_penalty: float = 0.0,
     head: str | None = None,
+    beam: int | None = None,
     pad_before: float | None = None,
     pad_after: float | None = None,
     precision: str = "float32",
@@ -43,7 +44,8 @@ def load_model(
     Without a name, or by the name "embedded", it is the small one inside the package; without, a line of the log says
     what that knows.
 
-    `dtype`: float32, bfloat16 or float16. `batch_seconds`: sound that one batch may hold. `head`: transducer or ctc.
+    `dtype`: float32, bfloat16 or float16. `batch_seconds`: sound that one batch may hold. `head`: transducer, ctc
+    or joint. `beam`: hypotheses that a transducer's search keeps, 1 for greedy search. Both by the model if unset.
     `pad_before`, `pad_after`: silence around clips (s) instead of the model's own. `precision`: which of a published
     model's files to take. `verify`: check every hash. `lazy`: return while the arrays are still being read and compile
     meanwhile; damage then shows at the first transcript. Raises a JaxasrError whose message is one line.
@@ -63,7 +65,14 @@ def load_model(
     }
     config = dataclasses.replace(stored.config, audio=dataclasses.replace(stored.config.audio, **padding))
     return Recognizer(
-        config, params, stored.tokens, dtype=dtype, batch_seconds=batch_seconds, blank_penalty=blank_penalty, head=head
+        config,
+        params,
+        stored.tokens,
+        dtype=dtype,
+        batch_seconds=batch_seconds,
+        blank_penalty=blank_penalty,
+        head=head,
+        beam=beam,
     )
 
 

@@ -17,10 +17,13 @@ from jaxasr.features.kaldi import KaldiConfig, fbank
 from jaxasr.heads.ctc import CTC, CTCConfig
 from jaxasr.heads.transducer import Transducer, TransducerConfig
 from jaxasr.layers.dropout import Dropout
+from jaxasr.search.beam import transducer_beam, with_ctc
 from jaxasr.search.greedy import ctc_greedy, transducer_greedy
 from jaxasr.search.hypotheses import Hypotheses
 
-HeadName = Literal["transducer", "ctc"]
+HeadName = Literal["transducer", "ctc", "joint"]
+# Hypotheses that a joint search keeps if it is not told.
+JOINT_BEAM = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,26 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """How a model is searched where nobody says otherwise.
+
+    `head`: which head is decoded, the transducer if unset and there; "joint" lets both decide. `beam`: hypotheses kept
+    of a transducer; 1 is greedy, and a joint search that is not told keeps 4. `ctc_weight`: what CTC counts for in a
+    joint search, in 0..1.
+    """
+
+    head: HeadName | None = None
+    beam: int | None = None
+    ctc_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.beam is not None and self.beam < 1:
+            raise ValueError(f"beam must be at least 1, not {self.beam}")
+        if not 0 <= self.ctc_weight <= 1:
+            raise ValueError(f"ctc_weight must lie in 0..1, not {self.ctc_weight}")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The whole model, as config.yaml of a model directory and the files of configs/ write it."""
 
@@ -64,10 +87,13 @@ class ModelConfig:
     ctc: CTCConfig | None = None
     audio: AudioConfig = AudioConfig()
     text: TextConfig = TextConfig()
+    search: SearchConfig = SearchConfig()
 
     def __post_init__(self) -> None:
         if self.transducer is None and self.ctc is None:
             raise ValueError("a model needs a transducer or a ctc head")
+        if self.search.head is not None and self.search.head not in self.heads:
+            raise ValueError(f"search.head is {self.search.head}, but there is only {' and '.join(self.heads)}")
 
     @property
     def vocabulary_size(self) -> int:
@@ -76,9 +102,10 @@ class ModelConfig:
         return head.vocabulary_size
 
     @property
-    def default_head(self) -> HeadName:
-        """A model with both heads decodes with the transducer unless told otherwise."""
-        return "transducer" if self.transducer is not None else "ctc"
+    def heads(self) -> tuple[HeadName, ...]:
+        """What the model can be decoded with; the first one if nothing else is said."""
+        single: list[HeadName] = [name for name in ("transducer", "ctc") if getattr(self, name) is not None]
+        return (*single, "joint") if len(single) > 1 else tuple(single)
 
     @property
     def seconds_per_frame(self) -> float:
@@ -88,11 +115,20 @@ class ModelConfig:
     def choose_head(self, head: str | None) -> HeadName:
         """The head to decode with; ConfigError where the model lacks the one asked for."""
         if head is None:
-            return self.default_head
-        if head not in ("transducer", "ctc") or getattr(self, head) is None:
-            has = " and ".join(name for name in ("transducer", "ctc") if getattr(self, name) is not None)
-            raise ConfigError(f"{self.name} has no {head} head: it has {has}")
+            return self.search.head or self.heads[0]
+        if head not in self.heads:
+            raise ConfigError(f"{self.name} has no {head} head: it has {' and '.join(self.heads)}")
         return head  # type: ignore[return-value]
+
+    def choose_beam(self, head: HeadName, beam: int | None) -> int:
+        """Hypotheses to keep; ConfigError where the head cannot keep as many."""
+        if head == "ctc":
+            if beam is not None and beam > 1:
+                raise ConfigError(f"the ctc head of {self.name} is searched greedily: take another head, or no beam")
+            return 1
+        if beam is not None and not 1 <= beam <= self.vocabulary_size:
+            raise ConfigError(f"beam must lie in 1..{self.vocabulary_size}, the vocabulary of {self.name}, not {beam}")
+        return beam or self.search.beam or (JOINT_BEAM if head == "joint" else 1)
 
 
 class Model(nnx.Module):
@@ -128,15 +164,37 @@ class Model(nnx.Module):
         return self.encoder(frames.astype(dtype), lengths, dropout)
 
     def search(
-        self, encoded: jax.Array, lengths: jax.Array, head: HeadName, blank_penalty: jax.Array | float = 0.0
+        self,
+        encoded: jax.Array,
+        lengths: jax.Array,
+        head: HeadName,
+        blank_penalty: jax.Array | float = 0.0,
+        beam: int = 1,
     ) -> Hypotheses:
-        """encoded (B, T, D), lengths (B,) -> Hypotheses of the greedy search of the named head."""
+        """encoded (B, T, D), lengths (B,) -> Hypotheses of the named head's search, with N = beam of a transducer's.
+
+        "joint" takes the transducer's hypotheses and ranks them with the CTC head's opinion.
+        """
         if head == "ctc":
             log_probs = self.ctc(encoded)
             return ctc_greedy(log_probs, lengths, blank_id=self.ctc.config.blank_id, blank_penalty=blank_penalty)
         text = self.config.text
         silent = (text.unknown_id,) if text.unknown_is_blank and text.unknown_id is not None else ()
-        return transducer_greedy(self.transducer, encoded, lengths, blank_penalty=blank_penalty, silent_ids=silent)
+        if beam == 1:
+            return transducer_greedy(self.transducer, encoded, lengths, blank_penalty=blank_penalty, silent_ids=silent)
+        found = transducer_beam(
+            self.transducer,
+            encoded,
+            lengths,
+            beam=beam,
+            context_size=self.config.transducer.context_size,
+            blank_penalty=blank_penalty,
+            silent_ids=silent,
+        )
+        if head == "transducer":
+            return found
+        weight, blank = self.config.search.ctc_weight, self.config.ctc.blank_id
+        return with_ctc(found, self.ctc(encoded), lengths, blank_id=blank, weight=weight)
 
     def _whole_chunks(self, frames: jax.Array) -> jax.Array:
         """Encoded frames of the chunks that a stream of this many feature frames (B,) decodes."""

@@ -83,17 +83,19 @@ class Recognizer:
         batch_seconds: float | None = None,
         blank_penalty: float = 0.0,
         head: str | None = None,
+        beam: int | None = None,
         devices: list[jax.Device] | None = None,
     ) -> None:
         """`params`: nested dictionary of arrays as `store.load` gives it, or a future of one: programs are compiled
-        while it is being read. `batch_seconds`: sound in one batch. `devices`: the local devices that share each batch,
-        all of them by default.
+        while it is being read. `batch_seconds`: sound in one batch. `head`, `beam`: instead of the configuration's.
+        `devices`: the local devices that share each batch, all of them by default.
         """
         prepare()
         if batch_seconds is not None and not batch_seconds > 0:
             raise ConfigError(f"batch_seconds must be positive, not {batch_seconds}")
         self.config, self.tokens = config, tokens
         self.head: HeadName = config.choose_head(head)
+        self.beam = config.choose_beam(self.head, beam)
         self.policy: Policy = policy(dtype)
         self.blank_penalty = float(blank_penalty)
         self.devices = list(devices) if devices is not None else jax.local_devices()
@@ -180,7 +182,7 @@ class Recognizer:
     ) -> Hypotheses:
         model = self.skeleton.fill(params)
         encoded, encoded_lengths = model.encode(waveforms, lengths, self.policy.activations)
-        return model.search(encoded, encoded_lengths, self.head, blank_penalty)
+        return model.search(encoded, encoded_lengths, self.head, blank_penalty, self.beam)
 
     def _transcribe(
         self,

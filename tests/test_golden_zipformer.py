@@ -436,6 +436,23 @@ def test_transcripts(shared: Path, goldens: Goldens, transcribers: Callable[[str
 
 
 @pytest.mark.usefixtures("one_bucket")
+@pytest.mark.parametrize("name", [name for name in GOLDENS if "ctc" not in name])
+def test_transcripts_of_beam_search(shared: Path, goldens: Goldens, name: str) -> None:
+    golden = goldens(name)
+    files = [shared / f"golden/audio/{clip}.wav" for clip in CLIPS]
+    runs = golden.json("sherpa_onnx")["runs"]
+    compared = 0
+    for beam, penalty in ((4, 0.0), (4, 1.5), (2, 0.0)):
+        run = f"modified_beam_search max_active_paths={beam}" + (f" blank_penalty={penalty}" if penalty else "")
+        if run in runs:
+            recognizer = golden.recognizer(beam=beam, blank_penalty=penalty, batch_seconds=8.0)
+            check_transcripts(golden, list(recognizer.transcribe(files)), runs[run])
+            assert runs[run] != runs["greedy_search"]
+            compared += 1
+    assert compared == (1 if name == STREAMING else 3)
+
+
+@pytest.mark.usefixtures("one_bucket")
 def test_transcripts_of_a_stream_without_tail(shared: Path, goldens: Goldens) -> None:
     """sherpa-onnx drops what does not fill a chunk and its look-ahead; no silence behind the clip saves it."""
     golden = goldens(STREAMING)
@@ -445,19 +462,22 @@ def test_transcripts_of_a_stream_without_tail(shared: Path, goldens: Goldens) ->
     check_transcripts(golden, list(recognizer.transcribe(files)), run)
 
 
-@pytest.mark.parametrize("name", OFFLINE)
-def test_six_streams_decoded_as_one_batch(goldens: Goldens, waveforms: Arrays, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "beam"), [*((name, 1) for name in OFFLINE), *((name, 4) for name in OFFLINE if "ctc" not in name)]
+)
+def test_six_streams_decoded_as_one_batch(goldens: Goldens, waveforms: Arrays, name: str, beam: int) -> None:
     """sherpa-onnx's own padded batch, the texts of which are not those of single streams."""
     golden = goldens(name)
     runs = golden.json("sherpa_onnx")["runs"]
-    expected = runs["greedy_search, six streams decoded as one batch"]
+    search = f"modified_beam_search max_active_paths={beam}" if beam > 1 else "greedy_search"
+    expected = runs[f"{search}, six streams decoded as one batch"]
     batch, lengths = pad([waveforms[clip][:, None] for clip in CLIPS])
     head = "ctc" if "ctc" in name else "transducer"
 
     @quick_jit
     def run(params: dict[str, Any], waveforms: jax.Array, lengths: jax.Array) -> Any:
         model = golden.bind(params, padding="publisher")
-        return model.search(*model.encode(waveforms, lengths), head)
+        return model.search(*model.encode(waveforms, lengths), head, beam=beam)
 
     hypotheses = run(golden.params, batch[..., 0], lengths)
     recognizer = golden.recognizer(head=head)
@@ -471,7 +491,7 @@ def test_six_streams_decoded_as_one_batch(goldens: Goldens, waveforms: Arrays, n
         )
         if "ys_log_probs" in theirs:
             np.testing.assert_allclose(log_probs, theirs["ys_log_probs"], atol=SHERPA_LOG_PROBS)
-        differing += theirs["tokens"] != runs["greedy_search"][clip]["tokens"]
+        differing += theirs["tokens"] != runs[search][clip]["tokens"]
     assert differing
 
 

@@ -69,7 +69,7 @@ def part(name: str) -> tuple[Any, tuple[Any, ...]]:
         return recognizer.skeleton.fill(params).encoder(frames, lengths)
 
     def search(params: Any, encoded: jax.Array, lengths: jax.Array) -> Any:
-        return recognizer.skeleton.fill(params).search(encoded, lengths, recognizer.head)
+        return recognizer.skeleton.fill(params).search(encoded, lengths, recognizer.head, beam=recognizer.beam)
 
     if name == "features":
         return features, (waveforms, lengths)

@@ -12,6 +12,7 @@ import typer
 
 from jaxasr.cli.options import (
     BatchSecondsOption,
+    BeamOption,
     BlankPenaltyOption,
     DtypeOption,
     HeadOption,
@@ -59,6 +60,7 @@ def evaluate(
     batch_seconds: BatchSecondsOption = None,
     blank_penalty: BlankPenaltyOption = 0.0,
     head: HeadOption = None,
+    beam: BeamOption = None,
     pad_before: PadBeforeOption = None,
     pad_after: PadAfterOption = None,
     precision: PrecisionOption = "float32",
@@ -72,7 +74,7 @@ def evaluate(
         write = stack.enter_context(writing(output)) if output is not None else None
         if write is not None:
             write("\t".join(_COLUMNS) + "\n")
-        recognizer = load(model, dtype, batch_seconds, blank_penalty, head, pad_before, pad_after, precision)
+        recognizer = load(model, dtype, batch_seconds, blank_penalty, head, beam, pad_before, pad_after, precision)
         meter = stack.enter_context(metered("evaluating"))
         begun = time.monotonic()
         for scored in run(recognizer, utterances, metric, meter):

@@ -58,8 +58,14 @@ BlankPenaltyOption = Annotated[
     ),
 ]
 HeadOption = Annotated[
-    Literal["transducer", "ctc"] | None,
-    typer.Option(help="The head to decode with, of a model with both; the transducer if unset."),
+    Literal["transducer", "ctc", "joint"] | None,
+    typer.Option(help="The head to decode with, or joint: both together; the model's own choice if unset."),
+]
+BeamOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="Hypotheses that a transducer's search keeps, 1: greedy; the model's own if unset."
+    ),
 ]
 PadBeforeOption = Annotated[float | None, _silence("before")]
 PadAfterOption = Annotated[float | None, _silence("after")]
@@ -74,6 +80,7 @@ def load(
     batch_seconds: float | None,
     blank_penalty: float,
     head: str | None,
+    beam: int | None,
     pad_before: float | None,
     pad_after: float | None,
     precision: str,
@@ -85,6 +92,7 @@ def load(
         batch_seconds=batch_seconds,
         blank_penalty=blank_penalty,
         head=head,
+        beam=beam,
         pad_before=pad_before,
         pad_after=pad_after,
         precision=precision,

@@ -16,6 +16,7 @@ import jaxasr
 from jaxasr.audio import find
 from jaxasr.cli.options import (
     BatchSecondsOption,
+    BeamOption,
     BlankPenaltyOption,
     DtypeOption,
     HeadOption,
@@ -59,6 +60,7 @@ def transcribe(
     batch_seconds: BatchSecondsOption = None,
     blank_penalty: BlankPenaltyOption = 0.0,
     head: HeadOption = None,
+    beam: BeamOption = None,
     pad_before: PadBeforeOption = None,
     pad_after: PadAfterOption = None,
     precision: PrecisionOption = "float32",
@@ -85,7 +87,7 @@ def transcribe(
     with contextlib.ExitStack() as stack:
         # Opened before the model is loaded, so that what cannot be written is known at once.
         write = stack.enter_context(writing(output)) if output is not None and folder is None else None
-        recognizer = load(model, dtype, batch_seconds, blank_penalty, head, pad_before, pad_after, precision)
+        recognizer = load(model, dtype, batch_seconds, blank_penalty, head, beam, pad_before, pad_after, precision)
         meter = stack.enter_context(metered("transcribing"))
         document = Document(format)
         succeeded = 0

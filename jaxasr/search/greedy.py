@@ -58,7 +58,7 @@ def transducer_greedy(
         return state, (token, log_prob, emit)
 
     _, outputs = lax.scan(frame, head.initial_state(encoded.shape[0]), (projected.swapaxes(0, 1), valid.T))
-    tokens, log_probs, emitted = (each.T for each in outputs)  # (B, T)
+    tokens, log_probs, emitted = (each.T[:, None] for each in outputs)  # (B, 1, T)
     return from_frames(tokens, log_probs, emitted)
 
 
@@ -78,7 +78,7 @@ def ctc_greedy(
     tokens, best = first_maximum(log_probs)
     previous = jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=blank_id)[:, :-1]
     emitted = (tokens != blank_id) & (tokens != previous) & length_mask(lengths, tokens.shape[1])
-    return from_frames(tokens, best, emitted)
+    return from_frames(tokens[:, None], best[:, None], emitted[:, None])
 
 
 def _choose_rows(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:

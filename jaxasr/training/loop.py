@@ -27,13 +27,14 @@ from jaxasr.devices import policy, prepare
 from jaxasr.errors import AudioError, ConfigError, TrainingError
 from jaxasr.evaluation import Errors
 from jaxasr.features.kaldi import fbank
+from jaxasr.heads.ctc import ctc_loss
 from jaxasr.heads.transducer import NOTHING
 from jaxasr.layers.dropout import Dropout
 from jaxasr.model import Model, ModelConfig, Skeleton, named_parameters
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.augmentation import spec_augment
 from jaxasr.training.data import Corpus, TrainingBatch, prefetch
-from jaxasr.training.losses import choose_frames_at_once, ctc_loss, transducer_loss
+from jaxasr.training.losses import choose_frames_at_once, transducer_loss
 from jaxasr.training.recipe import Recipe
 
 Parameters = dict[str, Any]

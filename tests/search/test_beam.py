@@ -1,0 +1,133 @@
+"""Beam search against one written out in Python, and its ranking by a CTC head."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from counting_head import BLANK, VOCABULARY, CountingHead
+from jaxasr.search.beam import IMPOSSIBLE, transducer_beam, with_ctc
+from jaxasr.search.greedy import transducer_greedy
+from jaxasr.search.hypotheses import Hypotheses, from_frames
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return logits - np.logaddexp.reduce(logits)
+
+
+def written_out(
+    head: CountingHead, frames: np.ndarray, beam: int, penalty: float = 0.0, silent: tuple[int, ...] = ()
+) -> list[tuple[tuple[int, ...], list[int], list[float], float]]:
+    """icefall's modified beam search of one utterance (T, V): tokens, frames, log-probabilities, score, best first."""
+    hypotheses: dict[tuple[int, ...], tuple[float, list[int], list[float]]] = {(): (0.0, [], [])}
+    for number, frame in enumerate(frames):
+        candidates = []
+        for said, (score, at, probs) in hypotheses.items():
+            cells = sum((head.by_token[token] for token in said), np.zeros(VOCABULARY))
+            logits = 2.0 * frame + head.by_token[said[-1] if said else BLANK] + head.by_count[len(said)] + cells
+            logits[BLANK] -= penalty
+            for token, log_prob in enumerate(log_softmax(logits)):
+                candidates.append((score + log_prob, said, at, probs, token, log_prob))
+        hypotheses = {}
+        for score, said, at, probs, token, log_prob in sorted(candidates, key=lambda c: -c[0])[:beam]:
+            if token != BLANK and token not in silent:
+                said, at, probs = (*said, token), [*at, number], [*probs, log_prob]
+            if said in hypotheses:
+                before, at, probs = hypotheses[said]
+                score = np.logaddexp(before, score)
+            hypotheses[said] = (score, at, probs)
+    ranked = sorted(hypotheses.items(), key=lambda item: -item[1][0] / (len(item[0]) + 2))
+    return [(said, at, probs, score) for said, (score, at, probs) in ranked]
+
+
+def random_frames(batch: int, lengths: np.ndarray) -> np.ndarray:
+    encoded = np.random.default_rng(batch).standard_normal((batch, 20, VOCABULARY)).astype(np.float32)
+    encoded[..., BLANK] += 1
+    for row, length in enumerate(lengths):
+        encoded[row, length:] = np.nan  # never reaches a result
+    return encoded
+
+
+@pytest.mark.parametrize(("beam", "penalty", "silent"), [(1, 0.0, ()), (2, 0.0, ()), (4, 1.5, (5,)), (8, 0.0, (5, 0))])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_against_a_search_in_python(batch: int, beam: int, penalty: float, silent: tuple[int, ...]) -> None:
+    head = CountingHead(0)
+    lengths = np.array([20, 13, 0][:batch], np.int32)
+    encoded = random_frames(batch, lengths)
+    search = jax.jit(lambda x, n, p: transducer_beam(head, x, n, beam=beam, blank_penalty=p, silent_ids=silent))
+    found = search(encoded, lengths, penalty)
+    assert found.tokens.shape == (batch, beam, 20)
+    for row, length in enumerate(lengths):
+        expected = written_out(head, encoded[row, :length], beam, penalty, silent)
+        valid = np.asarray(found.score[row]) > IMPOSSIBLE / 2
+        assert valid.sum() == len(expected) and valid[: len(expected)].all()
+        for rank, (tokens, at, log_probs, score) in enumerate(expected):
+            count = int(found.length[row, rank])
+            assert tuple(found.tokens[row, rank, :count].tolist()) == tokens
+            assert found.frames[row, rank, :count].tolist() == at
+            np.testing.assert_allclose(found.log_probs[row, rank, :count], log_probs, atol=1e-4)
+            np.testing.assert_allclose(found.score[row, rank], score, atol=1e-3)
+
+
+def test_a_beam_of_one_is_greedy_search() -> None:
+    head = CountingHead(3)
+    lengths = np.array([20, 7, 0], np.int32)
+    encoded = random_frames(3, lengths)
+    one = transducer_beam(head, encoded, lengths, beam=1)
+    greedy = transducer_greedy(head, encoded, lengths)
+    for name in ("tokens", "frames", "durations", "length"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(greedy, name))
+    np.testing.assert_allclose(one.log_probs, greedy.log_probs, atol=1e-5)
+
+
+def test_a_wide_beam_sums_all_alignments() -> None:
+    """With room for everything, the scores of all texts are their probabilities: together one."""
+    head = CountingHead(2)
+    encoded = random_frames(1, np.array([20]))[:, :3]
+    found = transducer_beam(head, encoded, jnp.array([3]), beam=VOCABULARY**2)
+    texts = {tuple(found.tokens[0, k, : found.length[0, k]].tolist()) for k in range(found.score.shape[1])}
+    valid = np.asarray(found.score[0]) > IMPOSSIBLE / 2
+    assert len(texts) >= valid.sum() > VOCABULARY
+    assert 0.9 < np.exp(np.asarray(found.score[0])[valid]).sum() <= 1.00001
+
+
+def hypotheses_of(texts: list[list[int]], scores: list[float], longest: int) -> Hypotheses:
+    emitted = np.zeros((1, len(texts), longest), bool)
+    tokens = np.zeros(emitted.shape, np.int32)
+    for rank, text in enumerate(texts):
+        emitted[0, rank, : len(text)], tokens[0, rank, : len(text)] = True, text
+    return from_frames(*map(jnp.asarray, (tokens, np.zeros(emitted.shape, np.float32), emitted)))._replace(
+        score=jnp.array([scores], jnp.float32)
+    )
+
+
+def ctc_likelihood(log_probs: np.ndarray, text: list[int]) -> float:
+    """The log of the sum over all paths of a few frames that collapse to the text."""
+    total = -np.inf
+    for path in itertools.product(range(log_probs.shape[1]), repeat=len(log_probs)):
+        if [token for token, _ in itertools.groupby(path) if token != 0] == text:
+            total = np.logaddexp(total, sum(log_probs[t, token] for t, token in enumerate(path)))
+    return float(total)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
+def test_ctc_ranks_hypotheses_anew(weight: float) -> None:
+    texts, scores = [[1, 1], [1], [2], []], [-1.0, -1.5, -2.0, -2.5]
+    logits = np.random.default_rng(4).standard_normal((5, 3))
+    log_probs = np.stack([log_softmax(frame) for frame in logits]).astype(np.float32)
+    padded = np.concatenate([log_probs, np.full((2, 3), np.nan, np.float32)])[None]
+    given = hypotheses_of([*texts, [2, 2]], [*scores, IMPOSSIBLE], 7)
+    ranked: Any = jax.jit(lambda h, p, n: with_ctc(h, p, n, blank_id=0, weight=weight))(given, padded, jnp.array([5]))
+    expected = sorted(
+        ((1 - weight) * score + weight * ctc_likelihood(log_probs, text), text)
+        for text, score in zip(texts, scores, strict=True)
+    )[::-1]
+    for rank, (score, text) in enumerate(expected):
+        assert ranked.tokens[0, rank, : ranked.length[0, rank]].tolist() == text
+        np.testing.assert_allclose(ranked.score[0, rank], score, atol=1e-4)
+    assert ranked.score[0, -1] == IMPOSSIBLE and ranked.tokens[0, -1, :2].tolist() == [2, 2]
