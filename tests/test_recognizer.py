@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ import jaxasr
 from golden_models import Golden
 from jaxasr import audio
 from jaxasr.errors import AudioError, ConfigError, ModelError
+from jaxasr.loading import EMBEDDED
+from jaxasr.model import JOINT_BEAM, SearchConfig
 from jaxasr.recognizer import Failure, Recognizer, Transcript
 
 CLIP = Path(__file__).parent / "data" / "espeak_sentence.wav"
@@ -91,6 +94,26 @@ def test_misspelt_arguments_are_errors(recognizer: Recognizer, bundled: Golden) 
         bundled.recognizer(batch_seconds=0)
     with pytest.raises(ConfigError, match="rnnt"):
         bundled.recognizer(head="rnnt")
+    with pytest.raises(ConfigError, match="it has ctc$"):
+        bundled.recognizer(head="joint")
+    with pytest.raises(ConfigError, match="searched greedily"):
+        bundled.recognizer(beam=4)
+
+
+def test_the_search_is_the_models_unless_another_is_asked_for() -> None:
+    both = jaxasr.load_model(EMBEDDED).config
+    plain, told = (dataclasses.replace(both, search=search) for search in (SearchConfig(), SearchConfig("joint", 8)))
+    assert (plain.choose_head(None), plain.choose_beam("transducer", None)) == ("transducer", 1)
+    assert (told.choose_head(None), told.choose_beam("joint", None), told.choose_beam("joint", 3)) == ("joint", 8, 3)
+    assert plain.choose_beam("joint", None) == JOINT_BEAM and told.choose_beam("ctc", None) == 1
+    with pytest.raises(ConfigError, match="1..160"):
+        plain.choose_beam("transducer", 161)
+    with pytest.raises(ValueError, match="beam"):
+        SearchConfig(beam=0)
+    with pytest.raises(ValueError, match="ctc_weight"):
+        SearchConfig(ctc_weight=1.5)
+    with pytest.raises(ValueError, match="only transducer"):
+        dataclasses.replace(told, ctc=None)
 
 
 def test_reading_goes_on_while_the_device_works(

@@ -47,18 +47,17 @@ def test_folders_and_patterns(run: Run, talks: Path) -> None:
 
 
 def test_options_reach_the_library(run: Run, talks: Path, recognizers: list[Any]) -> None:
-    options = (
-        "--dtype bfloat16 --batch-seconds 30 --blank-penalty 1.5 --head ctc --pad-before 0.9 --pad-after 0".split()
-    )
+    options = "--dtype bfloat16 --batch-seconds 30 --blank-penalty 1.5 --head joint --beam 8".split()
+    options += "--pad-before 0.9 --pad-after 0".split()
     assert run("transcribe", talks, "--model", "m", *options, "--precision", "int8").code == 0
     assert run("transcribe", talks, "--model", "m").code == 0
     assert recognizers[0].options == {
-        "model": "m", "dtype": "bfloat16", "batch_seconds": 30.0, "blank_penalty": 1.5, "head": "ctc",
-        "pad_before": 0.9, "pad_after": 0.0, "precision": "int8", "lazy": True,
+        "model": "m", "dtype": "bfloat16", "batch_seconds": 30.0, "blank_penalty": 1.5, "head": "joint",
+        "beam": 8, "pad_before": 0.9, "pad_after": 0.0, "precision": "int8", "lazy": True,
     }  # fmt: skip
     assert recognizers[1].options == {
         "model": "m", "dtype": "float32", "batch_seconds": None, "blank_penalty": 0.0, "head": None,
-        "pad_before": None, "pad_after": None, "precision": "float32", "lazy": True,
+        "beam": None, "pad_before": None, "pad_after": None, "precision": "float32", "lazy": True,
     }  # fmt: skip
 
 
