@@ -20,7 +20,7 @@ from jaxasr.encoders.zipformer import ZipformerConfig
 from jaxasr.errors import CheckpointError, ConfigError
 from jaxasr.heads.ctc import CTCConfig
 from jaxasr.heads.transducer import TransducerConfig
-from jaxasr.model import AudioConfig, ModelConfig, Skeleton, TextConfig
+from jaxasr.model import AudioConfig, ModelConfig, SearchConfig, Skeleton, TextConfig
 from jaxasr.store import flatten, read_config, unflatten
 
 
@@ -413,7 +413,8 @@ def adapt(
     arguments = checkpoint.arguments
     exported = all(len(_per_stack(arguments.get(key, ()), 1)) == 1 for key in ("chunk_size", "left_context_frames"))
     try:
-        config = dataclasses.replace(config, **dict.fromkeys(absent))
+        if absent:  # and with it what was to be done with both
+            config = dataclasses.replace(config, search=SearchConfig(), **dict.fromkeys(absent))
         if chunk is not None or left_context is not None or (exported and config.encoder.causal):
             size, context = _chunks(arguments, config.encoder.causal, chunk, left_context, [])
             encoder = dataclasses.replace(config.encoder, chunk_size=size, left_context=context)

@@ -49,6 +49,8 @@ def measure(
     units_per_mib = 1 << (20 if sys.platform == "darwin" else 10)  # bytes there, KiB elsewhere
     return {
         "model": recognizer.config.name,
+        "search": recognizer.head,
+        "beam": recognizer.beam,
         "dtype": dtype,
         "device": f"{recognizer.devices[0].device_kind} x {len(recognizer.devices)}",
         "machine": platform.processor() or platform.machine(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -60,9 +61,9 @@ class TextConfig:
 class SearchConfig:
     """How a model is searched where nobody says otherwise.
 
-    `head`: which head is decoded, the transducer if unset and there; "joint" lets both decide. `beam`: hypotheses kept
-    of a transducer; 1 is greedy, and a joint search that is not told keeps 4. `ctc_weight`: what CTC counts for in a
-    joint search, in 0..1.
+    `head`: which head is decoded, the transducer if unset and there; "joint" lets both decide. `beam`: hypotheses that
+    a transducer's search keeps; 1 is greedy, and a joint search that is not told keeps 4. `ctc_weight`: what CTC
+    counts for in a joint search, in 0..1.
     """
 
     head: HeadName | None = None
@@ -70,8 +71,8 @@ class SearchConfig:
     ctc_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.beam is not None and self.beam < 1:
-            raise ValueError(f"beam must be at least 1, not {self.beam}")
+        if self.beam is not None and self.beam < (least := 2 if self.head == "joint" else 1):
+            raise ValueError(f"beam must be at least {least}, not {self.beam}")
         if not 0 <= self.ctc_weight <= 1:
             raise ValueError(f"ctc_weight must lie in 0..1, not {self.ctc_weight}")
 
@@ -103,9 +104,11 @@ class ModelConfig:
 
     @property
     def heads(self) -> tuple[HeadName, ...]:
-        """What the model can be decoded with; the first one if nothing else is said."""
-        single: list[HeadName] = [name for name in ("transducer", "ctc") if getattr(self, name) is not None]
-        return (*single, "joint") if len(single) > 1 else tuple(single)
+        """What the model can be decoded with, the first one if nothing is said; jointly by heads of one vocabulary."""
+        if self.transducer is None or self.ctc is None:
+            return ("transducer",) if self.ctc is None else ("ctc",)
+        sizes = [(head.vocabulary_size, head.blank_id) for head in (self.transducer, self.ctc)]
+        return ("transducer", "ctc", "joint") if sizes[0] == sizes[1] else ("transducer", "ctc")
 
     @property
     def seconds_per_frame(self) -> float:
@@ -117,18 +120,22 @@ class ModelConfig:
         if head is None:
             return self.search.head or self.heads[0]
         if head not in self.heads:
-            raise ConfigError(f"{self.name} has no {head} head: it has {' and '.join(self.heads)}")
+            remedy = f"take {' or '.join(self.heads)}"
+            if head == "joint":
+                raise ConfigError(f"a joint search needs two heads of one vocabulary, unlike {self.name}'s: {remedy}")
+            raise ConfigError(f"{self.name} has no {head} head: {remedy}")
         return head  # type: ignore[return-value]
 
     def choose_beam(self, head: HeadName, beam: int | None) -> int:
         """Hypotheses to keep; ConfigError where the head cannot keep as many."""
-        if head == "ctc":
-            if beam is not None and beam > 1:
-                raise ConfigError(f"the ctc head of {self.name} is searched greedily: take another head, or no beam")
-            return 1
-        if beam is not None and not 1 <= beam <= self.vocabulary_size:
-            raise ConfigError(f"beam must lie in 1..{self.vocabulary_size}, the vocabulary of {self.name}, not {beam}")
-        return beam or self.search.beam or (JOINT_BEAM if head == "joint" else 1)
+        if beam is None:
+            own = 1 if head == "ctc" else self.search.beam
+            return own or (JOINT_BEAM if head == "joint" else 1)
+        least, most = (2 if head == "joint" else 1), (1 if head == "ctc" else math.inf)
+        if not least <= beam <= most:
+            what = "keeps one hypothesis: leave out beam" if most == 1 else f"needs a beam of {least} or more"
+            raise ConfigError(f"{self.name}'s {head} search {what}")
+        return beam
 
 
 class Model(nnx.Module):
@@ -173,14 +180,15 @@ class Model(nnx.Module):
     ) -> Hypotheses:
         """encoded (B, T, D), lengths (B,) -> Hypotheses of the named head's search, with N = beam of a transducer's.
 
-        "joint" takes the transducer's hypotheses and ranks them with the CTC head's opinion.
+        "joint" takes the transducer's hypotheses and ranks them with the CTC head's opinion, which `blank_penalty`
+        leaves as it is.
         """
         if head == "ctc":
             log_probs = self.ctc(encoded)
             return ctc_greedy(log_probs, lengths, blank_id=self.ctc.config.blank_id, blank_penalty=blank_penalty)
         text = self.config.text
         silent = (text.unknown_id,) if text.unknown_is_blank and text.unknown_id is not None else ()
-        if beam == 1:
+        if beam == 1 and head != "joint":
             return transducer_greedy(self.transducer, encoded, lengths, blank_penalty=blank_penalty, silent_ids=silent)
         found = transducer_beam(
             self.transducer,

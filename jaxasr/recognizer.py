@@ -262,19 +262,19 @@ class Recognizer:
             yield self._keep(*running.popleft(), clips, numbers)
 
     def _keep(self, batch: Batch, hypotheses: Hypotheses, clips: list[_Clip], numbers: dict[Window, int]) -> float:
-        ids, frames, log_probs, lengths = jax.device_get(
-            (hypotheses.tokens, hypotheses.frames, hypotheses.log_probs, hypotheses.length)
-        )
+        # Of the best hypothesis of each row. Its score is no number where a beam met no number, though its tokens are.
+        found = (hypotheses.tokens, hypotheses.frames, hypotheses.log_probs, hypotheses.length, hypotheses.score)
+        ids, frames, log_probs, lengths, scores = (each[:, 0] for each in jax.device_get(found))
         seconds = 0.0
         for row, window in enumerate(batch.windows):
-            count = lengths[row, 0]
-            if not np.isfinite(log_probs[row, 0, :count]).all():
+            count = lengths[row]
+            if not np.isfinite(scores[row]):
                 raise ModelError(
                     f"{self.config.name} leaves the range of {self.policy.weights}: take --dtype float32 or bfloat16"
                 )
             offset = window.start / RATE - self.config.audio.silence_before
-            times = np.maximum(frames[row, 0, :count] * self.config.seconds_per_frame + offset, window.start / RATE)
-            clips[window.clip].windows[numbers[window]] = (ids[row, 0, :count], times, log_probs[row, 0, :count])
+            times = np.maximum(frames[row, :count] * self.config.seconds_per_frame + offset, window.start / RATE)
+            clips[window.clip].windows[numbers[window]] = (ids[row, :count], times, log_probs[row, :count])
             seconds += (window.stop - window.start) / RATE
         return seconds
 

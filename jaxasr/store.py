@@ -200,7 +200,9 @@ def facts(config: ModelConfig, arrays: Sequence[tuple[Sequence[int], str]]) -> d
     return {
         "name": config.name,
         "architecture": config.encoder.kind,
-        "heads": [head for head in ("transducer", "ctc") if getattr(config, head) is not None],
+        "heads": [head for head in config.heads if head != "joint"],
+        "search": config.search.head or config.heads[0],
+        "beam": config.choose_beam(config.choose_head(None), None),
         "parameters": sum(math.prod(shape) for shape, _ in arrays),
         "dtype": ", ".join(sorted({dtype for _, dtype in arrays})),
         "vocabulary": config.vocabulary_size,

@@ -51,8 +51,14 @@ class Probe:
         for number, stack in enumerate(model.encoder.stacks):
             x = seen[f"stack{number}"] = stack(x, embedded)
         seen["encoded"], encoded_lengths = model.encode(waveforms, lengths)
-        heads = [head for head in ("transducer", "ctc") if getattr(model, head) is not None]
-        seen["heads"] = {head: model.search(seen["encoded"], encoded_lengths, head) for head in heads}
+        heads = model.config.heads
+        searches = {head: (head, 1) for head in heads if head != "joint"}
+        if model.transducer is not None:
+            searches["beam"] = ("joint" if "joint" in heads else "transducer", 4)
+        seen["heads"] = {
+            name: model.search(seen["encoded"], encoded_lengths, head, beam=beam)
+            for name, (head, beam) in searches.items()
+        }
         return seen
 
     def __call__(self, clips: list[np.ndarray], samples: int, padding: float = 0.0) -> list[Heard]:

@@ -11,6 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,7 +19,6 @@ import jaxasr
 from golden_models import Golden
 from jaxasr import audio
 from jaxasr.errors import AudioError, ConfigError, ModelError
-from jaxasr.loading import EMBEDDED
 from jaxasr.model import JOINT_BEAM, SearchConfig
 from jaxasr.recognizer import Failure, Recognizer, Transcript
 
@@ -94,26 +94,51 @@ def test_misspelt_arguments_are_errors(recognizer: Recognizer, bundled: Golden) 
         bundled.recognizer(batch_seconds=0)
     with pytest.raises(ConfigError, match="rnnt"):
         bundled.recognizer(head="rnnt")
-    with pytest.raises(ConfigError, match="it has ctc$"):
-        bundled.recognizer(head="joint")
-    with pytest.raises(ConfigError, match="searched greedily"):
-        bundled.recognizer(beam=4)
+    with pytest.raises(ConfigError, match="ctc search keeps one hypothesis: leave out beam"):
+        bundled.recognizer(head="ctc", beam=4)
 
 
-def test_the_search_is_the_models_unless_another_is_asked_for() -> None:
-    both = jaxasr.load_model(EMBEDDED).config
+def test_the_search_is_the_models_unless_another_is_asked_for(bundled: Golden) -> None:
+    both = bundled.config
     plain, told = (dataclasses.replace(both, search=search) for search in (SearchConfig(), SearchConfig("joint", 8)))
     assert (plain.choose_head(None), plain.choose_beam("transducer", None)) == ("transducer", 1)
     assert (told.choose_head(None), told.choose_beam("joint", None), told.choose_beam("joint", 3)) == ("joint", 8, 3)
     assert plain.choose_beam("joint", None) == JOINT_BEAM and told.choose_beam("ctc", None) == 1
-    with pytest.raises(ConfigError, match="1..160"):
-        plain.choose_beam("transducer", 161)
-    with pytest.raises(ValueError, match="beam"):
-        SearchConfig(beam=0)
+    for head, beam in (("joint", 1), ("transducer", 0), ("transducer", -1)):
+        with pytest.raises(ConfigError, match="needs a beam of"):
+            plain.choose_beam(head, beam)
+    for search in ({"beam": 0}, {"beam": 1, "head": "joint"}):
+        with pytest.raises(ValueError, match="beam"):
+            SearchConfig(**search)
     with pytest.raises(ValueError, match="ctc_weight"):
         SearchConfig(ctc_weight=1.5)
     with pytest.raises(ValueError, match="only transducer"):
         dataclasses.replace(told, ctc=None)
+    # Hypotheses of one vocabulary cannot be ranked by a head of another.
+    other = dataclasses.replace(plain, ctc=dataclasses.replace(plain.ctc, vocabulary_size=7))
+    with pytest.raises(ConfigError, match="take transducer or ctc$"):
+        other.choose_head("joint")
+
+
+@pytest.mark.parametrize(("head", "beam"), [("transducer", 1), ("transducer", 4), ("ctc", None), ("joint", 4)])
+def test_what_is_no_number_is_no_text(bundled: Golden, head: str, beam: int | None) -> None:
+    """As when activations leave the range of float16: a beam goes on with blanks then, and says so all the same."""
+    recognizer = Recognizer(bundled.config, bundled.params, bundled.tokens, head=head, beam=beam)
+    recognizer.use(jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), bundled.params))
+    with pytest.raises(ModelError, match="leaves the range of float32"):
+        list(recognizer.transcribe([str(CLIP)]))
+
+
+def test_a_joint_search_hears_what_both_heads_say(bundled: Golden) -> None:
+    found = {
+        weight: next(
+            bundled.recognizer(
+                config=dataclasses.replace(bundled.config, search=SearchConfig(beam=8, ctc_weight=weight)), head=head
+            ).transcribe([str(CLIP)])
+        ).token_ids
+        for head, weight in (("joint", 0.0), ("joint", 1.0))
+    }
+    assert found[0.0] != found[1.0]
 
 
 def test_reading_goes_on_while_the_device_works(

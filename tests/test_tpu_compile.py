@@ -27,11 +27,12 @@ from jaxasr.recognizer import Recognizer
 from jaxasr.store import read_config
 from jaxasr.text.tokens import TokenTable
 
-model, topology, rows, samples = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+model, topology = sys.argv[1:3]
+rows, samples, beam = map(int, sys.argv[3:])
 config = read_config(named_configs()[model])
 tokens = TokenTable(tuple(f"<{i}>" for i in range(config.vocabulary_size)))
 chips = list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-recognizer = Recognizer(config, {}, tokens, dtype="bfloat16", devices=chips)
+recognizer = Recognizer(config, {}, tokens, dtype="bfloat16", devices=chips, beam=beam)
 recognizer.policy = Policy(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"))  # what a process on a TPU chooses
 program = recognizer.compile(rows, samples)
 memory, cost, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
@@ -50,9 +51,11 @@ print(json.dumps({
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which has wheels for Linux only")
-@pytest.mark.parametrize(("topology", "chips", "rows_per_chip"), [("v5e:1x1", 1, 8), ("v5e:2x2", 4, 64)])
+@pytest.mark.parametrize(
+    ("topology", "chips", "rows_per_chip", "beam"), [("v5e:1x1", 1, 8, 1), ("v5e:1x1", 1, 8, 4), ("v5e:2x2", 4, 64, 1)]
+)
 def test_full_size_compiles_for_v5e(
-    topology: str, chips: int, rows_per_chip: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    topology: str, chips: int, rows_per_chip: int, beam: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A process of its own: libtpu holds a lock, and jax settles on its platforms once.
     environment = os.environ | {
@@ -61,13 +64,22 @@ def test_full_size_compiles_for_v5e(
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "JAXASR_CACHE": str(tmp_path),
     }
-    command = [sys.executable, "-c", SCRIPT, MODEL, topology, str(rows_per_chip * chips), str(16000 * SECONDS)]
+    command = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        MODEL,
+        topology,
+        str(rows_per_chip * chips),
+        str(16000 * SECONDS),
+        str(beam),
+    ]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-2000:]
     figures = json.loads(result.stdout.splitlines()[-1])
     with capsys.disabled():
         print(
-            f"\n{MODEL} on {topology}, {rows_per_chip * chips} x {SECONDS} s, bfloat16, for each chip: "
+            f"\n{MODEL} on {topology}, {rows_per_chip * chips} x {SECONDS} s, bfloat16, beam {beam}, for each chip: "
             f"arguments {figures['arguments'] / 2**20:.0f} MiB, temporary {figures['temporary'] / 2**20:.0f} MiB, "
             f"code {figures['code'] / 2**20:.0f} MiB, {figures['operations'] / 1e12:.2f} TFLOP, "
             f"{figures['bytes_accessed'] / 2**30:.1f} GiB accessed"

@@ -54,7 +54,9 @@ BatchSecondsOption = Annotated[
 BlankPenaltyOption = Annotated[
     float,
     typer.Option(
-        metavar="X", callback=_finite, help="Subtracted from the blank's logit: more of it, fewer words left out."
+        metavar="X",
+        callback=_finite,
+        help="Subtracted from the blank's logit (a joint search: the transducer's): more of it, fewer words left out.",
     ),
 ]
 HeadOption = Annotated[

@@ -1,4 +1,4 @@
-"""The CTC head: log-probabilities of tokens and blank, frame by frame, and of whole texts."""
+"""The CTC head: log-probabilities of tokens and blank, frame by frame."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
-from jaxasr.arrays import length_mask, zero_beyond
 from jaxasr.layers.linear import Linear
 
 
@@ -30,25 +28,3 @@ class CTC(nnx.Module):
 
     def __call__(self, encoded: jax.Array) -> jax.Array:
         return jax.nn.log_softmax(self.output(encoded).astype(jnp.float32), axis=-1)
-
-
-def ctc_loss(
-    log_probs: jax.Array,
-    labels: jax.Array,
-    frame_lengths: jax.Array,
-    label_lengths: jax.Array,
-    *,
-    blank_id: int = 0,
-) -> jax.Array:
-    """Minus the log-likelihood of each text: log_probs (B, T, V), labels (B, U), lengths (B,) -> (B,) float32, in nats.
-
-    Padding changes nothing, also where it is NaN. A text that is too long for its frames costs about 1e5, optax'
-    logarithm of nothing.
-    """
-    log_probs = zero_beyond(log_probs.astype(jnp.float32), frame_lengths)
-    labels = zero_beyond(labels, label_lengths)
-    frame_padding = 1.0 - length_mask(frame_lengths, log_probs.shape[1]).astype(jnp.float32)
-    label_padding = 1.0 - length_mask(label_lengths, labels.shape[1]).astype(jnp.float32)
-    # Optax picks log-probabilities by a product with ones and zeros, which accelerators would round to bfloat16.
-    with jax.default_matmul_precision("highest"):
-        return optax.ctc_loss(log_probs, frame_padding, labels, label_padding, blank_id=blank_id)

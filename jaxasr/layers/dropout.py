@@ -12,7 +12,7 @@ class Dropout(NamedTuple):
     """Zeroes a share `rate` () of all channels and scales the others so that the mean stays (Srivastava et al., 2014).
 
     A row's channel is zeroed in all its frames or in none, as icefall's Zipformer does it: drawing every number of a
-    layer anew would take a tenth of a training step on a CPU.
+    layer anew would take a twelfth of a training step on a CPU.
 
     A pytree: rate and key, one of jax.random, may be traced. Places and members are counted in one row of numbers: what
     calls a Dropout itself hands none of it on by `within` with the same number.

@@ -53,7 +53,8 @@ def _relative_bias_backward(
     queries, encoded = saved
     by_offset = _by_offset(gradient)  # (B, heads, T, keys + T - 1)
     dqueries = batched_product(by_offset, encoded.astype(gradient.dtype))
-    dencoded = batched_product(by_offset.swapaxes(-1, -2), queries).astype(jnp.float32).sum(0)
+    # Rows are added up in float32, whatever they came in.
+    dencoded = batched_product(by_offset.swapaxes(-1, -2).astype(jnp.float32), queries.astype(jnp.float32)).sum(0)
     return dqueries.astype(queries.dtype), dencoded.astype(encoded.dtype)
 
 

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxasr.arrays import length_mask
-from jaxasr.heads.ctc import ctc_loss
 from jaxasr.search.greedy import TransducerHead
 from jaxasr.search.hypotheses import Hypotheses, from_frames
 
 # Log of a probability that never was; sums with it stay finite.
 IMPOSSIBLE = -1e30
 # Odd multipliers of two running hashes of 32 bits by which equal token sequences are known.
-_MULTIPLIERS = (0x9E3779B1, 0x85EBCA77)
+_MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)
 
 
 def transducer_beam(
@@ -91,16 +90,44 @@ def with_ctc(
     between two alignments, such as a word said twice, CTC sees (rescoring of Watanabe et al., 2017, "Hybrid
     CTC/Attention Architecture for End-to-End Speech Recognition", section IV-B).
     """
-    batch, count, longest = hypotheses.tokens.shape
-    loss = ctc_loss(
-        jnp.repeat(log_probs, count, axis=0),
-        hypotheses.tokens.reshape(batch * count, longest),
-        jnp.repeat(lengths, count),
-        hypotheses.length.reshape(-1),
-        blank_id=blank_id,
-    ).reshape(batch, count)
-    score = jnp.where(hypotheses.score > IMPOSSIBLE / 2, (1 - weight) * hypotheses.score - weight * loss, IMPOSSIBLE)
+    likelihood = ctc_log_likelihood(log_probs, lengths, hypotheses.tokens, hypotheses.length, blank_id=blank_id)
+    both = (1 - weight) * hypotheses.score + weight * likelihood
+    score = jnp.where(hypotheses.score < IMPOSSIBLE / 2, IMPOSSIBLE, both)
     return rank(hypotheses._replace(score=score), score)
+
+
+def ctc_log_likelihood(
+    log_probs: jax.Array, lengths: jax.Array, tokens: jax.Array, counts: jax.Array, *, blank_id: int
+) -> jax.Array:
+    """Log of the sum over all CTC alignments of N texts a row: (B, N) float32.
+
+    log_probs (B, T, V), lengths (B,) in frames; tokens (B, N, U), of which counts (B, N) are valid. Optax' loss does
+    the same for one text a row, with arrays (B, T, U) for its gradient.
+    """
+    batch, number, longest = tokens.shape
+    same = jnp.pad(tokens[..., 1:] == tokens[..., :-1], ((0, 0), (0, 0), (1, 0)))
+    skip = jnp.where(same, IMPOSSIBLE, 0.0)  # between equal tokens there must be a blank
+    valid = length_mask(lengths, log_probs.shape[1])
+
+    def frame(carry: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        blank, token = carry  # (B, N, U + 1), (B, N, U): log of all ways to end there
+        now, in_row = inputs
+        of_tokens = jnp.take_along_axis(now, tokens.reshape(batch, -1), axis=1).reshape(tokens.shape)
+        before = jnp.pad(token, ((0, 0), (0, 0), (1, 0)), constant_values=IMPOSSIBLE)
+        new_blank = jnp.logaddexp(blank, before) + now[:, blank_id, None, None]
+        new_token = jnp.logaddexp(jnp.logaddexp(token, blank[..., :-1]), before[..., :-1] + skip) + of_tokens
+        going = in_row[:, None, None]
+        return (jnp.where(going, new_blank, blank), jnp.where(going, new_token, token)), None
+
+    start = jnp.where(jnp.arange(longest + 1) == 0, 0.0, IMPOSSIBLE).astype(jnp.float32)
+    carry = (
+        jnp.broadcast_to(start, (batch, number, longest + 1)),
+        jnp.full((batch, number, longest), IMPOSSIBLE, jnp.float32),
+    )
+    (blank, token), _ = lax.scan(frame, carry, (log_probs.swapaxes(0, 1), valid.T))
+    token = jnp.pad(token, ((0, 0), (0, 0), (1, 0)), constant_values=IMPOSSIBLE)
+    last = counts[..., None]
+    return jnp.logaddexp(*(jnp.take_along_axis(each, last, axis=-1)[..., 0] for each in (blank, token)))
 
 
 def rank(hypotheses: Hypotheses, by: jax.Array) -> Hypotheses:

@@ -22,19 +22,18 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxasr import store
-from jaxasr.configuration import to_mapping
+from jaxasr.configuration import from_mapping, to_mapping
 from jaxasr.devices import policy, prepare
 from jaxasr.errors import AudioError, ConfigError, TrainingError
 from jaxasr.evaluation import Errors
 from jaxasr.features.kaldi import fbank
-from jaxasr.heads.ctc import ctc_loss
 from jaxasr.heads.transducer import NOTHING
 from jaxasr.layers.dropout import Dropout
 from jaxasr.model import Model, ModelConfig, Skeleton, named_parameters
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.augmentation import spec_augment
 from jaxasr.training.data import Corpus, TrainingBatch, prefetch
-from jaxasr.training.losses import choose_frames_at_once, transducer_loss
+from jaxasr.training.losses import choose_frames_at_once, ctc_loss, transducer_loss
 from jaxasr.training.recipe import Recipe
 
 Parameters = dict[str, Any]
@@ -322,7 +321,7 @@ class Trainer:
         digest = hashlib.sha256()
         for example in self.corpus.examples:
             digest.update(f"{example.name}\t{example.seconds}\t{example.ids}\n".encode())
-        recipe = {key: value for key, value in to_mapping(self.recipe).items() if key not in _FREE}
+        recipe = _deciding(self.recipe)
         return {"recipe": recipe, "data": digest.hexdigest(), "devices": len(self.devices)}
 
     def _compare(self) -> None:
@@ -331,6 +330,10 @@ class Trainer:
         except (OSError, ValueError):
             return  # the shapes in the checkpoint decide
         now = self._identity()
+        try:  # what a run of an earlier version does not name was at its default
+            before["recipe"] = _deciding(from_mapping(Recipe, {"steps": 1, **before["recipe"]}, str(self.output / RUN)))
+        except ConfigError:
+            pass  # of a later version, with what this one does not know
         changed = [f"the recipe's {key}" for key in now["recipe"] if now["recipe"][key] != before["recipe"].get(key)]
         changed += ["the data"] * (now["data"] != before["data"])
         changed += [f"the number of devices ({before['devices']})"] * (now["devices"] != before["devices"])
@@ -354,6 +357,14 @@ class Trainer:
             f"{f' and {len(names) - 4} more' if len(names) > 4 else ''}; look at them, or lower the learning rate, "
             "and --resume from the last checkpoint"
         )
+
+
+def _deciding(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides what its steps see and do, as a mapping."""
+    mapping = {key: value for key, value in to_mapping(recipe).items() if key not in _FREE}
+    if mapping["model"] is not None:
+        mapping["model"] = {key: value for key, value in mapping["model"].items() if key != "search"}
+    return mapping
 
 
 def has_checkpoint(output: Path) -> bool:

@@ -1,6 +1,6 @@
-"""The transducer loss, in float32 whatever the network computes in (the CTC loss: `heads/ctc.py`).
+"""The transducer and CTC losses, in float32 whatever the network computes in.
 
-It is Graves' (2012, arXiv 1211.3711): minus the log-probability of all alignments of a text, summed
+The transducer loss is Graves' (2012, arXiv 1211.3711): minus the log-probability of all alignments of a text, summed
 over a lattice of T frames and U + 1 positions by a recursion in log space. The recursion walks along anti-diagonals, so
 that its steps are vectors; its gradient is the usual one of forward and backward variables. In a monotonic lattice
 (Tripathi et al., 2019, "Monotonic Recurrent Neural Network Transducer"; `modified` in k2) a token takes up its frame,
@@ -18,9 +18,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
-from jaxasr.arrays import ceil_div, zero_beyond
+from jaxasr.arrays import ceil_div, length_mask, zero_beyond
 
 # Log of a probability that never was: sums of a few thousands of them stay finite in float32.
 IMPOSSIBLE = -1e30
@@ -210,6 +211,28 @@ def _from_diagonals(values: jax.Array, frames: int) -> jax.Array:
     rows = jnp.pad(rows, ((0, 0), (0, positions)), constant_values=IMPOSSIBLE)
     columns = rows.reshape(batch, positions, diagonals + 1)[:, :, :frames]
     return columns.transpose(0, 2, 1)
+
+
+def ctc_loss(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    frame_lengths: jax.Array,
+    label_lengths: jax.Array,
+    *,
+    blank_id: int = 0,
+) -> jax.Array:
+    """Optax' CTC loss of each row: log_probs (B, T, V), labels (B, U), lengths (B,) -> (B,) float32, in nats.
+
+    Padding changes nothing, also where it is NaN. A text that is too long for its frames costs about 1e5, optax'
+    logarithm of nothing.
+    """
+    log_probs = zero_beyond(log_probs.astype(jnp.float32), frame_lengths)
+    labels = zero_beyond(labels, label_lengths)
+    frame_padding = 1.0 - length_mask(frame_lengths, log_probs.shape[1]).astype(jnp.float32)
+    label_padding = 1.0 - length_mask(label_lengths, labels.shape[1]).astype(jnp.float32)
+    # Optax picks log-probabilities by a product with ones and zeros, which accelerators would round to bfloat16.
+    with jax.default_matmul_precision("highest"):
+        return optax.ctc_loss(log_probs, frame_padding, labels, label_padding, blank_id=blank_id)
 
 
 def joiner_bytes(batch: int, frames: int, labels: int, vocabulary: int, frames_at_once: int | None = None) -> int:

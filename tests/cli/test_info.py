@@ -81,8 +81,8 @@ def test_a_model_directory_is_what_its_checkpoint_is(run: Run, shared: Path, tmp
     published = json.loads(run("info", encoder, "--json").out)
     converted = json.loads(run("info", tmp_path / "model", "--json").out)
     for key in (
-        "architecture", "heads", "parameters", "dtype", "vocabulary", "causal", "chunk_size", "left_context",
-        "silence_before_s", "silence_after_s", "longest_s",
+        "architecture", "heads", "search", "beam", "parameters", "dtype", "vocabulary", "causal", "chunk_size",
+        "left_context", "silence_before_s", "silence_after_s", "longest_s",
     ):  # fmt: skip
         assert converted[key] == published[key], key
     assert (converted["chunk_size"], converted["left_context"]) == (16, 64)

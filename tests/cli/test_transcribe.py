@@ -61,6 +61,11 @@ def test_options_reach_the_library(run: Run, talks: Path, recognizers: list[Any]
     }  # fmt: skip
 
 
+def test_a_beam_holds_something(run: Run, talks: Path) -> None:
+    result = run("transcribe", talks, "--model", "m", "--beam", "0")
+    assert result.code == 2 and "--beam" in result.err
+
+
 def test_json_is_one_object_per_file(run: Run, talks: Path) -> None:
     result = run("transcribe", talks, "--model", "m", "--format", "json")
     rows = [json.loads(line) for line in result.out.splitlines()]

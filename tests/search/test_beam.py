@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 from counting_head import BLANK, VOCABULARY, CountingHead
-from jaxasr.search.beam import IMPOSSIBLE, transducer_beam, with_ctc
+from jaxasr.search.beam import IMPOSSIBLE, ctc_log_likelihood, transducer_beam, with_ctc
 from jaxasr.search.greedy import transducer_greedy
 from jaxasr.search.hypotheses import Hypotheses, from_frames
+from jaxasr.training.losses import ctc_loss
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -113,6 +115,19 @@ def ctc_likelihood(log_probs: np.ndarray, text: list[int]) -> float:
         if [token for token, _ in itertools.groupby(path) if token != 0] == text:
             total = np.logaddexp(total, sum(log_probs[t, token] for t, token in enumerate(path)))
     return float(total)
+
+
+def test_likelihoods_are_those_of_optax() -> None:
+    """Several texts a row, some of them empty or too long for their frames, of rows that differ in length."""
+    rng = np.random.default_rng(6)
+    log_probs = jax.nn.log_softmax(jnp.asarray(rng.standard_normal((3, 12, 5)), jnp.float32))
+    lengths, counts = jnp.array([12, 7, 0]), jnp.array([[4, 0], [5, 6], [0, 1]])
+    tokens = jnp.asarray(rng.integers(1, 5, (3, 2, 6)), jnp.int32).at[0, 0].set(2)  # 2 2 2 2
+    made = jax.jit(functools.partial(ctc_log_likelihood, blank_id=0))(log_probs, lengths, tokens, counts)
+    loss = [ctc_loss(log_probs, tokens[:, k], lengths, counts[:, k]) for k in range(2)]
+    possible = np.array([[True, True], [True, False], [True, False]])
+    np.testing.assert_allclose(np.asarray(made)[possible], -np.stack(loss, axis=1)[possible], atol=1e-4)
+    assert (np.asarray(made)[~possible] < IMPOSSIBLE / 2).all()
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])

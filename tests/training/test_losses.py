@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxasr.heads.ctc import ctc_loss
 from jaxasr.training import losses
 from jaxasr.training.losses import (
     choose_frames_at_once,
+    ctc_loss,
     joiner_bytes,
     joiner_log_probs,
     lattice_bytes,
