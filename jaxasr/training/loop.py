@@ -27,7 +27,6 @@ from jaxasr.devices import policy, prepare
 from jaxasr.errors import AudioError, ConfigError, TrainingError
 from jaxasr.evaluation import Errors
 from jaxasr.features.kaldi import fbank
-from jaxasr.heads.transducer import NOTHING
 from jaxasr.layers.dropout import Dropout
 from jaxasr.model import Model, ModelConfig, Skeleton, named_parameters
 from jaxasr.text.tokens import TokenTable
@@ -90,15 +89,12 @@ def losses(
     `strength` in 0..1: how much of the recipe's masks and dropout is in force; without `key` there are none.
     """
     frames, frame_lengths = fbank(model.config.features, waveforms, lengths)
-    dropout, seen = None, labels
+    dropout = None
     if key is not None:
-        mask_key, dropout_key, label_key = jax.random.split(key, 3)
+        mask_key, dropout_key = jax.random.split(key)
         frames = spec_augment(recipe.augmentation, frames, frame_lengths, mask_key, strength)
         if recipe.dropout:
             dropout = Dropout(jnp.asarray(recipe.dropout * strength), dropout_key)
-        if recipe.label_dropout:
-            hidden = jax.random.bernoulli(label_key, recipe.label_dropout, labels.shape)
-            seen = jnp.where(hidden, NOTHING, labels)
     encoded, encoded_lengths = model.encode_frames(frames, frame_lengths, dtype, dropout)
     encoded_lengths = jnp.where(lengths > 0, encoded_lengths, 0)
     result = {"tokens": jnp.where(lengths > 0, label_lengths + 1, 0).sum().astype(jnp.float32)}
@@ -109,7 +105,7 @@ def losses(
         result["transducer"] = transducer_loss(
             model.transducer.combine,
             model.transducer.project(encoded),
-            model.transducer.predict(seen),
+            model.transducer.predict(labels),
             labels,
             encoded_lengths,
             label_lengths,

@@ -73,7 +73,6 @@ class Recipe:
     `steps`: updates in all. `clean_epochs`: the first ones, whose sound has no noise, room or telephone put on it.
     `dropout`: the share of what every residual module of the encoder adds that is zeroed. `gentle_steps`: SpecAugment's
     masks and dropout are nothing up to the first of these steps, counted from 1, and whole from the second on.
-    `label_dropout`: how often the transducer's predictor does not see a token, so that the sound decides.
     `ctc_weight`: of the CTC loss beside the transducer's, of models with both heads.
     `monotonic`: the transducer's loss knows alignments of one token a frame at most only, as greedy search finds them.
     `average`: decay of the running mean of the weights that is evaluated and stored. `joiner_bytes`: what the joiner's
@@ -90,7 +89,6 @@ class Recipe:
     clean_epochs: int = 0
     gentle_steps: tuple[int, ...] = (0, 0)
     dropout: float = 0.0
-    label_dropout: float = 0.0
     ctc_weight: float = 0.3
     monotonic: bool = False
     average: float = 0.999
@@ -108,8 +106,8 @@ class Recipe:
             raise ValueError("seed and clean_epochs must not be negative")
         if len(self.gentle_steps) != 2 or not 0 <= self.gentle_steps[0] <= self.gentle_steps[1]:
             raise ValueError("gentle_steps must be two numbers of steps, the lower one first")
-        if not (0 <= self.dropout < 1 and 0 <= self.label_dropout <= 1):
-            raise ValueError("dropout must lie in 0..1, without 1, and label_dropout in 0..1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError("dropout must lie in 0..1, without 1")
         if not 0 <= self.average < 1:
             raise ValueError("average must lie in 0..1")
         if self.ctc_weight < 0:
