@@ -102,18 +102,18 @@ def test_it_is_small() -> None:
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 8e6
     _, parameters, _ = store.load(folder)
     leaves = jax.tree.leaves(parameters)
-    assert sum(leaf.size for leaf in leaves) <= 4.1e6 and {leaf.dtype.itemsize for leaf in leaves} == {2}
+    assert sum(leaf.size for leaf in leaves) <= 4e6 and {leaf.dtype.itemsize for leaf in leaves} == {2}
 
 
 @pytest.mark.slow
 def test_figures(shared: Path, recognizer: Recognizer) -> None:
-    """The card's figures; aimed at are 6 % of the words of AN4's test split and 1 % of digit strings."""
+    """Of the words of AN4's test split at most 6 % are wrong, of those of digit strings 1 %; the card has the figures."""
     an4 = read_manifest(shared / "speech" / "an4" / "manifest.tsv", {"split": ["test"]})
-    assert sum((scored.errors for scored in evaluate(recognizer, an4)), Errors()).rate <= 0.157
+    assert sum((scored.errors for scored in evaluate(recognizer, an4)), Errors()).rate <= 0.06
     script = Path(__file__).resolve().parent.parent / "benchmarks" / "test_sets.py"
     digit_strings = runpy.run_path(str(script))["digit_strings"]
     strings, rate = digit_strings(shared / "speech" / "fsdd" / "manifest.tsv", 120)
     clips, texts = zip(*strings, strict=True)
     heard = [each.text for each in recognizer.transcribe(list(clips), sample_rate=rate)]
     errors = sum((count_errors(a.split(), b.split()) for a, b in zip(texts, heard, strict=True)), Errors())
-    assert errors.reference_length > 500 and errors.rate <= 0.027
+    assert errors.reference_length > 500 and errors.rate <= 0.01
