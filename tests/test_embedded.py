@@ -107,7 +107,7 @@ def test_it_is_small() -> None:
 
 @pytest.mark.slow
 def test_figures(shared: Path, recognizer: Recognizer) -> None:
-    """Of the words of AN4's test split at most 6 % are wrong, of those of digit strings 1 %; the card has the figures."""
+    """At most 6 % of the words of AN4's test split are wrong, and 1 % of digit strings; the card has the figures."""
     an4 = read_manifest(shared / "speech" / "an4" / "manifest.tsv", {"split": ["test"]})
     assert sum((scored.errors for scored in evaluate(recognizer, an4)), Errors()).rate <= 0.06
     script = Path(__file__).resolve().parent.parent / "benchmarks" / "test_sets.py"
