@@ -7,6 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+# Log of a probability that never was: sums of a few thousands of them stay finite in float32.
+IMPOSSIBLE = -1e30
+
 
 def length_mask(lengths: jax.Array, size: int) -> jax.Array:
     """True where a position belongs to its row: lengths (B,) -> (B, size) bool."""

@@ -197,12 +197,13 @@ def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 def facts(config: ModelConfig, arrays: Sequence[tuple[Sequence[int], str]]) -> dict[str, Any]:
     """What `jaxasr info` shows of any model: its configuration in short, and the sum of its arrays (shape, type)."""
+    head = config.choose_head(None)
     return {
         "name": config.name,
         "architecture": config.encoder.kind,
         "heads": [head for head in config.heads if head != "joint"],
-        "search": config.search.head or config.heads[0],
-        "beam": config.choose_beam(config.choose_head(None), None),
+        "search": head,
+        "beam": config.choose_beam(head, None),
         "parameters": sum(math.prod(shape) for shape, _ in arrays),
         "dtype": ", ".join(sorted({dtype for _, dtype in arrays})),
         "vocabulary": config.vocabulary_size,

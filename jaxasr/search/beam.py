@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxasr.arrays import length_mask
-from jaxasr.search.greedy import TransducerHead
+from jaxasr.arrays import IMPOSSIBLE, length_mask
+from jaxasr.search.greedy import TransducerHead, choose_rows, penalise_blank
 from jaxasr.search.hypotheses import Hypotheses, from_frames
 
-# Log of a probability that never was; sums with it stay finite.
-IMPOSSIBLE = -1e30
 # Odd multipliers of two running hashes of 32 bits by which equal token sequences are known.
 _MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)
 
@@ -43,8 +42,8 @@ def transducer_beam(
     def frame(carry: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, ...]]:
         state, score, hashes = carry  # leaves (B * K, ...), (B, K), (B, K, 2)
         projection, in_row = inputs
-        log_probs = _log_probs(head, jnp.repeat(projection, beam, axis=0), state, blank_penalty)
-        log_probs = log_probs.reshape(batch, beam, -1)
+        logits = penalise_blank(head.join(jnp.repeat(projection, beam, axis=0), state), head.blank_id, blank_penalty)
+        log_probs = jax.nn.log_softmax(logits, axis=-1).reshape(batch, beam, -1)
         vocabulary = log_probs.shape[-1]
         # Behind a row's end every hypothesis goes on as it is.
         best, index = lax.top_k((score[..., None] + log_probs).reshape(batch, -1), beam)
@@ -63,9 +62,7 @@ def transducer_beam(
         hashes = jnp.where(emit[..., None], said, hashes)
         flat = emit.reshape(-1)
         advanced = lax.cond(flat.any(), lambda: head.advance(state, token.reshape(-1)), lambda: state)
-        state = jax.tree.map(
-            lambda new, old: jnp.where(flat.reshape(-1, *(1,) * (new.ndim - 1)), new, old), advanced, state
-        )
+        state = jax.tree.map(functools.partial(choose_rows, flat), advanced, state)
         score = jnp.where(going, _merge(best, hashes), score)
         return (state, score, hashes), (parent, token, log_prob, emit)
 
@@ -76,8 +73,7 @@ def transducer_beam(
         jnp.zeros((batch, beam, 2), jnp.uint32),
     )
     (_, score, _), steps = lax.scan(frame, start, (projected.swapaxes(0, 1), valid.T))
-    paths = _trace_back(steps, jnp.broadcast_to(jnp.arange(beam), (batch, beam)))
-    found = from_frames(*paths)._replace(score=score)
+    found = from_frames(*_trace_back(steps))._replace(score=score)
     return rank(found, score / (found.length + context_size))
 
 
@@ -139,12 +135,6 @@ def rank(hypotheses: Hypotheses, by: jax.Array) -> Hypotheses:
     )
 
 
-def _log_probs(head: TransducerHead, projection: jax.Array, state: Any, blank_penalty: jax.Array | float) -> jax.Array:
-    logits = head.join(projection, state)
-    logits = logits - jnp.where(jnp.arange(logits.shape[-1]) == head.blank_id, blank_penalty, 0.0)
-    return jax.nn.log_softmax(logits, axis=-1)
-
-
 def _merge(score: jax.Array, hashes: jax.Array) -> jax.Array:
     """Scores (B, K), best first: the first of each group of equal hashes (B, K, 2) takes them all."""
     equal = (hashes[:, :, None] == hashes[:, None]).all(-1)  # (B, K, K)
@@ -153,15 +143,13 @@ def _merge(score: jax.Array, hashes: jax.Array) -> jax.Array:
     return jnp.where(first, together, IMPOSSIBLE)
 
 
-def _trace_back(steps: tuple[jax.Array, ...], last: jax.Array) -> tuple[jax.Array, ...]:
-    """Parents, tokens, log-probabilities and emissions (T, B, K) of a search -> the last three (B, K, T) of each path.
-
-    `last` (B, K): where each path ends.
-    """
+def _trace_back(steps: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Parents, tokens, log-probabilities, emissions (T, B, K) of a search -> the last three (B, K, T) of each path."""
 
     def back(place: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         parent, *facts = (jnp.take_along_axis(each, place, axis=1) for each in step)
         return parent, tuple(facts)
 
-    _, facts = lax.scan(back, last, steps, reverse=True)
+    ends = jnp.broadcast_to(jnp.arange(steps[0].shape[2]), steps[0].shape[1:])
+    _, facts = lax.scan(back, ends, steps, reverse=True)
     return tuple(jnp.moveaxis(each, 0, -1) for each in facts)

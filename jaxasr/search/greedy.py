@@ -47,14 +47,14 @@ def transducer_greedy(
     def frame(state: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, ...]]:
         projection, in_row = inputs
         logits = head.join(projection, state)
-        logits = logits - jnp.where(jnp.arange(logits.shape[-1]) == head.blank_id, blank_penalty, 0.0)
+        logits = penalise_blank(logits, head.blank_id, blank_penalty)
         token, best = first_maximum(logits)
         log_prob = -jnp.log(jnp.exp(logits - best[:, None]).sum(axis=-1))
         emit = in_row & (token != head.blank_id)
         for silent in silent_ids:
             emit &= token != silent
         advanced = lax.cond(emit.any(), lambda: head.advance(state, token), lambda: state)
-        state = jax.tree.map(functools.partial(_choose_rows, emit), advanced, state)
+        state = jax.tree.map(functools.partial(choose_rows, emit), advanced, state)
         return state, (token, log_prob, emit)
 
     _, outputs = lax.scan(frame, head.initial_state(encoded.shape[0]), (projected.swapaxes(0, 1), valid.T))
@@ -73,15 +73,19 @@ def ctc_greedy(
 
     A token's frame is the first of its run. `blank_penalty` is taken off the blank before renormalising.
     """
-    log_probs = log_probs - jnp.where(jnp.arange(log_probs.shape[-1]) == blank_id, blank_penalty, 0.0)
-    log_probs = jax.nn.log_softmax(log_probs, axis=-1)
+    log_probs = jax.nn.log_softmax(penalise_blank(log_probs, blank_id, blank_penalty), axis=-1)
     tokens, best = first_maximum(log_probs)
     previous = jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=blank_id)[:, :-1]
     emitted = (tokens != blank_id) & (tokens != previous) & length_mask(lengths, tokens.shape[1])
     return from_frames(tokens[:, None], best[:, None], emitted[:, None])
 
 
-def _choose_rows(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+def penalise_blank(logits: jax.Array, blank_id: int, penalty: jax.Array | float) -> jax.Array:
+    """Logits or log-probabilities (..., V) with the penalty taken off the blank's."""
+    return logits - jnp.where(jnp.arange(logits.shape[-1]) == blank_id, penalty, 0.0)
+
+
+def choose_rows(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     """Rows of `new` where chosen (B,), rows of `old` elsewhere; both (B, ...)."""
     return jnp.where(chosen.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 

@@ -21,10 +21,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxasr.arrays import ceil_div, length_mask, zero_beyond
+from jaxasr.arrays import IMPOSSIBLE, ceil_div, length_mask, zero_beyond
 
-# Log of a probability that never was: sums of a few thousands of them stay finite in float32.
-IMPOSSIBLE = -1e30
 Joiner = Callable[[jax.Array, jax.Array], jax.Array]
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from counting_head import BLANK, VOCABULARY, CountingHead
-from jaxasr.search.beam import IMPOSSIBLE, ctc_log_likelihood, transducer_beam, with_ctc
+from jaxasr.arrays import IMPOSSIBLE
+from jaxasr.search.beam import ctc_log_likelihood, transducer_beam, with_ctc
 from jaxasr.search.greedy import transducer_greedy
 from jaxasr.search.hypotheses import Hypotheses, from_frames
 from jaxasr.training.losses import ctc_loss
