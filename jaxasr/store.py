@@ -13,9 +13,8 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,8 +94,9 @@ def save(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         # One array at a time: by default Orbax holds a second copy of everything until it is written.
         handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=SAVE_CONCURRENT_GB)
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save((folder / PARAMS).absolute(), args=ocp.args.PyTreeSave(params))
+        # In a thread, where no signal interrupts Orbax: its own threads would write on while the folder is removed.
+        with ocp.Checkpointer(handler) as checkpointer, ThreadPoolExecutor(1) as pool:
+            pool.submit(checkpointer.save, (folder / PARAMS).absolute(), args=ocp.args.PyTreeSave(params)).result()
         count = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
         (folder / CARD).write_text(card.text(config, count), encoding="utf-8")
         manifest = {
@@ -240,33 +240,21 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _writing(target: Path) -> Iterator[Path]:
     """A temporary sibling that becomes `target` on success and vanishes on any failure, Ctrl-C included."""
+    whole = Path(os.path.abspath(target))  # also "." has a name and siblings
+    folder = whole.with_name(f".{whole.name}.{secrets.token_hex(6)}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise ModelError(f"{target} cannot be written ({error.strerror})") from None
-    try:
+        folder.mkdir(parents=True)
         yield folder
-        folder.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
+        if whole.exists():
+            shutil.rmtree(whole)
+        folder.rename(whole)
     except OSError as error:
         raise ModelError(f"{target} cannot be written ({error.strerror or error})") from None
     except ValueError as error:  # how TensorStore reports a failed write
         reason = os.strerror(errno.ENOSPC) if os.strerror(errno.ENOSPC) in str(error) else first_line(error)
         raise ModelError(f"{target} cannot be written ({reason})") from None
     finally:
-        _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    """Delete a folder into which threads of an interrupted write may still be writing."""
-    for _ in range(50):
         shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            break
-        time.sleep(0.1)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

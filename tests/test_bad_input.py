@@ -21,6 +21,7 @@ import pytest
 import soundfile
 
 import jaxasr
+from jaxasr import store
 from jaxasr.errors import CheckpointError, JaxasrError
 
 PROGRAM = [sys.executable, "-c", "import sys; from jaxasr.cli import main; sys.argv[0] = 'jaxasr'; main()"]
@@ -285,6 +286,13 @@ def test_unknown_model_broken_model(model: Path, shared: Path, tmp_path: Path) -
 # Ctrl-C
 
 
+def remove_what_is_whole(out: Path) -> None:
+    """Where the conversion was faster than the signal."""
+    if out.exists():
+        store.load(out)
+        shutil.rmtree(out)
+
+
 @pytest.mark.parametrize("delay", [0.3, 1.5, 3.0])
 def test_interrupted_conversion_leaves_nothing(golden: Path, out: Path, delay: float) -> None:
     command = [*PROGRAM, "convert", str(golden / f"encoder-{STEM}.onnx"), str(out)]
@@ -292,11 +300,33 @@ def test_interrupted_conversion_leaves_nothing(golden: Path, out: Path, delay: f
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    if process.returncode == 0:  # it was faster
-        assert (out / "manifest.json").is_file()
-        shutil.rmtree(out)
-    else:
+    remove_what_is_whole(out)
+    if process.returncode != 0:
         assert "Traceback" not in errors or delay < 1  # Python itself may still be importing
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.1, 0.2])
+def test_a_conversion_interrupted_while_it_writes_leaves_nothing(golden: Path, out: Path, delay: float) -> None:
+    command = [*PROGRAM, "convert", str(golden / f"encoder-{STEM}.onnx"), str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None and not list(out.parent.iterdir()):
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    remove_what_is_whole(out)
+    if process.returncode != 0:
+        assert (process.returncode, errors) == (130, "jaxasr: interrupted\n")
+
+
+def test_the_folder_that_one_stands_in_is_overwritten(golden: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    jaxasr.convert_checkpoint(golden / f"encoder-{STEM}.onnx", folder)
+    command = [*PROGRAM, "convert", str(golden / f"encoder-{STEM}.onnx"), ".", "--overwrite"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "manifest.json").is_file() and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_interrupted_transcription_leaves_whole_files(model: Path, shared: Path, tmp_path: Path) -> None:
