@@ -15,7 +15,7 @@ import soundfile
 import soxr
 
 import jaxasr
-from jaxasr import store
+from jaxasr import batching, store
 from jaxasr.errors import ModelError
 from jaxasr.evaluation import Errors, count_errors, evaluate
 from jaxasr.loading import EMBEDDED, NOTICE, locate
@@ -30,6 +30,12 @@ WORDS = {
     "date": "NOVEMBER TWENTY EIGHTH",
 }
 AUDIO = {name: SAMPLES / f"{name}.wav" for name in WORDS}
+
+
+@pytest.fixture(autouse=True)
+def one_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All clips share a program, which saves minutes of compilation; what buckets do is in test_promises.py."""
+    monkeypatch.setattr(batching, "SHORTEST", 10.0)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +118,8 @@ def test_figures(shared: Path, recognizer: Recognizer) -> None:
     assert sum((scored.errors for scored in evaluate(recognizer, an4)), Errors()).rate <= 0.06
     script = Path(__file__).resolve().parent.parent / "benchmarks" / "test_sets.py"
     digit_strings = runpy.run_path(str(script))["digit_strings"]
-    strings, rate = digit_strings(shared / "speech" / "fsdd" / "manifest.tsv", 120)
+    strings, rate = digit_strings(shared / "speech" / "fsdd" / "manifest.tsv")
     clips, texts = zip(*strings, strict=True)
     heard = [each.text for each in recognizer.transcribe(list(clips), sample_rate=rate)]
     errors = sum((count_errors(a.split(), b.split()) for a, b in zip(texts, heard, strict=True)), Errors())
-    assert errors.reference_length > 500 and errors.rate <= 0.01
+    assert errors.reference_length > 1500 and errors.rate <= 0.01
