@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -57,6 +56,11 @@ class TextConfig:
     )
 
 
+def least_beam(head: HeadName | None) -> int:
+    """Hypotheses that a search by `head` needs: with one there is nothing for a joint search to rank."""
+    return 2 if head == "joint" else 1
+
+
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
     """How a model is searched where nobody says otherwise.
@@ -71,8 +75,8 @@ class SearchConfig:
     ctc_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.beam is not None and self.beam < (least := 2 if self.head == "joint" else 1):
-            raise ValueError(f"beam must be at least {least}, not {self.beam}")
+        if self.beam is not None and self.beam < least_beam(self.head):
+            raise ValueError(f"beam must be at least {least_beam(self.head)}, not {self.beam}")
         if not 0 <= self.ctc_weight <= 1:
             raise ValueError(f"ctc_weight must lie in 0..1, not {self.ctc_weight}")
 
@@ -131,10 +135,10 @@ class ModelConfig:
         if beam is None:
             own = 1 if head == "ctc" else self.search.beam
             return own or (JOINT_BEAM if head == "joint" else 1)
-        least, most = (2 if head == "joint" else 1), (1 if head == "ctc" else math.inf)
-        if not least <= beam <= most:
-            what = "keeps one hypothesis: leave out beam" if most == 1 else f"needs a beam of {least} or more"
-            raise ConfigError(f"{self.name}'s {head} search {what}")
+        if head == "ctc" and beam != 1:
+            raise ConfigError(f"{self.name}'s ctc search keeps one hypothesis: leave out beam")
+        if beam < least_beam(head):
+            raise ConfigError(f"{self.name}'s {head} search needs a beam of {least_beam(head)} or more")
         return beam
 
 
