@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import soxr
 
 import jaxasr
 from jaxasr import batching, store
+from jaxasr.convert.published import MODELS
 from jaxasr.errors import ModelError
 from jaxasr.evaluation import Errors, count_errors, evaluate
 from jaxasr.loading import EMBEDDED, NOTICE, locate
@@ -23,12 +25,7 @@ from jaxasr.manifests import read_manifest
 from jaxasr.recognizer import Recognizer
 
 SAMPLES = Path(__file__).parent / "samples"
-# As samples/make.py says them.
-WORDS = {
-    "digits": "THREE ONE FOUR ONE FIVE NINE TWO SIX",
-    "name": "G R A C E",
-    "date": "NOVEMBER TWENTY EIGHTH",
-}
+WORDS = {name: words for name, (words, _) in runpy.run_path(str(SAMPLES / "make.py"))["SAMPLES"].items()}
 AUDIO = {name: SAMPLES / f"{name}.wav" for name in WORDS}
 
 
@@ -101,6 +98,11 @@ def test_only_the_default_is_explained(logged: list[str]) -> None:
     assert logged == []
     jaxasr.load_model()
     assert logged == [NOTICE]
+
+
+def test_the_notice_names_a_model_that_there_is() -> None:
+    (named,) = re.findall(r"--model (\S+)", NOTICE.split("for all words")[1])
+    assert named in {model.name for model in MODELS}
 
 
 def test_it_is_small() -> None:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 EXAMPLE = (
     "Example: jaxasr train embedded --data an4/manifest.tsv --data fsdd/manifest.tsv --where split=train --output run/"
 )
-_SHOWN = 20  # rows that are named one by one
 
 
 def train(
@@ -97,17 +96,16 @@ def train(
         config = loop.with_vocabulary(settings.model, tokens)
         parameters = loop.new_parameters(config, settings.seed)
     good, bad = training_data.check(utterances, Encoder(tokens), settings.data, settings.augmentation.speed[1])
-    for _, reason in bad[:_SHOWN]:
+    for _, reason in bad:
         say(reason)
-    if len(bad) > _SHOWN:
-        say(f"and {len(bad) - _SHOWN} more rows like these")
     if bad and not skip_bad:
         raise ConfigError(f"{len(bad)} of {len(utterances)} rows cannot be trained on; mend them, or give --skip-bad")
     corpus = training_data.Corpus(good, settings.data)
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tokens.write(table)
+        if not resume:
+            tokens.write(table)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror}); give another --output") from None
 

@@ -34,6 +34,7 @@ from jaxasr.training.augmentation import spec_augment
 from jaxasr.training.data import Corpus, TrainingBatch, prefetch
 from jaxasr.training.losses import choose_frames_at_once, ctc_loss, transducer_loss
 from jaxasr.training.recipe import Recipe
+from jaxasr.writers import writing
 
 Parameters = dict[str, Any]
 CHECKPOINTS, LOG, MODEL, RUN = "checkpoints", "log.jsonl", "model", "run.json"
@@ -111,7 +112,6 @@ def losses(
             label_lengths,
             blank_id=model.transducer.blank_id,
             frames_at_once=at_once,
-            monotonic=recipe.monotonic,
         ).sum()
     if model.ctc is not None:
         each = ctc_loss(model.ctc(encoded), labels, encoded_lengths, label_lengths, blank_id=model.ctc.config.blank_id)
@@ -235,7 +235,8 @@ class Trainer:
         import orbax.checkpoint as ocp
 
         try:
-            (self.output / RUN).write_text(json.dumps(self._identity(), indent=1) + "\n", encoding="utf-8")
+            with writing(self.output / RUN) as write:
+                write(json.dumps(self._identity(), indent=1) + "\n")
             with self._checkpoints() as manager:
                 manager.save(int(self.state["step"]), args=ocp.args.StandardSave(self.state))
                 manager.wait_until_finished()
@@ -380,9 +381,10 @@ class _Log:
     def __init__(self, path: Path, done: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and done else []
         kept = [line for line in lines if _step_of(line) <= done]
+        with writing(path) as write:
+            write("".join(f"{line}\n" for line in kept))
         try:
-            self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115
-            self._file.writelines(f"{line}\n" for line in kept)
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             raise TrainingError(f"{path}: cannot be written ({error.strerror})") from None
 

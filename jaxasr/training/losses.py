@@ -2,9 +2,7 @@
 
 The transducer loss is Graves' (2012, arXiv 1211.3711): minus the log-probability of all alignments of a text, summed
 over a lattice of T frames and U + 1 positions by a recursion in log space. The recursion walks along anti-diagonals, so
-that its steps are vectors; its gradient is the usual one of forward and backward variables. In a monotonic lattice
-(Tripathi et al., 2019, "Monotonic Recurrent Neural Network Transducer"; `modified` in k2) a token takes up its frame,
-as in a greedy search that emits one a frame: the same recursion then walks along frames.
+that its steps are vectors; its gradient is the usual one of forward and backward variables.
 
 Only two log-probabilities of each lattice point matter, the blank's and the next token's. `joiner_log_probs` computes
 them for a few frames at a time and again in the backward pass, so that the joiner's outputs (B, T, U + 1, V) never
@@ -13,7 +11,6 @@ exist as a whole: see `lattice_bytes` and `joiner_bytes` for what does.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -36,22 +33,20 @@ def transducer_loss(
     *,
     blank_id: int = 0,
     frames_at_once: int | None = None,
-    monotonic: bool = False,
 ) -> jax.Array:
     """Minus the log-likelihood of each text: (B,) float32, in nats.
 
     `join(projected (B, t, 1, J), predicted (B, 1, U + 1, J))` gives logits (B, t, U + 1, V); projected (B, T, J) are
     the encoder's shares, predicted (B, U + 1, J) the predictor's after 0 to U tokens. labels (B, U) int32,
     frame_lengths and label_lengths (B,). `frames_at_once`: as in `joiner_log_probs`. Padding changes nothing and gets
-    no gradient, also where it is NaN or no token. A row without frames has loss 0 and no gradient, and so has, in a
-    `monotonic` lattice, one with more tokens than frames.
+    no gradient, also where it is NaN or no token. A row without frames has loss 0 and no gradient.
     """
     # The lattice leaves padding out, but a gradient of zero times NaN would still reach the joiner's weights.
     projected = zero_beyond(projected, frame_lengths)
     predicted = zero_beyond(predicted, label_lengths + 1)
     labels = zero_beyond(labels, label_lengths)
     blank, emit = joiner_log_probs(join, projected, predicted, labels, blank_id=blank_id, frames_at_once=frames_at_once)
-    return lattice_loss(blank, emit, frame_lengths, label_lengths, monotonic)
+    return lattice_loss(blank, emit, frame_lengths, label_lengths)
 
 
 def joiner_log_probs(
@@ -88,27 +83,21 @@ def joiner_log_probs(
     return blank, emit
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def lattice_loss(
-    blank: jax.Array, emit: jax.Array, frame_lengths: jax.Array, label_lengths: jax.Array, monotonic: bool = False
-) -> jax.Array:
+@jax.custom_vjp
+def lattice_loss(blank: jax.Array, emit: jax.Array, frame_lengths: jax.Array, label_lengths: jax.Array) -> jax.Array:
     """Minus the log of the sum over all alignments: (B,) float32.
 
     blank (B, T, U + 1), emit (B, T, U): log-probabilities at frame t after u tokens. An alignment emits at most all
-    tokens at one frame, and ends with the blank at frame frame_lengths - 1 after label_lengths tokens. A `monotonic`
-    one takes one arc a frame, blank or token.
+    tokens at one frame, and ends with the blank at frame frame_lengths - 1 after label_lengths tokens.
     """
-    return _lattice_forward(blank, emit, frame_lengths, label_lengths, monotonic)[0]
+    return _lattice_forward(blank, emit, frame_lengths, label_lengths)[0]
 
 
 def _lattice_forward(
-    blank: jax.Array, emit: jax.Array, frame_lengths: jax.Array, label_lengths: jax.Array, monotonic: bool
+    blank: jax.Array, emit: jax.Array, frame_lengths: jax.Array, label_lengths: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     positions = blank.shape[2]
-    if monotonic:
-        frame_lengths = jnp.where(label_lengths <= frame_lengths, frame_lengths, 0)
-    padded_emit = _pad_emit(emit)
-    blank_by_step, emit_by_step = _to_steps(blank, monotonic), _to_steps(padded_emit, monotonic)  # (S, B, U + 1)
+    blank_by_step, emit_by_step = _to_diagonals(blank), _to_diagonals(_pad_emit(emit))  # (T + U, B, U + 1)
     start = jnp.where(jnp.arange(positions) == 0, 0.0, IMPOSSIBLE)
     start = jnp.broadcast_to(start, blank_by_step.shape[1:]).astype(jnp.float32)
 
@@ -118,25 +107,20 @@ def _lattice_forward(
         following = jnp.logaddexp(from_blank, moved)
         return following, alpha
 
-    _, alphas = lax.scan(step, start, (blank_by_step, emit_by_step))  # (S, B, U + 1): before each step
+    _, alphas = lax.scan(step, start, (blank_by_step, emit_by_step))  # (T + U, B, U + 1): before each step
     rows = jnp.arange(blank.shape[0])
-    last_step = jnp.maximum(_end(frame_lengths, label_lengths, monotonic) - 1, 0)
-    last_frame, before = jnp.maximum(frame_lengths - 1, 0), jnp.maximum(label_lengths - 1, 0)
+    last_step = jnp.maximum(frame_lengths + label_lengths - 1, 0)
+    last_frame = jnp.maximum(frame_lengths - 1, 0)
     log_likelihood = alphas[last_step, rows, label_lengths] + blank[rows, last_frame, label_lengths]
-    if monotonic:  # the last frame may hold the last token
-        emitted = alphas[last_step, rows, before] + padded_emit[rows, last_frame, before]
-        log_likelihood = jnp.where(label_lengths > 0, jnp.logaddexp(log_likelihood, emitted), log_likelihood)
     loss = jnp.where(frame_lengths > 0, -log_likelihood, 0.0)
     return loss, (alphas, blank, emit, frame_lengths, label_lengths, log_likelihood)
 
 
-def _lattice_backward(
-    monotonic: bool, saved: tuple[jax.Array, ...], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array, None, None]:
+def _lattice_backward(saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, jax.Array, None, None]:
     """The share of all alignments that pass each arc, by forward and backward variables."""
     alphas, blank, emit, frame_lengths, label_lengths, log_likelihood = saved
     batch, frames, positions = blank.shape
-    end = _end(frame_lengths, label_lengths, monotonic)
+    end = frame_lengths + label_lengths  # arcs of a whole alignment
     position = jnp.arange(positions)
     at_end = position[None, :] == label_lengths[:, None]  # (B, U + 1)
 
@@ -152,16 +136,16 @@ def _lattice_backward(
             jnp.exp(alpha + through_blank - log_likelihood[:, None]),
             jnp.exp(alpha + through_emit - log_likelihood[:, None]),
         )
-        frame = number if monotonic else number - position[None, :]
+        frame = number - position[None, :]
         inside = (frame < frame_lengths[:, None]) & (position[None, :] <= label_lengths[:, None])
         beta = jnp.where(inside, jnp.logaddexp(through_blank, through_emit), IMPOSSIBLE)
         return beta, tuple(jnp.where(inside, share, 0.0) for share in shares)
 
     start = jnp.full((batch, positions), IMPOSSIBLE, jnp.float32)
-    inputs = (jnp.arange(len(alphas)), alphas, *(_to_steps(each, monotonic) for each in (blank, _pad_emit(emit))))
+    inputs = (jnp.arange(len(alphas)), alphas, _to_diagonals(blank), _to_diagonals(_pad_emit(emit)))
     _, shares = lax.scan(step, start, inputs, reverse=True)
     weight = -jnp.where(frame_lengths > 0, cotangent, 0.0)[:, None, None]
-    dblank, demit = (weight * _from_steps(share, frames, monotonic) for share in shares)
+    dblank, demit = (weight * _from_diagonals(share, frames) for share in shares)
     return dblank, demit[:, :, :-1], None, None
 
 
@@ -171,21 +155,6 @@ lattice_loss.defvjp(_lattice_forward, _lattice_backward)
 def _pad_emit(emit: jax.Array) -> jax.Array:
     """After the last position no token follows: (B, T, U) -> (B, T, U + 1)."""
     return jnp.pad(emit, ((0, 0), (0, 0), (0, 1)), constant_values=IMPOSSIBLE)
-
-
-def _end(frame_lengths: jax.Array, label_lengths: jax.Array, monotonic: bool) -> jax.Array:
-    """Arcs of a whole alignment: (B,)."""
-    return frame_lengths if monotonic else frame_lengths + label_lengths
-
-
-def _to_steps(points: jax.Array, monotonic: bool) -> jax.Array:
-    """(B, T, U + 1) -> (S, B, U + 1): the points that are reached together, by frames or by diagonals."""
-    return points.swapaxes(0, 1) if monotonic else _to_diagonals(points)
-
-
-def _from_steps(values: jax.Array, frames: int, monotonic: bool) -> jax.Array:
-    """The inverse of `_to_steps`: (S, B, U + 1) -> (B, T, U + 1)."""
-    return values.swapaxes(0, 1) if monotonic else _from_diagonals(values, frames)
 
 
 def _to_diagonals(points: jax.Array) -> jax.Array:

@@ -74,7 +74,6 @@ class Recipe:
     `dropout`: the share of what every residual module of the encoder adds that is zeroed. `gentle_steps`: SpecAugment's
     masks and dropout are nothing up to the first of these steps, counted from 1, and whole from the second on.
     `ctc_weight`: of the CTC loss beside the transducer's, of models with both heads.
-    `monotonic`: the transducer's loss knows alignments of one token a frame at most only, as greedy search finds them.
     `average`: decay of the running mean of the weights that is evaluated and stored. `joiner_bytes`: what the joiner's
     outputs may take; more are computed in pieces. `compute`: the type of kernels and, but on CPUs, activations.
     `stored`: the type in which the model is written. `checkpoint_steps`, `evaluate_steps`: how often.
@@ -90,7 +89,6 @@ class Recipe:
     gentle_steps: tuple[int, ...] = (0, 0)
     dropout: float = 0.0
     ctc_weight: float = 0.3
-    monotonic: bool = False
     average: float = 0.999
     joiner_bytes: int = 1 << 28
     compute: Literal["float32", "bfloat16"] = "float32"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import pty
+import subprocess
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,6 +56,30 @@ class FakeRecognizer:
                 timestamps=[0.5 * i for i in range(len(words))],
                 log_probs=[-0.25] * len(words),
             )
+
+
+@pytest.fixture
+def on_a_terminal() -> Callable[[list[str]], tuple[str, str]]:
+    """Runs a command whose standard error is a terminal: what it prints, and what it shows there."""
+
+    def run(command: list[str]) -> tuple[str, str]:
+        terminal, process_side = pty.openpty()
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=process_side,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        )
+        os.close(process_side)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a pseudo-terminal ends
+            while data := os.read(terminal, 65536):
+                shown += data
+        printed, _ = process.communicate(timeout=30)
+        os.close(terminal)
+        return printed.decode(), shown.decode()
+
+    return run
 
 
 @dataclasses.dataclass

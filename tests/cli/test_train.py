@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,11 @@ checkpoint_steps: 1000
 """
 
 
+JAXASR = Path(sys.executable).with_name("jaxasr")
+
+
 def jaxasr(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).with_name("jaxasr"), *map(str, arguments)]
+    command = [JAXASR, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
@@ -46,12 +51,20 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_leaves_a_model_and_is_not_begun_twice(folder: Path) -> None:
-    arguments = ("train", folder / "toy.yaml", "--data", folder / "manifest.tsv", "--output", folder / "run")
+def test_a_run_leaves_a_model_and_is_not_begun_twice(
+    folder: Path, on_a_terminal: Callable[[list[str]], tuple[str, str]]
+) -> None:
+    shutil.copy(folder / "manifest.tsv", folder / "held_out.tsv")
+    with open(folder / "manifest.tsv", "a") as manifest:
+        manifest.write("absent.wav\tAB\n0.wav\t\n")
+    data = ("--data", folder / "manifest.tsv", "--skip-bad", "--held-out", folder / "held_out.tsv")
+    arguments = ("train", folder / "toy.yaml", *data, "--output", folder / "run")
     done = jaxasr(*arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(folder / "run" / "model")
-    assert [json.loads(line)["step"] for line in (folder / "run" / "log.jsonl").read_text().splitlines()] == [1, 2]
+    assert "absent.wav" in done.stderr and "the text is empty" in done.stderr and "4 utterances" in done.stderr
+    log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [1, 2, 2] and log[2]["held_out_rate"] > 0
     described = jaxasr("info", folder / "run" / "model")
     assert described.returncode == 0 and "toy" in described.stdout
 
@@ -67,8 +80,10 @@ def test_a_run_leaves_a_model_and_is_not_begun_twice(folder: Path) -> None:
     other = jaxasr(*arguments, "--resume", "--steps", "4")
     assert other.returncode == 1 and "the data were others when this run began" in other.stderr
 
-    tuned = jaxasr(*arguments[:-1], folder / "tuned", "--init", folder / "run" / "model")
-    assert tuned.returncode == 0, tuned.stderr
+    tuned = (*arguments[:-1], folder / "tuned", "--init", folder / "run" / "model")
+    printed, shown = on_a_terminal([str(JAXASR), *map(str, tuned)])
+    assert printed.strip() == str(folder / "tuned" / "model"), shown
+    assert "training" in shown and "step 2, epoch" in shown and "x real time" in shown
 
 
 def test_what_would_be_lost_or_is_not_there(folder: Path) -> None:
@@ -90,7 +105,7 @@ def test_what_would_be_lost_or_is_not_there(folder: Path) -> None:
 def test_an_interruption_leaves_a_checkpoint_that_resumes(folder: Path, number: int, code: int) -> None:
     (folder / "toy.yaml").write_text(RECIPE.format(steps=100000))
     arguments = ["train", folder / "toy.yaml", "--data", folder / "manifest.tsv", "--output", folder / "run"]
-    command = [str(Path(sys.executable).with_name("jaxasr")), *map(str, arguments)]
+    command = [str(JAXASR), *map(str, arguments)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     log = folder / "run" / "log.jsonl"
     for _ in range(1200):

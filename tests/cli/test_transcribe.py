@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from jaxasr.errors import ModelError
 
 Run = Callable[..., Any]
 Record = Callable[..., Path]
+OnATerminal = Callable[[list[str]], tuple[str, str]]
 
 
 @pytest.fixture
@@ -301,31 +301,13 @@ def test_a_reader_that_leaves(talks: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs pseudo-terminals")
-def test_progress_on_a_terminal_leaves_standard_output_alone(talks: Path) -> None:
-    import pty
-
+def test_progress_on_a_terminal_leaves_standard_output_alone(talks: Path, on_a_terminal: OnATerminal) -> None:
     arguments = f"'transcribe', {str(talks)!r}, {str(talks / 'absent.wav')!r}, '-m', 'm'"
     program = SLOW.replace("PAUSE", "0.3").replace("ARGUMENTS", arguments)
-    terminal, process_side = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdout=subprocess.PIPE,
-        stderr=process_side,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-    )
-    os.close(process_side)
-    shown = b""
-    with contextlib.suppress(OSError):  # how a pseudo-terminal ends
-        while data := os.read(terminal, 65536):
-            shown += data
-    assert process.stdout is not None
-    printed = process.stdout.read()
-    process.wait(timeout=30)
-    os.close(terminal)
-    text = shown.decode()
-    assert printed == b"word\nword\nword\n"
-    assert "transcribing" in text and "x real time" in text and "of audio" in text
-    assert "absent.wav" in text and "Traceback" not in text
+    printed, shown = on_a_terminal([sys.executable, "-c", program])
+    assert printed == "word\nword\nword\n"
+    assert "transcribing" in shown and "x real time" in shown and "of audio" in shown
+    assert "absent.wav" in shown and "Traceback" not in shown
 
 
 def test_file_names_in_one_folder() -> None:

@@ -99,7 +99,8 @@ def test_twenty_steps_are_ten_and_ten_resumed_bit_for_bit(manifest: Path, tmp_pa
     whole = dataclasses.replace(RECIPE, steps=20, dropout=0.1, gentle_steps=(3, 15))
     straight = trainer(manifest, tmp_path / "straight", whole)
     straight.output.mkdir()
-    straight.train()
+    seen = []
+    straight.train(lambda _: seen.append(jax.device_get(straight.state["parameters"])))
 
     first = trainer(manifest, tmp_path / "pieces", dataclasses.replace(whole, checkpoint_steps=10))
     first.output.mkdir()
@@ -113,6 +114,17 @@ def test_twenty_steps_are_ten_and_ten_resumed_bit_for_bit(manifest: Path, tmp_pa
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     logged = [[row["loss"] for row in steps_of(tmp_path / name)] for name in ("straight", "pieces")]
     assert logged[0] == logged[1] and len(logged[0]) == 20
+
+    # What is written is the running mean, and the heads' losses are weighted.
+    mean = new_parameters(straight.config, whole.seed)
+    for step, parameters in enumerate(seen):
+        decay = min(whole.average, (1 + step) / (10 + step))
+        mean = jax.tree.map(lambda a, b, decay=decay: decay * a + (1 - decay) * b, mean, parameters)
+    _, written, _ = store.load(straight.output / MODEL)
+    for a, b in zip(jax.tree.leaves(mean), jax.tree.leaves(written), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-6)
+    for row in steps_of(straight.output):
+        assert row["loss"] == pytest.approx(row["transducer"] + 0.3 * row["ctc"], rel=1e-5)
 
 
 NOTHING_HIDDEN = AugmentationConfig(frequency_masks=0, time_masks=0)
@@ -158,6 +170,34 @@ def test_masks_and_dropout_begin_gently(manifest: Path, tmp_path: Path) -> None:
         run.state, facts = run._update(run.state, *batch.arrays())
         differences.append(abs(float(facts["ctc"]) - float(sums["ctc"] / sums["tokens"])))
     assert differences[0] < 1e-5 < 1e-3 < differences[1]
+
+
+def test_bfloat16_computes_what_float32_does(manifest: Path, tmp_path: Path) -> None:
+    facts = {}
+    for compute in ("float32", "bfloat16"):
+        run = trainer(manifest, tmp_path, dataclasses.replace(RECIPE, compute=compute))
+        _, batch = next(run._batches(0))
+        run.state, facts[compute] = run._update(run.state, *batch.arrays())
+        floats = [leaf for leaf in jax.tree.leaves(run.state) if leaf.dtype.kind == "f"]
+        assert {str(leaf.dtype) for leaf in floats} == {"float32"}
+    for name in ("transducer", "ctc", "gradient_norm"):
+        wide, narrow = (float(each[name]) for each in facts.values())
+        assert wide != narrow and narrow == pytest.approx(wide, rel=0.05), name
+
+
+def test_the_first_epochs_are_clean(manifest: Path, tmp_path: Path) -> None:
+    changed = AugmentationConfig(noise_probability=1.0, reverberation_probability=1.0, telephone_probability=1.0)
+    clean = AugmentationConfig(noise_probability=0.0, reverberation_probability=0.0, telephone_probability=0.0)
+    runs = [
+        trainer(manifest, tmp_path, dataclasses.replace(RECIPE, augmentation=augmentation, clean_epochs=1))
+        for augmentation in (changed, clean)
+    ]
+    same = {0: [], 1: []}
+    for (epoch, one), (_, other) in zip(*(run._batches(0) for run in runs), strict=False):
+        if epoch > 1:
+            break
+        same[epoch].append(np.array_equal(one.waveforms, other.waveforms))
+    assert same[0] and all(same[0]) and same[1] and not any(same[1])
 
 
 class _Cut(Exception):
@@ -231,9 +271,15 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(manifest: Path, tmp_path
 
 @pytest.mark.slow
 def test_a_finished_run_takes_no_further_step(manifest: Path, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(RECIPE, steps=2)
+    """Of a model with nothing but a CTC head, and by ScaledAdam."""
+    model = dataclasses.replace(RECIPE.model, transducer=None)
+    recipe = dataclasses.replace(RECIPE, steps=2, model=model, optimizer=OptimizerConfig(kind="scaled_adam"))
     done = trainer(manifest, tmp_path, recipe)
+    before = jax.device_get(done.state["parameters"])
     done.train()
+    assert all(row["loss"] == row["ctc"] > 0 for row in steps_of(tmp_path))
+    moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (before, done.averaged)), strict=True)]
+    assert 0 < max(moved) < 0.1
     shutil.rmtree(tmp_path / MODEL)  # as if the run had been stopped before it was written
     again = trainer(manifest, tmp_path, recipe)
     assert again.resume() == 2
@@ -269,12 +315,12 @@ def test_a_run_of_an_earlier_version_goes_on(manifest: Path, tmp_path: Path) -> 
     """What its recipe did not name was at its default; and how the model is searched decides nothing."""
     trainer(manifest, tmp_path).save()
     before = json.loads((tmp_path / RUN).read_text())
-    del before["recipe"]["monotonic"], before["recipe"]["data"]["repeat_share"]
+    del before["recipe"]["dropout"], before["recipe"]["data"]["repeat_share"]
     (tmp_path / RUN).write_text(json.dumps(before))
     model = dataclasses.replace(RECIPE.model, search=SearchConfig("joint", 8))
     assert trainer(manifest, tmp_path, dataclasses.replace(RECIPE, model=model)).resume() == 0
-    with pytest.raises(TrainingError, match="the recipe's monotonic were others"):
-        trainer(manifest, tmp_path, dataclasses.replace(RECIPE, monotonic=True)).resume()
+    with pytest.raises(TrainingError, match="the recipe's dropout were others"):
+        trainer(manifest, tmp_path, dataclasses.replace(RECIPE, dropout=0.1)).resume()
 
 
 def test_resuming_nothing_says_so(manifest: Path, tmp_path: Path) -> None:

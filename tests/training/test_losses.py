@@ -84,19 +84,6 @@ def all_alignments(log_probs: np.ndarray, labels: np.ndarray, blank: int) -> flo
     return -total
 
 
-def monotonic_alignments(log_probs: np.ndarray, labels: np.ndarray, blank: int) -> float:
-    """Minus the log of the sum over every choice of frames that emit the labels, one each; all others are blank."""
-    total = -np.inf
-    for emitting in itertools.combinations(range(len(log_probs)), len(labels)):
-        score, position = 0.0, 0
-        for frame, points in enumerate(log_probs):
-            emits = frame in emitting
-            score += points[position, labels[position] if emits else blank]
-            position += emits
-        total = np.logaddexp(total, score)
-    return -total
-
-
 def forward_backward(log_probs: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
     """Graves' equations written out, float64: the loss and its gradient by the logits (T, U + 1, V)."""
     frames, positions, _ = log_probs.shape
@@ -122,76 +109,34 @@ def forward_backward(log_probs: np.ndarray, labels: np.ndarray) -> tuple[float, 
     return -likelihood, gradient
 
 
-@functools.partial(jax.jit, static_argnames=("join", "blank_id", "frames_at_once", "monotonic"))
+@functools.partial(jax.jit, static_argnames=("join", "blank_id", "frames_at_once"))
 def value_and_gradients(
     given: Problem,
     join: Callable[[jax.Array, jax.Array], jax.Array] = add,
     blank_id: int = 0,
     frames_at_once: int | None = None,
-    monotonic: bool = False,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """The losses of all rows, and the gradients by projected and predicted of their sum, row r weighted by r + 1."""
 
     def objective(projected: jax.Array, predicted: jax.Array) -> tuple[jax.Array, jax.Array]:
-        each = transducer_loss(
-            join,
-            projected,
-            predicted,
-            *given[2:],
-            blank_id=blank_id,
-            frames_at_once=frames_at_once,
-            monotonic=monotonic,
-        )
+        each = transducer_loss(join, projected, predicted, *given[2:], blank_id=blank_id, frames_at_once=frames_at_once)
         return ((1.0 + jnp.arange(len(each))) * each).sum(), each
 
     (_, each), gradients = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(*given[:2])
     return each, gradients
 
 
-SUMS = {
-    "usual": (all_alignments, [(1, 0), (1, 3), (5, 0), (2, 1), (3, 4), (6, 3), (4, 4), (5, 2)]),
-    "monotonic": (monotonic_alignments, [(1, 0), (1, 1), (5, 0), (2, 1), (4, 3), (6, 3), (4, 4), (5, 2)]),
-}
-
-
 @pytest.mark.parametrize("blank", [0, 3])
-@pytest.mark.parametrize("kind", SUMS)
-def test_transducer_loss_sums_all_alignments(kind: str, blank: int) -> None:
-    alignments, sizes = SUMS[kind]
+def test_transducer_loss_sums_all_alignments(blank: int) -> None:
+    sizes = [(1, 0), (1, 3), (5, 0), (2, 1), (3, 4), (6, 3), (4, 4), (5, 2)]
     given = problem([t for t, _ in sizes], [u for _, u in sizes], vocabulary=4, seed=blank)
     given = given._replace(labels=(given.labels + blank) % 4)  # any but the blank
     expected = [
-        alignments(row_log_probs(given, row), given.labels[row, :labels], blank)
+        all_alignments(row_log_probs(given, row), given.labels[row, :labels], blank)
         for row, (_, labels) in enumerate(sizes)
     ]
-    result, _ = value_and_gradients(given, blank_id=blank, monotonic=kind == "monotonic")
+    result, _ = value_and_gradients(given, blank_id=blank)
     np.testing.assert_allclose(result, expected, rtol=2e-6)
-
-
-def test_monotonic_gradients_are_differences() -> None:
-    """By central differences of the sum over alignments, in float64, on every logit of a small lattice."""
-    given = problem([5, 3], [3, 1], vocabulary=4, seed=2)
-    _, gradients = value_and_gradients(given, monotonic=True)
-    for row, (frames, labels) in enumerate(zip(given.frame_lengths, given.label_lengths, strict=True)):
-
-        def loss(moved: Problem, row: int = row, labels: int = labels) -> float:
-            return monotonic_alignments(row_log_probs(moved, row), moved.labels[row, :labels], 0)
-
-        for name, gradient, size in (("projected", gradients[0], frames), ("predicted", gradients[1], labels + 1)):
-            values = getattr(given, name).astype(np.float64)
-            for place in np.ndindex(size, 4):
-                step = np.zeros_like(values)
-                step[(row, *place)] = 1e-4
-                up, down = (loss(given._replace(**{name: values + sign * step})) for sign in (1, -1))
-                assert gradient[(row, *place)] == pytest.approx((row + 1) * (up - down) / 2e-4, abs=2e-5)
-    assert not gradients[0][1, 3:].any() and not gradients[1][1, 2:].any()
-
-
-def test_a_monotonic_row_with_more_tokens_than_frames_costs_nothing() -> None:
-    given = problem([3, 3], [4, 3], vocabulary=5)
-    loss, gradients = value_and_gradients(given, monotonic=True)
-    assert loss[0] == 0 and loss[1] > 0
-    assert not gradients[0][0].any() and not gradients[1][0].any() and gradients[0][1].any()
 
 
 MEDIUM = problem([40, 23, 1], [12, 5, 9], vocabulary=30)
@@ -332,11 +277,9 @@ def test_certain_and_impossible_steps_stay_finite() -> None:
     np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
-def plain_loss(
-    blank: jax.Array, emit: jax.Array, frame_lengths: jax.Array, label_lengths: jax.Array, monotonic: bool = False
-) -> jax.Array:
+def plain_loss(blank: jax.Array, emit: jax.Array, frame_lengths: jax.Array, label_lengths: jax.Array) -> jax.Array:
     """`lattice_loss` with the gradient that JAX derives from its forward pass."""
-    return losses._lattice_forward(blank, emit, frame_lengths, label_lengths, monotonic)[0]
+    return losses._lattice_forward(blank, emit, frame_lengths, label_lengths)[0]
 
 
 def lattice(batch: int, frames: int, labels: int) -> tuple[jax.Array, ...]:
@@ -352,10 +295,9 @@ def gradient_of(loss: Callable[..., jax.Array]) -> Callable[..., Any]:
     return jax.grad(lambda *arguments: loss(*arguments).sum(), argnums=(0, 1))
 
 
-@pytest.mark.parametrize("monotonic", [False, True])
-def test_the_lattices_gradient_is_that_of_its_forward_pass(monotonic: bool) -> None:
+def test_the_lattices_gradient_is_that_of_its_forward_pass() -> None:
     arguments = lattice(3, 17, 6)
-    gradients = (gradient_of(loss)(*arguments, monotonic) for loss in (lattice_loss, plain_loss))
+    gradients = (gradient_of(loss)(*arguments) for loss in (lattice_loss, plain_loss))
     for own, derived in zip(*gradients, strict=True):
         np.testing.assert_allclose(own, derived, atol=2e-5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -30,13 +31,29 @@ else:
 """
 
 
+# Takes espeak-ng's and writes 3,000 samples a word at 100 words a minute; knows English voices only.
+ESPEAK = """#!{python}
+import re, struct, sys
+markup, _, voice, _, pitch, _, pace, output, text = sys.argv[1:]
+if (markup, output) != ("-m", "--stdout") or not 0 <= int(pitch) <= 99 or not voice.startswith("en"):
+    print("Error: The specified voice does not exist.", file=sys.stderr)
+    sys.exit(1)
+words = len(re.sub("<[^>]*>", "", text).split())
+data = bytes(2 * (300000 // int(pace)) * words)
+form = (16, 1, 1, 22050, 44100, 2, 16, b"data", len(data))
+header = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 36 + len(data), b"WAVEfmt ", *form)
+sys.stdout.buffer.write(header + data)
+"""
+
+
 @pytest.fixture
-def flite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "bin" / "flite"
-    program.parent.mkdir()
-    program.write_text(FLITE.format(python=sys.executable))
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent))
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in (("flite", FLITE), ("espeak-ng", ESPEAK)):
+        (folder / name).write_text(text.format(python=sys.executable))
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +76,16 @@ def test_texts_say_every_letter_digit_and_month() -> None:
     assert said >= {*synthesis.LETTERS, *synthesis.DIGITS, *synthesis.MONTHS, *synthesis.COMMANDS, "OH", "THIRTIETH"}
 
 
-@pytest.mark.usefixtures("flite")
+@pytest.mark.usefixtures("programs")
+def test_espeak_says_letters_by_name_at_a_pace() -> None:
+    for pace in (100, 150):
+        seconds = len(synthesis.say("A BEE", "en-gb+f2", words_per_minute=pace)) / 16000
+        assert seconds == pytest.approx(2 * (300000 // pace) / 22050, abs=1e-3)
+    with pytest.raises(TrainingError, match="espeak-ng does not say 'A' as xx: Error: The specified voice"):
+        synthesis.say("A", "xx")
+
+
+@pytest.mark.usefixtures("programs")
 def test_flite_says_letters_by_name(tmp_path: Path) -> None:
     # "ay b", 4 letters with the space, at 8 kHz.
     assert synthesis.say_by_flite("A B").shape == (2 * 4000,)
@@ -70,14 +96,16 @@ def test_flite_says_letters_by_name(tmp_path: Path) -> None:
         synthesis.say_by_flite("A", "broken")
 
 
-@pytest.mark.usefixtures("flite")
-def test_a_corpus_is_a_function_of_its_seed(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("programs")
+@pytest.mark.parametrize("program", ["espeak-ng", "flite"])
+def test_a_corpus_is_a_function_of_its_seed(tmp_path: Path, program: Literal["espeak-ng", "flite"]) -> None:
     one, same, other = (
-        synthesis.write_corpus(tmp_path / name, 6, seed, "flite") for name, seed in (("a", 3), ("b", 3), ("c", 4))
+        synthesis.write_corpus(tmp_path / name, 6, seed, program) for name, seed in (("a", 3), ("b", 3), ("c", 4))
     )
     utterances = read_manifest(one, {"split": ["train"]})
-    speakers = {each.columns["speaker"] for each in utterances}
-    assert len(utterances) == 6 and 1 < len(speakers) and speakers <= set(synthesis.FLITE_VOICES)
+    speakers = {each.columns["speaker"].split("+")[0] for each in utterances}
+    known = synthesis.FLITE_VOICES if program == "flite" else synthesis.VOICES
+    assert len(utterances) == 6 and 1 < len(speakers) and speakers <= set(known)
     assert [duration(each) for each in utterances] == [duration(each) for each in read_manifest(same)]
     assert one.read_text() == same.read_text() != other.read_text()
 
