@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxasr.layers.products import batched_product
 
@@ -34,9 +35,7 @@ def relative_bias(queries: jax.Array, encoded: jax.Array, keys: int) -> jax.Arra
     Query i's key j has row T - 1 - i + j of `encoded`. The rows are laid out by query and key once for the whole batch
     and multiplied channel by channel, p being small: scores of all offsets, twice as many, never exist.
     """
-    steps = queries.shape[2]
-    rows = (steps - 1 - jnp.arange(steps))[:, None] + jnp.arange(keys)
-    table = encoded.swapaxes(1, 2)[..., rows]  # (heads, p, T, keys)
+    table = _by_query(encoded.swapaxes(1, 2), queries.shape[2], keys)  # (heads, p, T, keys)
     return sum(queries[..., channel, None] * table[None, :, channel] for channel in range(table.shape[1]))
 
 
@@ -61,8 +60,46 @@ def _relative_bias_backward(
 relative_bias.defvjp(_relative_bias_forward, _relative_bias_backward)
 
 
+def _by_query(rows: jax.Array, steps: int, keys: int) -> jax.Array:
+    """(..., keys + T - 1) -> (..., T, keys): entry (i, j) is that of column T - 1 - i + j. T: `steps`."""
+
+    def gathered(rows: jax.Array) -> jax.Array:
+        return rows[..., (steps - 1 - jnp.arange(steps))[:, None] + jnp.arange(keys)]
+
+    def moved(rows: jax.Array) -> jax.Array:
+        laid_out = jnp.broadcast_to(rows[..., None, :], (*rows.shape[:-1], steps, rows.shape[-1]))
+        return _moved(laid_out, jnp.arange(steps))[..., steps - 1 :]
+
+    return lax.platform_dependent(rows, tpu=moved, default=gathered)
+
+
 def _by_offset(scores: jax.Array) -> jax.Array:
-    """(..., T, keys) -> (..., T, keys + T - 1): entry (i, j) moves to column T - 1 - i + j, zeros around it.
+    """(..., T, keys) -> (..., T, keys + T - 1): entry (i, j) moves to column T - 1 - i + j, zeros around it."""
+
+    def moved(scores: jax.Array) -> jax.Array:
+        steps = scores.shape[-2]
+        padded = jnp.pad(scores, ((0, 0),) * (scores.ndim - 1) + ((0, steps - 1),))
+        return _moved(padded, steps - 1 - jnp.arange(steps))
+
+    return lax.platform_dependent(scores, tpu=moved, default=_by_offset_in_memory)
+
+
+def _moved(x: jax.Array, places: jax.Array) -> jax.Array:
+    """x (..., T, W) with row i moved right by places[i] < T, zeros behind it.
+
+    All rows move by powers of two, and each keeps the moves of its number's bits: whole arrays in their tiles, where a
+    gather or other rows of the same memory would take TPUs apart (docs/decisions.md).
+    """
+    size = 1
+    while size < x.shape[-2]:
+        further = jnp.pad(x[..., :-size], ((0, 0),) * (x.ndim - 1) + ((size, 0),))
+        x = jnp.where((places & size > 0)[:, None], further, x)
+        size *= 2
+    return x
+
+
+def _by_offset_in_memory(scores: jax.Array) -> jax.Array:
+    """`_by_offset` where memory is a line.
 
     Rows that are one entry too long, written one after another and read back at their right length, are each shifted by
     one more place than the row above; the rows are upside down for it, since the last one is not shifted.

@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 import soundfile
 
 import jaxasr
+from golden_models import Golden
 from jaxasr import store
 from jaxasr.encoders.zipformer import ZipformerConfig
 from jaxasr.errors import TrainingError
@@ -300,6 +302,24 @@ def test_a_model_in_16_bits_is_tuned_in_32(manifest: Path, tmp_path: Path) -> No
     run = Trainer(RECIPE, config, narrow, TOKENS, Corpus(good, DATA), tmp_path)
     floats = [leaf for leaf in jax.tree.leaves(run.state) if leaf.dtype.kind == "f"]
     assert {str(leaf.dtype) for leaf in floats} == {"float32"}
+
+
+@pytest.mark.slow
+def test_a_converted_model_is_tuned(goldens: Callable[[str], Golden], shared: Path, tmp_path: Path) -> None:
+    golden = goldens("zipformer-streaming-tiny")
+    rows = [f"{shared}/golden/audio/{clip}.wav\tTHE SO" for clip in ("digits_a", "espeak_sentence")]
+    (tmp_path / "manifest.tsv").write_text("\n".join(["path\ttext", *rows]) + "\n")
+    data = DataConfig(bucket_seconds=(10.0,), batch_seconds=20.0)
+    recipe = dataclasses.replace(RECIPE, steps=6, model=None, data=data, augmentation=NOTHING_HIDDEN)
+    good, bad = check(read_manifest(tmp_path / "manifest.tsv"), Encoder(golden.tokens), data)
+    assert not bad
+    run = Trainer(recipe, golden.config, golden.params, golden.tokens, Corpus(good, data), tmp_path)
+    run.train()
+    first, *_, last = (row["loss"] for row in steps_of(tmp_path))
+    assert last < 0.8 * first
+    config, tuned, tokens = store.load(tmp_path / MODEL)
+    assert (config, tokens.pieces) == (golden.config, golden.tokens.pieces)
+    assert jax.tree.structure(tuned) == jax.tree.structure(golden.params)
 
 
 @pytest.mark.parametrize("change", [{"seed": 9}, {"data": dataclasses.replace(DATA, batch_seconds=10.0)}])
