@@ -18,7 +18,7 @@ import numpy as np
 from jaxasr.convert import named_configs
 from jaxasr.features.kaldi import fbank
 from jaxasr.loading import load_model
-from jaxasr.model import Skeleton
+from jaxasr.model import HeadName, Skeleton
 from jaxasr.recognizer import Recognizer
 from jaxasr.speechlike import speechlike
 from jaxasr.store import read_config
@@ -32,6 +32,8 @@ def measure(
     model: str | None = None,
     *,
     dtype: str = "float32",
+    head: HeadName | None = None,
+    beam: int | None = None,
     sizes: tuple[tuple[int, float], ...] = SIZES,
     repeats: int = 5,
     parts: bool = True,
@@ -39,10 +41,12 @@ def measure(
     """Real-time factors (audio seconds a second) of `model`: a directory, a published name, or a name of configs/.
 
     A name of configs/ (by default that of reazonspeech-k2-v2) is built with random weights, which costs the same as
-    trained ones. Medians of `repeats` runs after one warm-up. `parts`: also features, encoder and search alone.
+    trained ones. `head`, `beam`: as `load_model` takes them. Medians of `repeats` runs after one warm-up. `parts`: also
+    features, encoder and search alone.
     """
     name = model or DEFAULT
-    recognizer = random_recognizer(name, dtype) if name in named_configs() else load_model(name, dtype=dtype)
+    make = random_recognizer if name in named_configs() else load_model
+    recognizer = make(name, dtype=dtype, head=head, beam=beam)
     rows = []
     for clips, seconds in sizes:
         rows.append(_size(recognizer, clips, seconds, repeats, parts))
@@ -63,8 +67,11 @@ def measure(
     }
 
 
-def random_recognizer(name: str, dtype: str = "float32", seed: int = 0) -> Recognizer:
-    """A recognizer of the named configuration with random weights, small enough that activations stay finite."""
+def random_recognizer(name: str, *, seed: int = 0, **options: Any) -> Recognizer:
+    """A recognizer of the named configuration with random weights, small enough that activations stay finite.
+
+    `options`: as `Recognizer` takes them.
+    """
     config = read_config(named_configs()[name])
     generator = np.random.default_rng(seed)
 
@@ -73,7 +80,7 @@ def random_recognizer(name: str, dtype: str = "float32", seed: int = 0) -> Recog
 
     params = jax.tree.map(fill, Skeleton(config).parameters)
     pieces = tuple(f"<{i}>" for i in range(config.vocabulary_size))
-    return Recognizer(config, params, TokenTable(pieces), dtype=dtype)
+    return Recognizer(config, params, TokenTable(pieces), **options)
 
 
 def _size(recognizer: Recognizer, clips: int, seconds: float, repeats: int, parts: bool) -> dict[str, Any]:

@@ -38,7 +38,7 @@ audio = [speechlike(options.seconds, seed) for seed in range(options.clips)]
 
 def load() -> Recognizer:
     if options.model in named_configs():
-        return random_recognizer(options.model, options.dtype)
+        return random_recognizer(options.model, dtype=options.dtype)
     # Without the model's own silence: every engine gets the same sound.
     return load_model(options.model, dtype=options.dtype, pad_before=0.0, pad_after=0.0)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jaxasr.cli.info import fact_lines
-from jaxasr.cli.options import DtypeOption
+from jaxasr.cli.options import BeamOption, DtypeOption, HeadOption
 
 EXAMPLE = "Example: jaxasr bench --model model/ --dtype bfloat16"
 
@@ -25,12 +25,14 @@ def bench(
         ),
     ] = None,
     dtype: DtypeOption = "float32",
+    head: HeadOption = None,
+    beam: BeamOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure how fast a model transcribes on this machine, with the programs compiled and the memory used."""
     from jaxasr import benchmark
 
-    facts = benchmark.measure(model, dtype=dtype)
+    facts = benchmark.measure(model, dtype=dtype, head=head, beam=beam)
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
         return
