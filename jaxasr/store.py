@@ -15,8 +15,8 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,8 @@ def save(
     target = Path(directory)
     if target.exists() and not overwrite:
         raise ModelError(f"{target} exists: choose another folder or give --overwrite")
+    if overwrite and target.exists() and target.samefile(os.curdir):
+        raise ModelError(f"{target} is the folder that you are in: go elsewhere to overwrite it")
     if overwrite and target.exists() and not is_model_directory(target):
         raise ModelError(f"{target} exists and is no model directory: --overwrite will not remove it")
     with _writing(target) as folder:
@@ -94,9 +96,8 @@ def save(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         # One array at a time: by default Orbax holds a second copy of everything until it is written.
         handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=SAVE_CONCURRENT_GB)
-        # In a thread, where no signal interrupts Orbax: its own threads would write on while the folder is removed.
-        with ocp.Checkpointer(handler) as checkpointer, ThreadPoolExecutor(1) as pool:
-            pool.submit(checkpointer.save, (folder / PARAMS).absolute(), args=ocp.args.PyTreeSave(params)).result()
+        with ocp.Checkpointer(handler) as checkpointer:
+            _uninterrupted(checkpointer.save, (folder / PARAMS).absolute(), args=ocp.args.PyTreeSave(params))
         count = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
         (folder / CARD).write_text(card.text(config, count), encoding="utf-8")
         manifest = {
@@ -237,16 +238,31 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def _uninterrupted(call: Callable[..., None], *arguments: Any, **options: Any) -> None:
+    """Run `call` where no signal reaches it; an interruption is raised when it has ended.
+
+    For Orbax, whose own threads would write on while what was written is removed.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(call, *arguments, **options)
+        try:
+            running.result()
+        finally:
+            while not running.done():  # interrupted, perhaps again and again
+                with contextlib.suppress(KeyboardInterrupt):
+                    wait([running])
+
+
 @contextlib.contextmanager
 def _writing(target: Path) -> Iterator[Path]:
     """A temporary sibling that becomes `target` on success and vanishes on any failure, Ctrl-C included."""
-    whole = Path(os.path.abspath(target))  # also "." has a name and siblings
-    folder = whole.with_name(f".{whole.name}.{secrets.token_hex(6)}")
+    whole = Path(os.path.abspath(target))
+    folder, before = (whole.with_name(f".{whole.name}.{secrets.token_hex(6)}") for _ in range(2))
     try:
         folder.mkdir(parents=True)
         yield folder
         if whole.exists():
-            shutil.rmtree(whole)
+            whole.rename(before)
         folder.rename(whole)
     except OSError as error:
         raise ModelError(f"{target} cannot be written ({error.strerror or error})") from None
@@ -254,7 +270,10 @@ def _writing(target: Path) -> Iterator[Path]:
         reason = os.strerror(errno.ENOSPC) if os.strerror(errno.ENOSPC) in str(error) else first_line(error)
         raise ModelError(f"{target} cannot be written ({reason})") from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if before.exists() and not whole.exists():
+            before.rename(whole)
+        for left in (before, folder):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

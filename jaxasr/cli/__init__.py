@@ -62,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     log_to_stderr()
+    if not debugging() and sys.unraisablehook is sys.__unraisablehook__:
+        # Callbacks of Orbax' threads, when a write has failed and its event loop is gone: the failure itself is told.
+        sys.unraisablehook = lambda _: None
     _stopped_by.clear()
     if threading.current_thread() is threading.main_thread():
         # What is half written is cleaned up, also when a scheduler ends the process.

@@ -237,6 +237,9 @@ class Trainer:
         try:
             with writing(self.output / RUN) as write:
                 write(json.dumps(self._identity(), indent=1) + "\n")
+        except ConfigError as error:
+            raise TrainingError(str(error)) from None
+        try:
             with self._checkpoints() as manager:
                 manager.save(int(self.state["step"]), args=ocp.args.StandardSave(self.state))
                 manager.wait_until_finished()
@@ -330,7 +333,7 @@ class Trainer:
         try:  # what a run of an earlier version does not name was at its default
             before["recipe"] = _deciding(from_mapping(Recipe, {"steps": 1, **before["recipe"]}, str(self.output / RUN)))
         except ConfigError:
-            pass  # of a later version, with what this one does not know
+            pass  # of another version, with what this one does not know
         changed = [f"the recipe's {key}" for key in now["recipe"] if now["recipe"][key] != before["recipe"].get(key)]
         changed += ["the data"] * (now["data"] != before["data"])
         changed += [f"the number of devices ({before['devices']})"] * (now["devices"] != before["devices"])
@@ -381,12 +384,14 @@ class _Log:
     def __init__(self, path: Path, done: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and done else []
         kept = [line for line in lines if _step_of(line) <= done]
-        with writing(path) as write:
-            write("".join(f"{line}\n" for line in kept))
         try:
+            with writing(path) as write:
+                write("".join(f"{line}\n" for line in kept))
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             raise TrainingError(f"{path}: cannot be written ({error.strerror})") from None
+        except ConfigError as error:
+            raise TrainingError(str(error)) from None
 
     def write(self, facts: dict[str, Any]) -> None:
         try:

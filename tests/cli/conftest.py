@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import pty
 import subprocess
+import threading
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,6 +62,8 @@ class FakeRecognizer:
 def on_a_terminal() -> Callable[[list[str]], tuple[str, str]]:
     """Runs a command whose standard error is a terminal: what it prints, and what it shows there."""
 
+    pty = pytest.importorskip("pty")
+
     def run(command: list[str]) -> tuple[str, str]:
         terminal, process_side = pty.openpty()
         process = subprocess.Popen(
@@ -71,11 +73,14 @@ def on_a_terminal() -> Callable[[list[str]], tuple[str, str]]:
             env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
         )
         os.close(process_side)
+        limit = threading.Timer(600, process.kill)
+        limit.start()
         shown = b""
         with contextlib.suppress(OSError):  # how a pseudo-terminal ends
             while data := os.read(terminal, 65536):
                 shown += data
-        printed, _ = process.communicate(timeout=30)
+        printed, _ = process.communicate()
+        limit.cancel()
         os.close(terminal)
         return printed.decode(), shown.decode()
 

@@ -26,6 +26,23 @@ def python(program: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, **kwargs)
 
 
+@pytest.mark.parametrize(("value", "heard"), [("", False), ("1", True)])
+def test_what_cannot_be_raised_is_told_when_debugging_only(value: str, heard: bool) -> None:
+    program = """
+from jaxasr.cli import main
+class Late:
+    def __del__(self):
+        raise RuntimeError("Event loop is closed")
+try:
+    main(["--version"])
+finally:
+    late = Late()
+    del late
+"""
+    result = python(program, env={**os.environ, "JAXASR_DEBUG": value})
+    assert result.returncode == 0 and ("Event loop is closed" in result.stderr) == heard
+
+
 @pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["transcribe", "--help"], ["transcribe"]])
 def test_help_and_usage_import_no_jax(arguments: list[str]) -> None:
     program = f"""

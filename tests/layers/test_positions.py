@@ -46,16 +46,15 @@ def test_scores_meet_the_offset_between_key_and_query(steps: int, cached: int) -
 
 
 @pytest.mark.parametrize(("steps", "keys"), [(1, 1), (2, 3), (7, 7), (8, 11), (16, 16), (5, 30)])
-def test_moves_of_powers_of_two_are_what_memory_gives(steps: int, keys: int) -> None:
-    """TPUs take the moves, which lax.platform_dependent would choose for them."""
-    scores = jnp.asarray(np.random.default_rng(2).standard_normal((2, steps, keys)))
-    padded = jnp.pad(scores, ((0, 0), (0, 0), (0, steps - 1)))
-    moved = positions._moved(padded, steps - 1 - jnp.arange(steps))
-    np.testing.assert_array_equal(moved, positions._by_offset(scores))
-    row = jnp.asarray(np.random.default_rng(3).standard_normal((2, keys + steps - 1)))
-    laid_out = jnp.broadcast_to(row[:, None], (2, steps, keys + steps - 1))
-    by_query = positions._moved(laid_out, jnp.arange(steps))[..., steps - 1 :]
-    np.testing.assert_array_equal(by_query, positions._by_query(row, steps, keys))
+def test_what_tpus_do_is_what_others_do(steps: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    scores = jnp.asarray(rng.standard_normal((2, steps, keys)))
+    row = jnp.asarray(rng.standard_normal((2, keys + steps - 1)))
+    others = positions._by_offset(scores), positions._by_query(row, steps, keys)
+    monkeypatch.setattr(positions.lax, "platform_dependent", lambda x, *, tpu, default: tpu(x))
+    tpus = positions._by_offset(scores), positions._by_query(row, steps, keys)
+    for one, other in zip(tpus, others, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_row_of_a_key_encodes_its_offset() -> None:

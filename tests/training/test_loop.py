@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -10,7 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -249,19 +250,36 @@ def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_the_checkpoint(mani
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(again.state["parameters"]))
 
 
+@contextlib.contextmanager
+def limited_files(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_log_that_cannot_be_written_is_named_and_leaves_no_checkpoint(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / LOG).mkdir()
+    with pytest.raises(TrainingError, match=f"{LOG}: cannot be written"):
+        trainer(manifest, tmp_path).train()
+    assert [path.name for path in tmp_path.iterdir()] == [LOG]
+
+
 def test_a_full_disk_leaves_the_checkpoint_before_whole(manifest: Path, tmp_path: Path) -> None:
     run = trainer(manifest, tmp_path)
     run.save()
     run.state["step"] = run.state["step"] + 1
-    # A limit on the size of files stands for the full disk: it needs no rights and fails the same call.
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-    try:
-        with pytest.raises(TrainingError, match="cannot be written .*; make room and --resume") as told:
+    named = (tmp_path / RUN).read_text()
+    # A limit on the size of files stands for the full disk: it needs no rights and fails the same calls.
+    for limit, name in ((1000, RUN), (max(10000, 2 * len(named)), "checkpoints")):
+        with limited_files(limit), pytest.raises(TrainingError, match="cannot be written") as told:
             run.save()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "\n" not in str(told.value)
+        assert str(told.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(told.value)
+        assert (tmp_path / RUN).read_text() == named
+    assert "make room and --resume" in str(told.value)
     again = trainer(manifest, tmp_path)
     assert again.resume() == 0
     for a, b in zip(jax.tree.leaves(run.state["parameters"]), jax.tree.leaves(again.state["parameters"]), strict=True):
