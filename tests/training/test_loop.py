@@ -268,6 +268,7 @@ def test_a_log_that_cannot_be_written_is_named_and_leaves_no_checkpoint(manifest
     assert [path.name for path in tmp_path.iterdir()] == [LOG]
 
 
+@pytest.mark.filterwarnings("ignore:Exception ignored")  # of Orbax' threads; the command line keeps them from users
 def test_a_full_disk_leaves_the_checkpoint_before_whole(manifest: Path, tmp_path: Path) -> None:
     run = trainer(manifest, tmp_path)
     run.save()
@@ -375,7 +376,7 @@ def test_warm_up_and_cosine() -> None:
 def test_two_devices_train_as_one(manifest: Path, tmp_path: Path) -> None:
     """In a process of its own, where the CPU is two devices."""
     script = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]!r}
 from pathlib import Path
 import jax, numpy as np
 from test_loop import *
