@@ -81,12 +81,13 @@ def save(
     import orbax.checkpoint as ocp
 
     target = Path(directory)
-    if target.exists() and not overwrite:
-        raise ModelError(f"{target} exists: choose another folder or give --overwrite")
-    if overwrite and target.exists() and target.samefile(os.curdir):
-        raise ModelError(f"{target} is the folder that you are in: go elsewhere to overwrite it")
-    if overwrite and target.exists() and not is_model_directory(target):
-        raise ModelError(f"{target} exists and is no model directory: --overwrite will not remove it")
+    if target.exists():
+        if not overwrite:
+            raise ModelError(f"{target} exists: choose another folder or give --overwrite")
+        if target.samefile(os.curdir):
+            raise ModelError(f"{target} is the folder that you are in: go elsewhere to overwrite it")
+        if not is_model_directory(target):
+            raise ModelError(f"{target} exists and is no model directory: --overwrite will not remove it")
     with _writing(target) as folder:
         (folder / CONFIG).write_text(_yaml(config), encoding="utf-8")
         tokens.write(folder / TOKENS)

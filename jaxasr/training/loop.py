@@ -234,11 +234,7 @@ class Trainer:
         """Write a checkpoint; the one before stays until this one is whole."""
         import orbax.checkpoint as ocp
 
-        try:
-            with writing(self.output / RUN) as write:
-                write(json.dumps(self._identity(), indent=1) + "\n")
-        except ConfigError as error:
-            raise TrainingError(str(error)) from None
+        _replace(self.output / RUN, json.dumps(self._identity(), indent=1) + "\n")
         try:
             with self._checkpoints() as manager:
                 manager.save(int(self.state["step"]), args=ocp.args.StandardSave(self.state))
@@ -378,20 +374,26 @@ def require_checkpoint(output: Path) -> None:
         raise TrainingError(f"{output}: holds no checkpoint to resume; leave out --resume")
 
 
+def _replace(path: Path, text: str) -> None:
+    """Write a file of a run, whole or not at all; TrainingError, since a ConfigError would mean a bad recording."""
+    try:
+        with writing(path) as write:
+            write(text)
+    except ConfigError as error:
+        raise TrainingError(str(error)) from None
+
+
 class _Log:
     """Lines of JSON, one a step and one a score; a resumed run drops those behind its checkpoint."""
 
     def __init__(self, path: Path, done: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and done else []
         kept = [line for line in lines if _step_of(line) <= done]
+        _replace(path, "".join(f"{line}\n" for line in kept))
         try:
-            with writing(path) as write:
-                write("".join(f"{line}\n" for line in kept))
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             raise TrainingError(f"{path}: cannot be written ({error.strerror})") from None
-        except ConfigError as error:
-            raise TrainingError(str(error)) from None
 
     def write(self, facts: dict[str, Any]) -> None:
         try:

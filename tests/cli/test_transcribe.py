@@ -300,7 +300,6 @@ def test_a_reader_that_leaves(talks: Path) -> None:
     assert (process.stderr.read(), process.wait(timeout=30)) == (b"", 141)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs pseudo-terminals")
 def test_progress_on_a_terminal_leaves_standard_output_alone(talks: Path, on_a_terminal: OnATerminal) -> None:
     arguments = f"'transcribe', {str(talks)!r}, {str(talks / 'absent.wav')!r}, '-m', 'm'"
     program = SLOW.replace("PAUSE", "0.3").replace("ARGUMENTS", arguments)
