@@ -35,7 +35,6 @@ from jaxasr.text.tokens import TokenTable
 from jaxasr.training.augmentation import AugmentationConfig
 from jaxasr.training.data import Corpus, DataConfig, check
 from jaxasr.training.loop import LOG, MODEL, RUN, Trainer, losses, new_parameters, with_vocabulary
-from jaxasr.training.optimizers import warmup_cosine
 from jaxasr.training.recipe import OptimizerConfig, Recipe
 
 RATE = 16000
@@ -365,11 +364,6 @@ def test_a_run_of_an_earlier_version_goes_on(manifest: Path, tmp_path: Path) -> 
 def test_resuming_nothing_says_so(manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no checkpoint"):
         trainer(manifest, tmp_path).resume()
-
-
-def test_warm_up_and_cosine() -> None:
-    schedule = warmup_cosine(1.0, 10, 110, 0.1)
-    assert [round(float(schedule(step)), 4) for step in (0, 5, 10, 60, 110)] == [0.0, 0.5, 1.0, 0.55, 0.1]
 
 
 @pytest.mark.slow
