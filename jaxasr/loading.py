@@ -56,7 +56,8 @@ def load_model(
     directory = _embedded() if name_or_path is None else locate(name_or_path, precision)
     stored = store.open_model(directory, verify=verify)
     params: Future[dict[str, Any]] = Future()
-    reader = threading.Thread(target=_fulfil, args=(params, stored, verify), name="jaxasr-params", daemon=True)
+    # No daemon: a process that ends while TensorStore reads would abort.
+    reader = threading.Thread(target=_fulfil, args=(params, stored, verify), name="jaxasr-params")
     reader.start()
     if not lazy:
         params.result()

@@ -72,7 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored, in the background
             signal.signal(signal.SIGINT, _stop)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(_exit_code(lambda: app(arguments or ["--help"], prog_name="jaxasr", standalone_mode=False)))
+    code = _exit_code(lambda: app(arguments or ["--help"], prog_name="jaxasr", standalone_mode=False))
+    # A recording may be refused while the model is still being read; Python would shut down what reads it.
+    for thread in threading.enumerate():
+        if thread.name == "jaxasr-params":
+            with contextlib.suppress(KeyboardInterrupt):
+                thread.join()
+    sys.exit(code)
 
 
 _stopped_by: list[int] = []  # signals that asked the process to end

@@ -137,6 +137,29 @@ def test_debugging_shows_the_traceback() -> None:
     assert debugged.stderr.splitlines()[-1] == plain.stderr.strip()
 
 
+def test_a_refused_recording_waits_for_the_model_to_be_read(tmp_path: Path) -> None:
+    """Python that shuts down while TensorStore reads may abort."""
+    (tmp_path / "bad.wav").write_bytes(b"RIFF nothing")
+    program = """
+import time
+from jaxasr import store
+from jaxasr.cli import main
+read = store.StoredModel.params
+def slow(*arguments, **options):
+    time.sleep(3)
+    params = read(*arguments, **options)
+    open("read", "w").close()
+    return params
+store.StoredModel.params = slow
+main(["transcribe", "bad.wav", "--model", "embedded"])
+"""
+    result = python(program, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("jaxasr: bad.wav: ")
+    assert (tmp_path / "read").exists()
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     program = "from jaxasr.cli import main; main(['--help'])"
     source, sink = os.pipe()
