@@ -22,7 +22,7 @@ def encoder_operations(config: ZipformerConfig, clips: int, frames: int) -> int:
 def _front_end(config: ZipformerConfig, frames: int) -> int:
     first, second, third = config.embed_channels
     steps = subsampled_length(frames)
-    bins1 = config.feature_dim
+    bins1 = config.input_dim
     bins2 = (bins1 - 1) // 2
     bins3 = (bins2 - 1) // 2
     window = 2 * REACH + 1

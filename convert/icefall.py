@@ -18,10 +18,14 @@ import numpy as np
 from jaxasr.convert.tensors import release
 from jaxasr.encoders.zipformer import ZipformerConfig
 from jaxasr.errors import CheckpointError, ConfigError
+from jaxasr.features.kaldi import KaldiConfig
 from jaxasr.heads.ctc import CTCConfig
+from jaxasr.heads.predictors import StatelessConfig
 from jaxasr.heads.transducer import TransducerConfig
-from jaxasr.model import AudioConfig, ModelConfig, SearchConfig, Skeleton, TextConfig
+from jaxasr.model import AudioConfig, ModelConfig, Skeleton
+from jaxasr.search import GreedyConfig
 from jaxasr.store import flatten, read_config, unflatten
+from jaxasr.text.sherpa_onnx import SherpaOnnxConfig
 
 
 @dataclasses.dataclass
@@ -256,6 +260,9 @@ def derive_config(
     if "causal" in arguments and bool(arguments["causal"]) != causal:
         raise ConfigError(f"causal is {arguments['causal']} in the configuration, but the tensors say {causal}")
     size, context = _chunks(arguments, causal, chunk, left_context, notes)
+    online = causal and size > 0
+    bins = int(arguments.get("feature_dim", 80))
+    ctc_spelling = SherpaOnnxConfig(recognizer="ctc")
     try:
         encoder = ZipformerConfig(
             num_layers=derived["num_encoder_layers"],
@@ -268,24 +275,24 @@ def derive_config(
             pos_head_dim=derived["pos_head_dim"],
             conv_kernel=derived["cnn_module_kernel"],
             pos_dim=positions[0][1],
-            feature_dim=int(arguments.get("feature_dim", 80)),
+            input_dim=bins,
             output_downsampling=shape("encoder.downsample_output.bias")[0],
             causal=causal,
             chunk_size=size,
             left_context=context,
+            whole_chunks=online,
         )
+        transducer, ctc = _transducer(tensors, arguments, unknown_id), _ctc(tensors, arguments)
+        spelling = SherpaOnnxConfig(recognizer="online" if online else "offline_transducer")
         return ModelConfig(
             name=name,
             encoder=encoder,
-            transducer=_transducer(tensors, arguments),
-            ctc=_ctc(tensors, arguments),
-            audio=AudioConfig(
-                silence_after=ONLINE_TAIL if causal and size > 0 else 0.0, whole_chunks=causal and size > 0
-            ),
-            text=TextConfig(
-                unknown_id=unknown_id,
-                spelling="sherpa_onnx_online" if causal and size > 0 else "sherpa_onnx_offline_transducer",
-            ),
+            features=KaldiConfig(bins=bins),
+            text=spelling if transducer else ctc_spelling,
+            transducer=transducer,
+            ctc=ctc,
+            ctc_text=ctc_spelling if transducer and ctc else None,
+            audio=AudioConfig(silence_after=ONLINE_TAIL if online else 0.0),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -364,7 +371,9 @@ def _chunks(
     return chosen[0], chosen[1]
 
 
-def _transducer(tensors: Mapping[str, np.ndarray], arguments: Mapping[str, Any]) -> TransducerConfig | None:
+def _transducer(
+    tensors: Mapping[str, np.ndarray], arguments: Mapping[str, Any], unknown_id: int | None
+) -> TransducerConfig | None:
     if "joiner.output_linear.weight" not in tensors:
         return None
     for name in ("decoder.embedding.weight", "joiner.decoder_proj.weight", "joiner.encoder_proj.weight"):
@@ -374,10 +383,13 @@ def _transducer(tensors: Mapping[str, np.ndarray], arguments: Mapping[str, Any])
     convolution = tensors.get("decoder.conv.weight")
     return TransducerConfig(
         vocabulary_size=vocabulary,
-        predictor_dim=tensors["decoder.embedding.weight"].shape[1],
+        predictor=StatelessConfig(
+            dim=tensors["decoder.embedding.weight"].shape[1],
+            context_size=1 if convolution is None else convolution.shape[2],
+        ),
         joiner_dim=joiner,
-        context_size=1 if convolution is None else convolution.shape[2],
         blank_id=int(arguments.get("blank_id", 0)),
+        silent_ids=() if unknown_id is None else (unknown_id,),
     )
 
 
@@ -414,7 +426,7 @@ def adapt(
     exported = all(len(_per_stack(arguments.get(key, ()), 1)) == 1 for key in ("chunk_size", "left_context_frames"))
     try:
         if absent:  # and with it what was to be done with both
-            config = dataclasses.replace(config, search=SearchConfig(), **dict.fromkeys(absent))
+            config = dataclasses.replace(config, search=GreedyConfig(), **dict.fromkeys(absent))
         if chunk is not None or left_context is not None or (exported and config.encoder.causal):
             size, context = _chunks(arguments, config.encoder.causal, chunk, left_context, [])
             encoder = dataclasses.replace(config.encoder, chunk_size=size, left_context=context)
@@ -428,9 +440,8 @@ def suggest(checkpoint: IcefallCheckpoint, model: ModelConfig, named: Mapping[st
     """Add a note where a published model of exactly these sizes is presented with other silence."""
     for name, path in sorted(named.items()):
         other = read_config(path)
-        if (other.encoder, other.transducer, other.ctc) == (model.encoder, model.transducer, model.ctc) and (
-            other.audio != model.audio
-        ):
+        same = (other.encoder, other.transducer, other.ctc) == (model.encoder, model.transducer, model.ctc)
+        if same and other.audio != model.audio:
             checkpoint.notes.append(
                 f"the sizes are those of {name}, used with {other.audio.silence_before} s of silence before and "
                 f"{other.audio.silence_after} s after: --config {name} if it is that model"

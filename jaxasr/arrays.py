@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
-# Log of a probability that never was: sums of a few thousands of them stay finite in float32.
+# A length, or an array of lengths: arithmetic that a configuration does on both.
+Count = TypeVar("Count", int, jax.Array)
+# Stands in for log(0); finite, so that adding thousands of them does not overflow float32.
 IMPOSSIBLE = -1e30
 
 
@@ -28,9 +30,14 @@ def repeat_last(values: jax.Array, lengths: jax.Array) -> jax.Array:
     return jnp.where(length_mask(lengths, values.shape[1])[..., None], values, last)
 
 
-def ceil_div(value: Any, divisor: int) -> Any:
+def ceil_div(value: Count, divisor: int) -> Count:
     """The quotient rounded up, for integers and integer arrays."""
     return (value + divisor - 1) // divisor
+
+
+def at_least_zero(value: Count) -> Count:
+    """The value, or 0 where it is negative, for integers and integer arrays."""
+    return max(value, 0) if isinstance(value, int) else jnp.maximum(value, 0)
 
 
 def bucket(size: int, smallest: int) -> int:

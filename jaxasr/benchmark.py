@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxasr.convert import named_configs
-from jaxasr.features.kaldi import fbank
 from jaxasr.loading import load_model
-from jaxasr.model import HeadName, Skeleton
+from jaxasr.model import Skeleton
 from jaxasr.recognizer import Recognizer
 from jaxasr.speechlike import speechlike
 from jaxasr.store import read_config
@@ -32,7 +31,8 @@ def measure(
     model: str | None = None,
     *,
     dtype: str = "float32",
-    head: HeadName | None = None,
+    search: str | None = None,
+    head: str | None = None,
     beam: int | None = None,
     sizes: tuple[tuple[int, float], ...] = SIZES,
     repeats: int = 5,
@@ -41,20 +41,20 @@ def measure(
     """Real-time factors (audio seconds a second) of `model`: a directory, a published name, or a name of configs/.
 
     A name of configs/ (by default that of reazonspeech-k2-v2) is built with random weights, which costs the same as
-    trained ones. `head`, `beam`: as `load_model` takes them. Medians of `repeats` runs after one warm-up. `parts`: also
+    trained ones. `search`, `head`, `beam`: as `load_model` takes them. Medians of `repeats` runs after one warm-up. `parts`: also
     features, encoder and search alone.
     """
     name = model or DEFAULT
     make = random_recognizer if name in named_configs() else load_model
-    recognizer = make(name, dtype=dtype, head=head, beam=beam)
+    recognizer = make(name, dtype=dtype, search=search, head=head, beam=beam)
     rows = []
     for clips, seconds in sizes:
         rows.append(_size(recognizer, clips, seconds, repeats, parts))
     units_per_mib = 1 << (20 if sys.platform == "darwin" else 10)  # bytes there, KiB elsewhere
     return {
         "model": recognizer.config.name,
-        "search": recognizer.head,
-        "beam": recognizer.beam,
+        "search": recognizer.search.kind,
+        "beam": recognizer.search.beam,
         "dtype": dtype,
         "device": f"{recognizer.devices[0].device_kind} x {len(recognizer.devices)}",
         "machine": platform.processor() or platform.machine(),
@@ -101,17 +101,17 @@ def _size(recognizer: Recognizer, clips: int, seconds: float, repeats: int, part
 
 
 def _parts(recognizer: Recognizer, audio: np.ndarray, total: float, repeats: int) -> dict[str, Any]:
-    config, params = recognizer.config, recognizer.params
+    params = recognizer.params
     waveforms = jnp.asarray(audio)
     lengths = jnp.full((audio.shape[0],), audio.shape[1], jnp.int32)
-    features = jax.jit(lambda x, n: fbank(config.features, x, n))
-    frames, frame_lengths = features(waveforms, lengths)
+    features = jax.jit(lambda p, x, n: recognizer.skeleton.fill(p).features(x, n))
+    frames, frame_lengths = features(params, waveforms, lengths)
     frames = frames.astype(recognizer.policy.activations)
     encoder = jax.jit(lambda p, x, n: recognizer.skeleton.fill(p).encoder(x, n))
     encoded, encoded_lengths = encoder(params, frames, frame_lengths)
-    search = jax.jit(lambda p, x, n: recognizer.skeleton.fill(p).search(x, n, recognizer.head, beam=recognizer.beam))
+    search = jax.jit(lambda p, x, n: recognizer.skeleton.fill(p).search(x, n, recognizer.search))
     return {
-        "features": _factor(total, lambda: features(waveforms, lengths), repeats),
+        "features": _factor(total, lambda: features(params, waveforms, lengths), repeats),
         "encoder": _factor(total, lambda: encoder(params, frames, frame_lengths), repeats),
         "search": _factor(total, lambda: search(params, encoded, encoded_lengths), repeats),
     }

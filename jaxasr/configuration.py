@@ -1,20 +1,50 @@
-"""Frozen dataclasses to plain mappings and back, strictly: what yaml files and manifests are checked with."""
+"""Frozen dataclasses to plain mappings and back, strictly: what yaml files and manifests are checked with.
+
+A field that may hold one of several dataclasses is written `Annotated[Protocol, TABLE]`. The table is the union: its
+rows are the only list of the members, and the key `kind` of a mapping chooses the row.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Generic, TypeVar
 
 from jaxasr.errors import ConfigError
 
 Config = TypeVar("Config")
+Made = TypeVar("Made")
+
+
+class Table(dict[str, tuple[type[Any], Callable[..., Made]]], Generic[Made]):
+    """A union of configurations: `kind` to (configuration class, what is made from such a configuration).
+
+    The class is a dataclass whose first field is `kind`. Whoever adds a row, a test or another package, adds a member.
+    """
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # unions of annotations are hashed; a table equals itself only
+
+    def make(self, config: Any, *arguments: Any, **options: Any) -> Made:
+        """What the row of `config.kind` makes from `config` and the other arguments."""
+        _, build = self[config.kind]
+        return build(config, *arguments, **options)
+
+    def read(self, value: Any, where: str) -> Any:
+        """The member that the mapping `value` describes; ConfigError without a kind, or with one that has no row."""
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a mapping with a kind ({', '.join(self)}), not {value!r}")
+        if "kind" not in value:
+            raise ConfigError(f"{where}: missing key kind; known are {', '.join(self)}")
+        if not isinstance(value["kind"], str) or value["kind"] not in self:
+            raise ConfigError(f"{where}: kind {value['kind']!r} is none of {', '.join(self)}")
+        cls, _ = self[value["kind"]]
+        return from_mapping(cls, value, where)
 
 
 def from_mapping(cls: type[Config], mapping: Any, where: str) -> Config:
-    """Build the dataclass `cls` (fields may be dataclasses, tuples, optional) from plain `mapping`.
+    """Build the dataclass `cls` (fields may be dataclasses, unions by `kind`, tuples, optional) from plain `mapping`.
 
     `where` names the file or option in messages. Unknown and missing keys and values of another type raise ConfigError.
     """
@@ -31,7 +61,7 @@ def from_mapping(cls: type[Config], mapping: Any, where: str) -> Config:
     ]
     if missing:
         raise ConfigError(f"{where}: missing key {', '.join(missing)}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     values = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in mapping.items()}
     try:
         return cls(**values)
@@ -54,8 +84,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         options = typing.get_args(hint)
         if value is None and type(None) in options:
             return None
-        (hint,) = [option for option in options if option is not type(None)]
+        (hint,) = [option for option in options if option is not type(None)]  # of several members a Table is the union
         return _convert(hint, value, where)
+    if origin is Annotated:
+        (table,) = [extra for extra in hint.__metadata__ if isinstance(extra, Table)]
+        return table.read(value, where)
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
             choices = ", ".join(map(str, typing.get_args(hint)))
@@ -64,8 +97,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where}: expected a list, got {value!r}")
-        (element, *_) = typing.get_args(hint)
-        return tuple(_convert(element, item, f"{where}[{index}]") for index, item in enumerate(value))
+        elements = typing.get_args(hint)
+        if elements[-1] is Ellipsis:
+            elements = elements[:1] * len(value)
+        elif len(elements) != len(value):
+            raise ConfigError(f"{where}: expected {len(elements)} values, got {len(value)}: {list(value)}")
+        pairs = zip(elements, value, strict=True)
+        return tuple(_convert(element, item, f"{where}[{index}]") for index, (element, item) in enumerate(pairs))
     if dataclasses.is_dataclass(hint):
         return from_mapping(hint, value, where)
     if hint is float and type(value) is int:

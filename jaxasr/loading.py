@@ -31,6 +31,7 @@ def load_model(
     dtype: str = "float32",
     batch_seconds: float | None = None,
     blank_penalty: float = 0.0,
+    search: str | None = None,
     head: str | None = None,
     beam: int | None = None,
     pad_before: float | None = None,
@@ -44,8 +45,9 @@ def load_model(
     Without a name, or by the name "embedded", it is the small one inside the package; without, a line of the log says
     what that knows.
 
-    `dtype`: float32, bfloat16 or float16. `batch_seconds`: sound that one batch may hold. `head`: transducer, ctc
-    or joint. `beam`: hypotheses that a transducer's search keeps, 1 for greedy search. Both by the model if unset.
+    `dtype`: float32, bfloat16 or float16. `batch_seconds`: sound that one batch may hold. `search`: greedy,
+    beam or joint. `head`: transducer or ctc. `beam`: hypotheses that a search keeps, 1 for greedy search. All three by
+    the model if unset, as `ModelConfig.choose_search` has it.
     `pad_before`, `pad_after`: silence around clips (s) instead of the model's own. `precision`: which of a published
     model's files to take. `verify`: check every hash. `lazy`: return while the arrays are still being read and compile
     meanwhile; damage then shows at the first transcript. Raises a JaxasrError whose message is one line.
@@ -72,6 +74,7 @@ def load_model(
         dtype=dtype,
         batch_seconds=batch_seconds,
         blank_penalty=blank_penalty,
+        search=search,
         head=head,
         beam=beam,
     )

@@ -4,142 +4,99 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxasr.arrays import ceil_div, length_mask
-from jaxasr.encoders.zipformer import PUBLISHER_PADDING, Zipformer, ZipformerConfig
+from jaxasr.encoders import ENCODERS, EncoderConfig
 from jaxasr.errors import ConfigError
-from jaxasr.features.kaldi import KaldiConfig, fbank
+from jaxasr.features import FEATURES, SAMPLE_RATE, FeaturesConfig
 from jaxasr.heads.ctc import CTC, CTCConfig
 from jaxasr.heads.transducer import Transducer, TransducerConfig
-from jaxasr.layers.dropout import Dropout
-from jaxasr.search.beam import transducer_beam, with_ctc
-from jaxasr.search.greedy import ctc_greedy, transducer_greedy
+from jaxasr.search import SEARCHES, GreedyConfig, HeadConfig, SearchConfig, choose_search
 from jaxasr.search.hypotheses import Hypotheses
-
-HeadName = Literal["transducer", "ctc", "joint"]
-# Hypotheses that a joint search keeps if it is not told.
-JOINT_BEAM = 4
+from jaxasr.search.protocols import search_whole
+from jaxasr.text import SPELLINGS, SpellingConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig:
-    """How audio is presented to the encoder.
+    """How audio is presented to the features.
 
-    `silence_before`, `silence_after` (s): zeros around every clip. `whole_chunks`: a model with chunks decodes full
-    ones only, and a chunk only while more feature frames are ready than it reads (sherpa-onnx's online runtime).
-    `longest` (s): longer audio is cut into windows.
+    `silence_before`, `silence_after` (s): zeros around every clip. `longest` (s): longer audio is cut into windows.
     """
 
     silence_before: float = 0.0
     silence_after: float = 0.0
-    whole_chunks: bool = False
     longest: float = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """How ids become text.
-
-    `unknown_id` is the id of `<unk>`, `unknown_is_blank` whether the transducer search skips it (sherpa-onnx does,
-    icefall emits it). `spelling` names the rules by which pieces are joined.
-    """
-
-    unknown_id: int | None = None
-    unknown_is_blank: bool = True
-    spelling: Literal["sherpa_onnx_offline_transducer", "sherpa_onnx_ctc", "sherpa_onnx_online"] = (
-        "sherpa_onnx_offline_transducer"
-    )
-
-
-def least_beam(head: HeadName | None) -> int:
-    """Hypotheses that a search by `head` needs: with one there is nothing for a joint search to rank."""
-    return 2 if head == "joint" else 1
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchConfig:
-    """How a model is searched where nobody says otherwise.
-
-    `head`: which head is decoded, the transducer if unset and there; "joint" lets both decide. `beam`: hypotheses that
-    a transducer's search keeps; 1 is greedy, and a joint search that is not told keeps 4. `ctc_weight`: what CTC
-    counts for in a joint search, in 0..1.
-    """
-
-    head: HeadName | None = None
-    beam: int | None = None
-    ctc_weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.beam is not None and self.beam < least_beam(self.head):
-            raise ValueError(f"beam must be at least {least_beam(self.head)}, not {self.beam}")
-        if not 0 <= self.ctc_weight <= 1:
-            raise ValueError(f"ctc_weight must lie in 0..1, not {self.ctc_weight}")
-
-
-@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The whole model, as config.yaml of a model directory and the files of configs/ write it."""
+    """The whole model, as config.yaml of a model directory and the files of configs/ write it.
+
+    `encoder`, `features`, `text` and `search` are told apart by their `kind`. `text`: how ids are spelt; `ctc_text`: how
+    those of the CTC head are, where that differs. `search`: how the model is searched where nobody says otherwise.
+    Raises ValueError where two parts do not agree.
+    """
 
     name: str
-    encoder: ZipformerConfig
-    features: KaldiConfig = KaldiConfig()
+    encoder: Annotated[EncoderConfig, ENCODERS]
+    features: Annotated[FeaturesConfig, FEATURES]
+    text: Annotated[SpellingConfig, SPELLINGS]
     transducer: TransducerConfig | None = None
     ctc: CTCConfig | None = None
+    ctc_text: Annotated[SpellingConfig, SPELLINGS] | None = None
+    search: Annotated[SearchConfig, SEARCHES] = GreedyConfig()
     audio: AudioConfig = AudioConfig()
-    text: TextConfig = TextConfig()
-    search: SearchConfig = SearchConfig()
 
     def __post_init__(self) -> None:
-        if self.transducer is None and self.ctc is None:
+        if not self.heads:
             raise ValueError("a model needs a transducer or a ctc head")
-        if self.search.head is not None and self.search.head not in self.heads:
-            raise ValueError(f"search.head is {self.search.head}, but there is only {' and '.join(self.heads)}")
+        if self.features.output_dim != self.encoder.input_dim:
+            raise ValueError(
+                f"the features have {self.features.output_dim} bins, but the encoder's input_dim is "
+                f"{self.encoder.input_dim}"
+            )
+        if self.features.sample_rate != SAMPLE_RATE:
+            raise ValueError(
+                f"features.sample_rate is {self.features.sample_rate}, but recordings come at {SAMPLE_RATE} Hz"
+            )
+        if len({head.vocabulary_size for head in self.heads.values()}) > 1:
+            sizes = ", ".join(f"{role} {head.vocabulary_size}" for role, head in self.heads.items())
+            raise ValueError(f"the heads share one token table, but their vocabularies differ: {sizes}")
+        if fault := self.search.fault(self.heads):
+            raise ValueError(f"search is {self.search.kind}, but {fault}")
+
+    @property
+    def heads(self) -> dict[str, HeadConfig]:
+        """The configurations of the heads by their role, the first one of which is searched if nothing is said."""
+        roles: dict[str, HeadConfig | None] = {"transducer": self.transducer, "ctc": self.ctc}
+        return {role: head for role, head in roles.items() if head is not None}
 
     @property
     def vocabulary_size(self) -> int:
         """Ids that the heads can emit, blank included."""
-        head = self.transducer or self.ctc
-        return head.vocabulary_size
-
-    @property
-    def heads(self) -> tuple[HeadName, ...]:
-        """What the model can be decoded with, the first one if nothing is said; jointly by heads of one vocabulary."""
-        if self.transducer is None or self.ctc is None:
-            return ("transducer",) if self.ctc is None else ("ctc",)
-        sizes = [(head.vocabulary_size, head.blank_id) for head in (self.transducer, self.ctc)]
-        return ("transducer", "ctc", "joint") if sizes[0] == sizes[1] else ("transducer", "ctc")
+        return next(iter(self.heads.values())).vocabulary_size
 
     @property
     def seconds_per_frame(self) -> float:
         """Duration of one encoded frame."""
-        return self.features.frame_shift_ms / 1000 * 2 * self.encoder.output_downsampling
+        return self.features.frame_seconds * self.encoder.subsampling
 
-    def choose_head(self, head: str | None) -> HeadName:
-        """The head to decode with; ConfigError where the model lacks the one asked for."""
-        if head is None:
-            return self.search.head or self.heads[0]
-        if head not in self.heads:
-            remedy = f"take {' or '.join(self.heads)}"
-            if head == "joint":
-                raise ConfigError(f"a joint search needs two heads of one vocabulary, unlike {self.name}'s: {remedy}")
-            raise ConfigError(f"{self.name} has no {head} head: {remedy}")
-        return head  # type: ignore[return-value]
+    def spelling(self, head: str | None) -> SpellingConfig:
+        """How the ids of the head of this role are spelt; None for the first head."""
+        role = head or next(iter(self.heads))
+        return self.ctc_text if role == "ctc" and self.ctc_text is not None else self.text
 
-    def choose_beam(self, head: HeadName, beam: int | None) -> int:
-        """Hypotheses to keep; ConfigError where the head cannot keep as many."""
-        if beam is None:
-            own = 1 if head == "ctc" else self.search.beam
-            return own or (JOINT_BEAM if head == "joint" else 1)
-        if head == "ctc" and beam != 1:
-            raise ConfigError(f"{self.name}'s ctc search keeps one hypothesis: leave out beam")
-        if beam < least_beam(head):
-            raise ConfigError(f"{self.name}'s {head} search needs a beam of {least_beam(head)} or more")
-        return beam
+    def choose_search(self, kind: str | None = None, head: str | None = None, beam: int | None = None) -> SearchConfig:
+        """The search that is asked for, by `search.choose_search`; ConfigError where this model cannot do it."""
+        try:
+            return choose_search(self.search, self.heads, kind, head, beam)
+        except ValueError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
 
 
 class Model(nnx.Module):
@@ -147,10 +104,16 @@ class Model(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.encoder = Zipformer(config.encoder, rngs=rngs)
+        self.features = FEATURES.make(config.features, rngs=rngs)
+        self.encoder = ENCODERS.make(config.encoder, rngs=rngs)
         width = config.encoder.output_dim
         self.transducer = Transducer(config.transducer, width, rngs=rngs) if config.transducer else None
         self.ctc = CTC(config.ctc, width, rngs=rngs) if config.ctc else None
+
+    @property
+    def heads(self) -> dict[str, Any]:
+        """The head modules by their role, in the order of `ModelConfig.heads`."""
+        return {role: getattr(self, role) for role in self.config.heads}
 
     def encode(
         self, waveforms: jax.Array, lengths: jax.Array, dtype: jnp.dtype = jnp.float32
@@ -159,60 +122,22 @@ class Model(nnx.Module):
 
         `dtype` is the type of the activations inside the encoder.
         """
-        frames, frame_lengths = fbank(self.config.features, waveforms, lengths)
-        encoded, encoded_lengths = self.encode_frames(frames, frame_lengths, dtype)
-        if self.config.audio.whole_chunks and self.config.encoder.chunk_size > 0:
-            encoded_lengths = self._whole_chunks(frame_lengths)
-        return encoded, encoded_lengths
-
-    def encode_frames(
-        self, frames: jax.Array, lengths: jax.Array, dtype: jnp.dtype, dropout: Dropout | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """frames (B, T, F) float32, lengths (B,) -> encoded (B, T', D), lengths (B,) of all encoded frames."""
-        if self.config.encoder.padding == "publisher":
-            valid = length_mask(lengths, frames.shape[1])[..., None]
-            frames = jnp.where(valid, frames, PUBLISHER_PADDING)
-        return self.encoder(frames.astype(dtype), lengths, dropout)
+        frames, frame_lengths = self.features(waveforms, lengths)
+        return self.encoder(frames.astype(dtype), frame_lengths)
 
     def search(
         self,
         encoded: jax.Array,
         lengths: jax.Array,
-        head: HeadName,
+        search: SearchConfig | None = None,
         blank_penalty: jax.Array | float = 0.0,
-        beam: int = 1,
     ) -> Hypotheses:
-        """encoded (B, T, D), lengths (B,) -> Hypotheses of the named head's search, with N = beam of a transducer's.
+        """encoded (B, T, D), lengths (B,) -> Hypotheses of a search, the configuration's own by default.
 
-        "joint" takes the transducer's hypotheses and ranks them with the CTC head's opinion, which `blank_penalty`
-        leaves as it is.
+        `blank_penalty` is taken off the blank's logit; in a joint search off the transducer's.
         """
-        if head == "ctc":
-            log_probs = self.ctc(encoded)
-            return ctc_greedy(log_probs, lengths, blank_id=self.ctc.config.blank_id, blank_penalty=blank_penalty)
-        text = self.config.text
-        silent = (text.unknown_id,) if text.unknown_is_blank and text.unknown_id is not None else ()
-        if beam == 1 and head != "joint":
-            return transducer_greedy(self.transducer, encoded, lengths, blank_penalty=blank_penalty, silent_ids=silent)
-        found = transducer_beam(
-            self.transducer,
-            encoded,
-            lengths,
-            beam=beam,
-            context_size=self.config.transducer.context_size,
-            blank_penalty=blank_penalty,
-            silent_ids=silent,
-        )
-        if head == "transducer":
-            return found
-        weight, blank = self.config.search.ctc_weight, self.config.ctc.blank_id
-        return with_ctc(found, self.ctc(encoded), lengths, blank_id=blank, weight=weight)
-
-    def _whole_chunks(self, frames: jax.Array) -> jax.Array:
-        """Encoded frames of the chunks that a stream of this many feature frames (B,) decodes."""
-        encoder = self.config.encoder
-        chunks = ceil_div(jnp.maximum(frames - encoder.frames_per_step, 0), encoder.shift_per_step)
-        return chunks * (encoder.chunk_size // encoder.output_downsampling)
+        config = search or self.config.search
+        return search_whole(SEARCHES.make(config, self.heads, blank_penalty), encoded, lengths)
 
 
 class Skeleton:

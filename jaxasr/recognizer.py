@@ -21,9 +21,9 @@ from jaxasr import audio as audio_files
 from jaxasr.batching import Batch, Window, assemble, cut, plan
 from jaxasr.devices import Policy, policy, prepare
 from jaxasr.errors import AudioError, ConfigError, JaxasrError, ModelError
-from jaxasr.model import HeadName, ModelConfig, Skeleton
+from jaxasr.model import ModelConfig, Skeleton
 from jaxasr.search.hypotheses import Hypotheses
-from jaxasr.text.spelling import spell
+from jaxasr.text import SPELLINGS
 from jaxasr.text.tokens import TokenTable
 
 logger = logging.getLogger("jaxasr")
@@ -82,20 +82,21 @@ class Recognizer:
         dtype: str = "float32",
         batch_seconds: float | None = None,
         blank_penalty: float = 0.0,
+        search: str | None = None,
         head: str | None = None,
         beam: int | None = None,
         devices: list[jax.Device] | None = None,
     ) -> None:
         """`params`: nested dictionary of arrays as `store.load` gives it, or a future of one: programs are compiled
-        while it is being read. `batch_seconds`: sound in one batch. `head`, `beam`: instead of the configuration's.
+        while it is being read. `batch_seconds`: sound in one batch. `search`, `head`, `beam`: as `ModelConfig.choose_search`.
         `devices`: the local devices that share each batch, all of them by default.
         """
         prepare()
         if batch_seconds is not None and not batch_seconds > 0:
             raise ConfigError(f"batch_seconds must be positive, not {batch_seconds}")
         self.config, self.tokens = config, tokens
-        self.head: HeadName = config.choose_head(head)
-        self.beam = config.choose_beam(self.head, beam)
+        self.search = config.choose_search(search, head, beam)
+        self._spell = SPELLINGS.make(config.spelling(self.search.head))
         self.policy: Policy = policy(dtype)
         self.blank_penalty = float(blank_penalty)
         self.devices = list(devices) if devices is not None else jax.local_devices()
@@ -182,7 +183,7 @@ class Recognizer:
     ) -> Hypotheses:
         model = self.skeleton.fill(params)
         encoded, encoded_lengths = model.encode(waveforms, lengths, self.policy.activations)
-        return model.search(encoded, encoded_lengths, self.head, blank_penalty, self.beam)
+        return model.search(encoded, encoded_lengths, self.search, blank_penalty)
 
     def _transcribe(
         self,
@@ -281,8 +282,7 @@ class Recognizer:
     def _transcript(self, clip: _Clip) -> Transcript:
         parts = [clip.windows[number] for number in sorted(clip.windows)]
         ids = [int(i) for part in parts for i in part[0]]
-        spelling = "sherpa_onnx_ctc" if self.head == "ctc" else self.config.text.spelling
-        text, tokens = spell([self.tokens[i] for i in ids], spelling, self.tokens.byte_coding)
+        text, tokens = self._spell([self.tokens[i] for i in ids], self.tokens.byte_coding)
         return Transcript(
             audio=clip.name,
             duration=len(clip.samples) / RATE,

@@ -28,7 +28,7 @@ from jaxasr.errors import ConfigError, ModelError
 from jaxasr.model import ModelConfig
 from jaxasr.text.tokens import TokenTable
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, PARAMS, TOKENS, CARD, MANIFEST = "config.yaml", "params", "tokens.txt", "README.md", "manifest.json"
 Parameters = dict[str, Any]
 SAVE_CONCURRENT_GB = 0.1
@@ -57,7 +57,7 @@ class ModelCard:
         rows = "\n".join(f"| {name} | {size:,} | `{digest}` |" for name, size, digest in self.source)
         notes = "\n".join(f"- {line}" for line in self.summary) or "- nothing of note"
         origin, process = ("Trained on", "Training") if self.trained else ("Converted from", "Conversion")
-        heads = " and ".join(h for h in ("transducer", "ctc") if getattr(config, h) is not None)
+        heads = " and ".join(config.heads)
         return (
             f"# {self.name}\n\nA speech recogniser for jaxasr: {config.encoder.kind} encoder, {heads}, "
             f"{parameters:,} parameters, vocabulary {config.vocabulary_size:,}.\n\n"
@@ -199,19 +199,16 @@ def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 def facts(config: ModelConfig, arrays: Sequence[tuple[Sequence[int], str]]) -> dict[str, Any]:
     """What `jaxasr info` shows of any model: its configuration in short, and the sum of its arrays (shape, type)."""
-    head = config.choose_head(None)
     return {
         "name": config.name,
         "architecture": config.encoder.kind,
-        "heads": [head for head in config.heads if head != "joint"],
-        "search": head,
-        "beam": config.choose_beam(head, None),
+        "heads": list(config.heads),
+        "search": config.search.kind,
+        "beam": config.search.beam,
         "parameters": sum(math.prod(shape) for shape, _ in arrays),
         "dtype": ", ".join(sorted({dtype for _, dtype in arrays})),
         "vocabulary": config.vocabulary_size,
-        "causal": config.encoder.causal,
-        "chunk_size": config.encoder.chunk_size,
-        "left_context": config.encoder.left_context,
+        **config.encoder.facts(),
         "silence_before_s": config.audio.silence_before,
         "silence_after_s": config.audio.silence_after,
         "longest_s": config.audio.longest,

@@ -18,11 +18,13 @@ class CountingHead:
     """
 
     blank_id = BLANK
+    length_offset = 2
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, silent_ids: tuple[int, ...] = (), durations: tuple[int, ...] = ()) -> None:
+        self.silent_ids, self.durations = silent_ids, durations
         rng = np.random.default_rng(seed)
         self.by_token = rng.standard_normal((VOCABULARY, VOCABULARY)).astype(np.float32)
-        self.by_count = rng.standard_normal((50, VOCABULARY)).astype(np.float32)
+        self.by_count = rng.standard_normal((120, VOCABULARY)).astype(np.float32)
 
     def project(self, encoded: jax.Array) -> jax.Array:
         return 2 * encoded
@@ -43,4 +45,17 @@ class CountingHead:
 
     def join(self, projected: jax.Array, state: Any) -> jax.Array:
         counted = jnp.asarray(self.by_count)[state["count"][:, 0]]
-        return projected + jnp.asarray(self.by_token)[state["last"]] + counted + state["cells"].sum(axis=(1, 2))
+        of_tokens = jnp.asarray(self.by_token)[state["last"]] + counted + state["cells"].sum(axis=(1, 2))
+        return projected + jnp.pad(of_tokens, ((0, 0), (0, len(self.durations))))
+
+
+class LogProbs:
+    """A CTC head whose encoded frames are log-probabilities already."""
+
+    vocabulary_size = VOCABULARY
+
+    def __init__(self, blank_id: int = BLANK) -> None:
+        self.blank_id = blank_id
+
+    def __call__(self, encoded: jax.Array) -> jax.Array:
+        return jnp.asarray(encoded)

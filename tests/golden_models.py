@@ -16,6 +16,9 @@ from jaxasr import store
 from jaxasr.devices import prepare
 from jaxasr.model import Model, ModelConfig, Skeleton
 from jaxasr.recognizer import Recognizer
+from jaxasr.search.greedy import TransducerGreedy
+from jaxasr.search.hypotheses import Hypotheses
+from jaxasr.search.protocols import search_whole
 from jaxasr.text.tokens import TokenTable
 
 OFFLINE = ("zipformer-tiny", "zipformer-ja-tiny", "zipformer-ctc-tiny")
@@ -87,6 +90,23 @@ def difference(ours: Any, theirs: np.ndarray) -> float:
     assert ours.shape == theirs.shape
     assert np.isfinite(ours).all()
     return float(np.abs(ours - theirs).max(initial=0.0) / max(float(np.abs(theirs).max(initial=0.0)), 1e-30))
+
+
+class EmitsAll:
+    """A transducer head of which a search emits every id but the blank, as icefall's does; sherpa-onnx skips <unk>."""
+
+    silent_ids = ()
+
+    def __init__(self, head: Any) -> None:
+        self._head = head
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._head, name)
+
+
+def icefall_greedy(head: Any, encoded: Any, lengths: Any) -> Hypotheses:
+    """icefall's greedy search of whole utterances: encoded (B, T, D), lengths (B,)."""
+    return search_whole(TransducerGreedy(EmitsAll(head)), encoded, lengths)
 
 
 def emitted(hypotheses: Any, row: int = 0) -> tuple[list[int], list[int], np.ndarray]:

@@ -32,7 +32,7 @@ def left_out(config: ModelConfig) -> int:
     """What a checkpoint holds beside ours: projections of the pruned loss, and a bypass scale of every layer."""
     encoder, head = config.encoder, config.transducer
     assert head is not None
-    projections = (encoder.output_dim + 1 + head.predictor_dim + 1) * head.vocabulary_size
+    projections = (encoder.output_dim + 1 + head.predictor.dim + 1) * head.vocabulary_size
     scales = sum(layers * width for layers, width in zip(encoder.num_layers, encoder.encoder_dim, strict=True))
     return projections + scales
 
@@ -41,7 +41,7 @@ def left_out(config: ModelConfig) -> int:
 def test_each_is_whole_and_named_as_its_file(name: str) -> None:
     config = read_config(named_configs()[name])
     assert config.name == name
-    assert config.encoder.causal == config.audio.whole_chunks == ("streaming" in name or "kws" in name)
+    assert config.encoder.causal == config.encoder.whole_chunks == ("streaming" in name or "kws" in name)
     assert (config.ctc is not None) == name.endswith("ctc")
 
 
@@ -59,19 +59,26 @@ def test_reazonspeech_without_the_training_parts() -> None:
 
 def test_silence_is_reazonspeechs_alone_and_the_streams_tail() -> None:
     for name, path in named_configs().items():
-        audio = read_config(path).audio
+        config = read_config(path)
         if name != "reazonspeech_k2_v2":
-            assert (audio.silence_before, audio.silence_after) == (0.0, 0.66 if audio.whole_chunks else 0.0)
+            silence = (config.audio.silence_before, config.audio.silence_after)
+            assert silence == (0.0, 0.66 if config.encoder.whole_chunks else 0.0)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
         ("num_layers:", "num_layrs:", "num_layrs"),
-        ("pos_dim: 48", "pos_dim: '48'", "pos_dim"),
+        ("encoder:", "encoder:\n  pos_dim: '48'", "pos_dim"),
         ("conv_kernel: [31", "conv_kernel: [30", "odd"),
-        ("padding: isolated", "padding: none", "padding"),
-        ("kind: zipformer", "kind: conformer", "kind"),
+        ("encoder:", "encoder:\n  padding: none", "padding"),
+        ("kind: zipformer", "kind: zipformr", "'zipformr' is none of .*zipformer"),
+        ("  kind: zipformer\n", "", "missing key kind; known are .*zipformer"),
+        ("{kind: kaldi}", "{kind: kaldi, bins: 40}", "40 bins.*input_dim is 80"),
+        ("{kind: kaldi}", "{kind: kaldi, sample_rate: 8000}", "8000.*16000 Hz"),
+        ("vocabulary_size: 5224", "vocabulary_size: 5224\n  blank_id: 5224", "blank_id"),
+        ("text:", "ctc: {vocabulary_size: 5}\ntext:", "vocabularies differ"),
+        ("text:", "search: {kind: joint}\ntext:", "two heads"),
         ("name: ", "name: [", "yaml"),
     ],
 )

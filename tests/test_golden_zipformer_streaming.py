@@ -13,7 +13,6 @@ import pytest
 
 from golden_models import CLIPS, END_TO_END, STREAMING, Golden, difference, emitted, quick_jit
 from jaxasr.encoders.zipformer import PUBLISHER_PADDING
-from jaxasr.search.greedy import transducer_greedy
 
 Arrays = dict[str, np.ndarray]
 
@@ -42,9 +41,9 @@ def recognise(golden: Golden, frames: np.ndarray, lengths: np.ndarray, **encoder
 
     @quick_jit
     def run(params: dict[str, Any], frames: jax.Array, lengths: jax.Array) -> tuple[Any, Any, Any]:
-        model = golden.bind(params, **encoder)
+        model = golden.bind(params, whole_chunks=False, **encoder)
         encoded, encoded_lengths = model.encoder(frames, lengths)
-        return encoded, encoded_lengths, transducer_greedy(model.transducer, encoded, encoded_lengths)
+        return encoded, encoded_lengths, icefall_greedy(model.transducer, encoded, encoded_lengths)
 
     return run(golden.params, frames, lengths)
 
@@ -162,7 +161,7 @@ def greedy(golden: Golden, encoded: np.ndarray) -> tuple[tuple[list[int], list[i
     @quick_jit
     def search(params: dict[str, Any], encoded: jax.Array) -> tuple[Any, jax.Array]:
         head = golden.bind(params).transducer
-        return transducer_greedy(head, encoded, jnp.full((1,), encoded.shape[1])), head.project(encoded)
+        return icefall_greedy(head, encoded, jnp.full((1,), encoded.shape[1])), head.project(encoded)
 
     hypotheses, projected = search(golden.params, encoded[None])
     return emitted(hypotheses), np.asarray(projected[0])

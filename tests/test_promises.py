@@ -17,8 +17,8 @@ import pytest
 
 from golden_models import CLIPS, END_TO_END, GOLDENS, PER_MODULE, STREAMING, Golden, difference, emitted, quick_jit
 from jaxasr.arrays import bucket
-from jaxasr.features.kaldi import fbank, frame_count
 from jaxasr.layers.subsampling import subsampled_length
+from jaxasr.search import BeamConfig, GreedyConfig, JointConfig, SearchConfig
 
 RATE = 16000
 Goldens = Callable[[str], Golden]
@@ -45,19 +45,17 @@ class Probe:
     def _run(self, params: dict[str, Any], waveforms: jax.Array, lengths: jax.Array) -> dict[str, Any]:
         model = self.golden.bind(params, **self.encoder)
         seen: dict[str, Any] = {}
-        seen["features"], counts = fbank(model.config.features, waveforms, lengths)
+        seen["features"], counts = model.features(waveforms, lengths)
         x, embedded = model.encoder.embed(seen["features"], counts)
         seen["embed"] = x
         for number, stack in enumerate(model.encoder.stacks):
             x = seen[f"stack{number}"] = stack(x, embedded)
         seen["encoded"], encoded_lengths = model.encode(waveforms, lengths)
-        heads = model.config.heads
-        searches = {head: (head, 1) for head in heads if head != "joint"}
+        searches: dict[str, SearchConfig] = {head: GreedyConfig(head=head) for head in model.config.heads}
         if model.transducer is not None:
-            searches["beam"] = ("joint" if "joint" in heads else "transducer", 4)
+            searches["beam"] = BeamConfig() if model.ctc is None else JointConfig()
         seen["heads"] = {
-            name: model.search(seen["encoded"], encoded_lengths, head, beam=beam)
-            for name, (head, beam) in searches.items()
+            name: model.search(seen["encoded"], encoded_lengths, search) for name, search in searches.items()
         }
         return seen
 
@@ -70,7 +68,7 @@ class Probe:
         return [self._heard(seen, row, int(length)) for row, length in enumerate(lengths)]
 
     def _heard(self, seen: dict[str, Any], row: int, samples: int) -> Heard:
-        frames = frame_count(self.golden.config.features, samples)
+        frames = self.golden.config.features.frame_count(samples)
         inner = subsampled_length(frames)
         sizes = {"features": frames, "encoded": (inner + 1) // 2}
         return Heard(

@@ -29,7 +29,6 @@ from work import encoder_operations  # noqa: E402
 from jaxasr import load_model  # noqa: E402
 from jaxasr.benchmark import random_recognizer  # noqa: E402
 from jaxasr.convert import named_configs  # noqa: E402
-from jaxasr.features.kaldi import fbank  # noqa: E402
 from jaxasr.recognizer import Recognizer  # noqa: E402
 from jaxasr.speechlike import speechlike  # noqa: E402
 
@@ -62,18 +61,18 @@ def part(name: str) -> tuple[Any, tuple[Any, ...]]:
     """The function of one part, and its arguments."""
     waveforms, lengths = jnp.asarray(np.stack(audio)), jnp.full((len(audio),), len(audio[0]), jnp.int32)
 
-    def features(waveforms: jax.Array, lengths: jax.Array) -> Any:
-        return fbank(config.features, waveforms, lengths)
+    def features(params: Any, waveforms: jax.Array, lengths: jax.Array) -> Any:
+        return recognizer.skeleton.fill(params).features(waveforms, lengths)
 
     def encoder(params: Any, frames: jax.Array, lengths: jax.Array) -> Any:
         return recognizer.skeleton.fill(params).encoder(frames, lengths)
 
     def search(params: Any, encoded: jax.Array, lengths: jax.Array) -> Any:
-        return recognizer.skeleton.fill(params).search(encoded, lengths, recognizer.head, beam=recognizer.beam)
+        return recognizer.skeleton.fill(params).search(encoded, lengths, recognizer.search)
 
     if name == "features":
-        return features, (waveforms, lengths)
-    frames, frame_lengths = jax.jit(features)(waveforms, lengths)
+        return features, (recognizer.params, waveforms, lengths)
+    frames, frame_lengths = jax.jit(features)(recognizer.params, waveforms, lengths)
     frames = frames.astype(recognizer.policy.activations)
     if name == "encoder":
         return encoder, (recognizer.params, frames, frame_lengths)

@@ -25,6 +25,7 @@ from flax import nnx  # noqa: E402
 
 from jaxasr.convert import named_configs  # noqa: E402
 from jaxasr.devices import prepare  # noqa: E402
+from jaxasr.heads.predictors import StatelessConfig  # noqa: E402
 from jaxasr.heads.transducer import Transducer, TransducerConfig  # noqa: E402
 from jaxasr.model import Skeleton  # noqa: E402
 from jaxasr.store import read_config  # noqa: E402
@@ -39,7 +40,7 @@ sizes = (options.batch, options.frames, options.labels, options.vocabulary)
 def loss_step() -> tuple[Any, tuple[Any, ...]]:
     """The head's parameters and the encoder's output get gradients."""
     width = options.width
-    head = Transducer(TransducerConfig(options.vocabulary, width, width), width, rngs=nnx.Rngs(0))
+    head = Transducer(TransducerConfig(options.vocabulary, StatelessConfig(dim=width), width), width, rngs=nnx.Rngs(0))
     graph, state = nnx.split(head)
     encoded = jnp.asarray(generator.standard_normal((options.batch, options.frames, width)), jnp.float32)
     labels = jnp.asarray(generator.integers(1, options.vocabulary, (options.batch, options.labels)))

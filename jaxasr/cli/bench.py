@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jaxasr.cli.info import fact_lines
-from jaxasr.cli.options import BeamOption, DtypeOption, HeadOption
+from jaxasr.cli.options import BeamOption, DtypeOption, HeadOption, SearchOption
 
 EXAMPLE = "Example: jaxasr bench --model model/ --dtype bfloat16"
 
@@ -25,6 +25,7 @@ def bench(
         ),
     ] = None,
     dtype: DtypeOption = "float32",
+    search: SearchOption = None,
     head: HeadOption = None,
     beam: BeamOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -32,7 +33,7 @@ def bench(
     """Measure how fast a model transcribes on this machine, with the programs compiled and the memory used."""
     from jaxasr import benchmark
 
-    facts = benchmark.measure(model, dtype=dtype, head=head, beam=beam)
+    facts = benchmark.measure(model, dtype=dtype, search=search, head=head, beam=beam)
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
         return

@@ -20,6 +20,7 @@ from jaxasr.cli.options import (
     PadAfterOption,
     PadBeforeOption,
     PrecisionOption,
+    SearchOption,
     load,
 )
 from jaxasr.cli.progress import metered, say
@@ -59,6 +60,7 @@ def evaluate(
     dtype: DtypeOption = "float32",
     batch_seconds: BatchSecondsOption = None,
     blank_penalty: BlankPenaltyOption = 0.0,
+    search: SearchOption = None,
     head: HeadOption = None,
     beam: BeamOption = None,
     pad_before: PadBeforeOption = None,
@@ -74,7 +76,9 @@ def evaluate(
         write = stack.enter_context(writing(output)) if output is not None else None
         if write is not None:
             write("\t".join(_COLUMNS) + "\n")
-        recognizer = load(model, dtype, batch_seconds, blank_penalty, head, beam, pad_before, pad_after, precision)
+        recognizer = load(
+            model, dtype, batch_seconds, blank_penalty, search, head, beam, pad_before, pad_after, precision
+        )
         meter = stack.enter_context(metered("evaluating"))
         begun = time.monotonic()
         for scored in run(recognizer, utterances, metric, meter):

@@ -59,15 +59,20 @@ BlankPenaltyOption = Annotated[
         help="Subtracted from the blank's logit (a joint search: the transducer's): more of it, fewer words left out.",
     ),
 ]
+SearchOption = Annotated[
+    Literal["greedy", "beam", "joint"] | None,
+    typer.Option(
+        help="How tokens are found: the best of each frame, a transducer's beam search, or that ranked by the CTC head "
+        "too; the model's own if unset."
+    ),
+]
 HeadOption = Annotated[
-    Literal["transducer", "ctc", "joint"] | None,
-    typer.Option(help="The head to decode with, or joint: both together; the model's own choice if unset."),
+    str | None,
+    typer.Option(metavar="ROLE", help="The head to decode with: transducer or ctc; the model's own if unset."),
 ]
 BeamOption = Annotated[
     int | None,
-    typer.Option(
-        metavar="N", min=1, help="Hypotheses that a transducer's search keeps, 1: greedy; the model's own if unset."
-    ),
+    typer.Option(metavar="N", min=1, help="Hypotheses that a search keeps, 1: greedy; the model's own if unset."),
 ]
 PadBeforeOption = Annotated[float | None, _silence("before")]
 PadAfterOption = Annotated[float | None, _silence("after")]
@@ -81,6 +86,7 @@ def load(
     dtype: str,
     batch_seconds: float | None,
     blank_penalty: float,
+    search: str | None,
     head: str | None,
     beam: int | None,
     pad_before: float | None,
@@ -93,6 +99,7 @@ def load(
         dtype=dtype,
         batch_seconds=batch_seconds,
         blank_penalty=blank_penalty,
+        search=search,
         head=head,
         beam=beam,
         pad_before=pad_before,

@@ -58,7 +58,7 @@ def train(
     from jaxasr.evaluation import Errors, evaluate
     from jaxasr.manifests import duration, read_manifest
     from jaxasr.recognizer import Recognizer
-    from jaxasr.text.encoding import Encoder
+    from jaxasr.text.encoding import TextEncoder
     from jaxasr.text.tokens import TokenTable
     from jaxasr.training import data as training_data
     from jaxasr.training import loop
@@ -95,7 +95,7 @@ def train(
         )
         config = loop.with_vocabulary(settings.model, tokens)
         parameters = loop.new_parameters(config, settings.seed)
-    good, bad = training_data.check(utterances, Encoder(tokens), settings.data, settings.augmentation.speed[1])
+    good, bad = training_data.check(utterances, TextEncoder(tokens), settings.data, settings.augmentation.speed[1])
     for _, reason in bad:
         say(reason)
     if bad and not skip_bad:

@@ -24,6 +24,7 @@ from jaxasr.cli.options import (
     PadAfterOption,
     PadBeforeOption,
     PrecisionOption,
+    SearchOption,
     load,
 )
 from jaxasr.cli.progress import metered, say
@@ -59,6 +60,7 @@ def transcribe(
     dtype: DtypeOption = "float32",
     batch_seconds: BatchSecondsOption = None,
     blank_penalty: BlankPenaltyOption = 0.0,
+    search: SearchOption = None,
     head: HeadOption = None,
     beam: BeamOption = None,
     pad_before: PadBeforeOption = None,
@@ -87,7 +89,9 @@ def transcribe(
     with contextlib.ExitStack() as stack:
         # Opened before the model is loaded, so that what cannot be written is known at once.
         write = stack.enter_context(writing(output)) if output is not None and folder is None else None
-        recognizer = load(model, dtype, batch_seconds, blank_penalty, head, beam, pad_before, pad_after, precision)
+        recognizer = load(
+            model, dtype, batch_seconds, blank_penalty, search, head, beam, pad_before, pad_after, precision
+        )
         meter = stack.enter_context(metered("transcribing"))
         document = Document(format)
         succeeded = 0

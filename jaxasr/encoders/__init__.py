@@ -1,1 +1,73 @@
-"""Frames to encoded frames, one file per architecture."""
+"""Frames to encoded frames: the table of encoders, one file an architecture, and what the other rooms ask of them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxasr.arrays import Count
+from jaxasr.configuration import Table
+from jaxasr.encoders.zipformer import Zipformer, ZipformerConfig
+from jaxasr.layers.dropout import Dropout
+
+
+class EncoderConfig(Protocol):
+    """What an encoder's configuration answers, so that nobody needs the module to count frames."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def input_dim(self) -> int:
+        """Width of the frames that it takes."""
+        ...
+
+    @property
+    def output_dim(self) -> int:
+        """Width of the encoded frames."""
+        ...
+
+    @property
+    def subsampling(self) -> int:
+        """Feature frames from one encoded frame to the next."""
+        ...
+
+    def encoded_length(self, frames: Count) -> Count:
+        """Encoded frames of so many feature frames: an int for an int, an integer array for an array."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What `jaxasr info` shows of this architecture beside its sizes."""
+        ...
+
+
+class Encoder(Protocol):
+    """An encoder: a Flax module, whose batch gives what single utterances give."""
+
+    def __call__(
+        self, frames: jax.Array, lengths: jax.Array, dropout: Dropout | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """frames (B, T, F), lengths (B,) -> encoded (B, T', D) in the type of the frames, lengths (B,) to decode.
+
+        The lengths are those of the encoded frames that a search shall see, at most `encoded_length`. `dropout` is
+        given in training only.
+        """
+        ...
+
+
+class StreamingEncoder(Encoder, Protocol):
+    """An encoder with a form that takes an utterance in pieces; a state is a pytree with the batch axis first."""
+
+    def initial_state(self, batch: int, dtype: jnp.dtype = ...) -> Any:
+        """The state before the first piece."""
+        ...
+
+    def step(self, state: Any, frames: jax.Array) -> tuple[Any, jax.Array]:
+        """One piece of frames (B, T, F) -> the state after it, encoded (B, T', D)."""
+        ...
+
+
+# Every encoder by its `kind`: made as (config, rngs=).
+ENCODERS: Table[Encoder] = Table({"zipformer": (ZipformerConfig, Zipformer)})

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxasr.arrays import ceil_div, length_mask, repeat_last
+from jaxasr.arrays import Count, at_least_zero, ceil_div, length_mask, repeat_last
 from jaxasr.layers.activations import swoosh_l, swoosh_r
 from jaxasr.layers.convolution import DepthwiseConv1d
 from jaxasr.layers.dropout import Dropout, keep_all
@@ -26,7 +26,7 @@ from jaxasr.layers.linear import Linear
 from jaxasr.layers.norms import BiasNorm
 from jaxasr.layers.positions import compact_relative_positions, relative_bias
 from jaxasr.layers.products import batched_product
-from jaxasr.layers.subsampling import REACH, Conv2dSubsampling
+from jaxasr.layers.subsampling import REACH, Conv2dSubsampling, subsampled_length
 
 State = dict[str, Any]
 # Kept from the original: masked scores are set to this, not to minus infinity.
@@ -35,14 +35,17 @@ MASKED = -1000.0
 PUBLISHER_PADDING = -23.025850
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ZipformerConfig:
     """Sizes of a Zipformer; every tuple has one entry a stack, but embed_channels, the front end's three widths.
 
     `chunk_size` and `left_context` are in frames at 50 Hz; -1 means no chunks (every frame sees every frame) and
-    unlimited left context. They matter for causal models only.
+    unlimited left context. They matter for causal models only. `whole_chunks`: a model with chunks decodes full chunks
+    only, and a chunk only while more feature frames are ready than it reads (sherpa-onnx's online recogniser).
+    `padding`: what stands after the shorter rows of a batch, see the head of this file.
     """
 
+    kind: Literal["zipformer"] = "zipformer"
     num_layers: tuple[int, ...]
     downsampling: tuple[int, ...]
     encoder_dim: tuple[int, ...]
@@ -53,14 +56,14 @@ class ZipformerConfig:
     pos_head_dim: tuple[int, ...]
     conv_kernel: tuple[int, ...]
     pos_dim: int = 48
-    feature_dim: int = 80
-    embed_channels: tuple[int, ...] = (8, 32, 128)
+    input_dim: int = 80
+    embed_channels: tuple[int, int, int] = (8, 32, 128)
     output_downsampling: int = 2
     causal: bool = False
     chunk_size: int = -1
     left_context: int = -1
+    whole_chunks: bool = False
     padding: Literal["isolated", "publisher"] = "isolated"
-    kind: Literal["zipformer"] = "zipformer"
 
     def __post_init__(self) -> None:
         if len(self.embed_channels) != 3 or min(self.embed_channels) < 1:
@@ -86,6 +89,26 @@ class ZipformerConfig:
         return max(self.encoder_dim)
 
     @property
+    def subsampling(self) -> int:
+        """Feature frames from one encoded frame to the next."""
+        return 2 * self.output_downsampling
+
+    def encoded_length(self, frames: Count) -> Count:
+        """Encoded frames of so many feature frames, for integers and arrays."""
+        return ceil_div(subsampled_length(frames), self.output_downsampling)
+
+    def decoded_length(self, frames: Count) -> Count:
+        """Those of the encoded frames that a search is given, for integers and arrays: see `whole_chunks`."""
+        if not (self.whole_chunks and self.chunk_size > 0):
+            return self.encoded_length(frames)
+        chunks = ceil_div(at_least_zero(frames - self.frames_per_step), self.shift_per_step)
+        return chunks * (self.chunk_size // self.output_downsampling)
+
+    def facts(self) -> dict[str, Any]:
+        """What `jaxasr info` shows of a Zipformer."""
+        return {"causal": self.causal, "chunk_size": self.chunk_size, "left_context": self.left_context}
+
+    @property
     def frames_per_step(self) -> int:
         """Feature frames that one streaming step reads: 2 chunk_size + 13, the last 13 being look-ahead."""
         return 2 * self.chunk_size + 7 + 2 * REACH
@@ -101,19 +124,22 @@ class Zipformer(nnx.Module):
 
     def __init__(self, config: ZipformerConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.embed = Conv2dSubsampling(config.feature_dim, config.embed_channels, config.encoder_dim[0], rngs=rngs)
+        self.embed = Conv2dSubsampling(config.input_dim, config.embed_channels, config.encoder_dim[0], rngs=rngs)
         self.stacks = nnx.List([Stack(config, index, rngs=rngs) for index in range(len(config.num_layers))])
         self.downsample_output = Downsample(config.output_downsampling, rngs=rngs)
 
     def __call__(
         self, frames: jax.Array, lengths: jax.Array, dropout: Dropout | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """frames (B, T, bins), lengths (B,) in frames -> encoded (B, T', D), lengths (B,); T >= 9.
+        """frames (B, T, bins), lengths (B,) in frames -> encoded (B, T', D), lengths (B,) to decode; T >= 9.
 
         A causal model attends and convolves within chunks of `chunk_size`, as its streaming form does. `dropout`, of
         training, is that of every module's share in its residual stream.
         """
         isolated = self.config.padding == "isolated"
+        decoded = self.config.decoded_length(lengths)
+        if not isolated:
+            frames = jnp.where(length_mask(lengths, frames.shape[1])[..., None], frames, PUBLISHER_PADDING)
         x, lengths = self.embed(frames, lengths, isolated=isolated)  # (B, T, D0) at 50 Hz
         outputs = []
         for index, stack in enumerate(self.stacks):
@@ -122,7 +148,7 @@ class Zipformer(nnx.Module):
         x = self._widest(outputs)
         if isolated:
             x = repeat_last(x, lengths)
-        return self.downsample_output(x), ceil_div(lengths, self.config.output_downsampling)
+        return self.downsample_output(x), decoded
 
     def initial_state(self, batch: int, dtype: jnp.dtype = jnp.float32) -> State:
         """The state before the first step: zeros, batch axis first everywhere."""

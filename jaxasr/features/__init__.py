@@ -1,1 +1,54 @@
-"""Waveform to frames."""
+"""Waveform to frames: the table of front ends, one file each, and what the other rooms ask of them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import jax
+
+from jaxasr.arrays import Count
+from jaxasr.configuration import Table
+from jaxasr.features.kaldi import KaldiConfig, KaldiFbank
+
+# Hz; what every recording is resampled to before a model hears it.
+SAMPLE_RATE = 16_000
+
+
+class FeaturesConfig(Protocol):
+    """What a front end's configuration answers."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second that the front end takes (Hz)."""
+        ...
+
+    @property
+    def output_dim(self) -> int:
+        """Width of a frame."""
+        ...
+
+    @property
+    def frame_seconds(self) -> float:
+        """Seconds from frame to frame."""
+        ...
+
+    def frame_count(self, samples: Count) -> Count:
+        """Frames that so many samples give: an int for an int, an integer array for an array."""
+        ...
+
+
+class Features(Protocol):
+    """A front end: a Flax module, since some hold arrays of the checkpoint."""
+
+    def __call__(
+        self, waveforms: jax.Array, lengths: jax.Array, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """waveforms (B, S) float32 in -1..1, lengths (B,) in samples -> frames (B, T, F) float32, lengths (B,)."""
+        ...
+
+
+# Every front end by its `kind`: made as (config, rngs=).
+FEATURES: Table[Features] = Table({"kaldi": (KaldiConfig, KaldiFbank)})

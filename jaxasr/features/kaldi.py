@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from jaxasr.arrays import ceil_div, zero_beyond
+from jaxasr.arrays import Count, at_least_zero, ceil_div, zero_beyond
 
 Window = Literal["povey", "hamming", "hann"]
-Count = TypeVar("Count", int, jax.Array)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KaldiConfig:
-    """Options of `fbank` under Kaldi's meaning; the defaults are those of icefall and sherpa-onnx.
+    """Options of `KaldiFbank` under Kaldi's meaning; the defaults are those of icefall and sherpa-onnx.
 
     FunASR's are window="hamming", high_freq=0.0, snip_edges=True, sample_scale=32768.0. ValueError for what cannot be.
     """
 
+    kind: Literal["kaldi"] = "kaldi"
     sample_rate: int = 16000  # Hz
     frame_length_ms: float = 25.0
     frame_shift_ms: float = 10.0
@@ -36,7 +37,7 @@ class KaldiConfig:
     window: Window = "povey"  # povey and hamming are symmetric, hann periodic, as in kaldi-native-fbank
     preemphasis: float = 0.97
     remove_dc_offset: bool = True
-    dither: float = 0.0  # deviation of the noise, in units of scaled samples; added only where `fbank` is given a key
+    dither: float = 0.0  # deviation of the noise, in units of scaled samples; added only where a key is given
     snip_edges: bool = False  # True: only frames that lie wholly inside; False: the ends are mirrored
     energy_floor: float = 1.1920929e-07  # of a mel energy before the logarithm: float32's epsilon, log -15.9424
     sample_scale: float = 1.0  # multiplies samples in -1..1; FunASR and Kaldi itself work on 32768
@@ -89,60 +90,73 @@ class KaldiConfig:
         """Upper edge of the last mel bin in Hz."""
         return self.high_freq if self.high_freq > 0 else self.sample_rate / 2 + self.high_freq
 
+    @property
+    def output_dim(self) -> int:
+        """Width of a frame: its mel bins."""
+        return self.bins
+
+    @property
+    def frame_seconds(self) -> float:
+        """Seconds from frame to frame."""
+        return self.frame_shift / self.sample_rate
+
+    def frame_count(self, samples: Count) -> Count:
+        """Frames that so many samples give: an int for an int, an integer array for an array."""
+        if not self.snip_edges:
+            return (samples + self.frame_shift // 2) // self.frame_shift
+        return at_least_zero((samples - self.frame_length) // self.frame_shift + 1)
+
 
 def _milliseconds(sample_rate: int, milliseconds: float) -> int:
     # Kaldi multiplies in float32 and cuts off: other arithmetic gives another size at odd rates.
     return int(np.float32(sample_rate) * np.float32(0.001) * np.float32(milliseconds))
 
 
-def frame_count(config: KaldiConfig, samples: Count) -> Count:
-    """Frames that `fbank` makes of so many samples: an int for an int, an integer array for an array."""
-    shift = config.frame_shift
-    if not config.snip_edges:
-        return (samples + shift // 2) // shift
-    frames = (samples - config.frame_length) // shift + 1
-    return jnp.maximum(frames, 0) if isinstance(frames, jax.Array) else max(frames, 0)
+class KaldiFbank(nnx.Module):
+    """Log-mel energies of padded waveforms. Without parameters, and pure."""
 
+    def __init__(self, config: KaldiConfig, *, rngs: nnx.Rngs | None = None) -> None:
+        self.config = config
 
-def fbank(
-    config: KaldiConfig, waveforms: jax.Array, lengths: jax.Array, *, key: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Log-mel energies of a padded batch.
+    def __call__(
+        self, waveforms: jax.Array, lengths: jax.Array, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """waveforms (B, S) float32 in -1..1, lengths (B,) int32 in samples -> frames (B, T, bins), lengths (B,).
 
-    waveforms (B, S) float32 in -1..1, of which only the first lengths (B,) int32 samples of a row count: what stands
-    behind them, NaN included, is never used. Returns frames (B, T, bins) float32 with T = frame_count(config, S), zero
-    behind the end of a row, and the number of frames (B,) int32 of each row. `key` turns dither on. Pure, for jax.jit.
-    """
-    batch, samples = waveforms.shape
-    total = frame_count(config, samples)
-    counts = frame_count(config, jnp.asarray(lengths, jnp.int32))
-    if total == 0:
-        return jnp.zeros((batch, 0, config.bins), jnp.float32), counts
+        Only the first `lengths` samples of a row count: what stands after them, NaN included, is never used. T is
+        `config.frame_count(S)`; frames are float32 and zero after the end of a row. `key` turns dither on.
+        """
+        config = self.config
+        batch, samples = waveforms.shape
+        total = config.frame_count(samples)
+        counts = config.frame_count(jnp.asarray(lengths, jnp.int32))
+        if total == 0:
+            return jnp.zeros((batch, 0, config.bins), jnp.float32), counts
 
-    signal = zero_beyond(waveforms, lengths) * config.sample_scale
-    if not config.snip_edges:
-        signal = _mirror_ends(config, signal, lengths)
-    frames = _frame(config, signal, total)  # (B, T, frame_length)
+        signal = zero_beyond(waveforms, lengths) * config.sample_scale
+        if not config.snip_edges:
+            signal = _mirror_ends(config, signal, lengths)
+        frames = _frame(config, signal, total)  # (B, T, frame_length)
 
-    if config.dither and key is not None:
-        frames = frames + config.dither * jax.random.normal(key, frames.shape, frames.dtype)
-    if config.remove_dc_offset:
-        # XLA divides by a constant through its rounded reciprocal. Differences to the first sample make a constant
-        # frame exactly zero all the same, as Kaldi's division does; else it would rise above the floor at scale 32768.
-        frames = frames - frames[..., :1]
-        frames = frames - jnp.mean(frames, axis=-1, keepdims=True)
-    if config.preemphasis:
-        # The sample before the first one is the first one itself.
-        before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
-        frames = frames - config.preemphasis * before
-    spectrum = jnp.fft.rfft(frames * window(config), config.fft_length)  # (B, T, fft_length / 2 + 1)
-    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-    energies = jnp.matmul(power, mel_banks(config), precision=jax.lax.Precision.HIGHEST)
-    return zero_beyond(jnp.log(jnp.maximum(energies, config.energy_floor)), counts), counts
+        if config.dither and key is not None:
+            frames = frames + config.dither * jax.random.normal(key, frames.shape, frames.dtype)
+        if config.remove_dc_offset:
+            # XLA divides by a constant through its rounded reciprocal. Differences to the first sample make a constant
+            # frame exactly zero, as Kaldi's division does; else it would rise above the floor at scale 32768.
+            frames = frames - frames[..., :1]
+            frames = frames - jnp.mean(frames, axis=-1, keepdims=True)
+        if config.preemphasis:
+            # The sample before the first one is the first one itself.
+            before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+            frames = frames - config.preemphasis * before
+        spectrum = jnp.fft.rfft(frames * window(config), config.fft_length)  # (B, T, fft_length / 2 + 1)
+        power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+        energies = jnp.matmul(power, mel_banks(config), precision=jax.lax.Precision.HIGHEST)
+        return zero_beyond(jnp.log(jnp.maximum(energies, config.energy_floor)), counts), counts
 
 
 def _mirror_ends(config: KaldiConfig, signal: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Put mirrored samples before the first and behind the last sample of each row, so that frames are centred.
+    """Put mirrored samples before the first and after the last sample of each row, so that frames are centred.
 
     signal (B, S), lengths (B,) -> (B, S + frame_length - frame_shift // 2) with the old sample 0 at
     frame_length // 2 - frame_shift // 2. Samples -1, -2 are 0, 1 and n, n + 1 are n - 1, n - 2, again and again where a

@@ -18,6 +18,10 @@ class CTCConfig:
     vocabulary_size: int
     blank_id: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.blank_id < self.vocabulary_size:
+            raise ValueError(f"blank_id {self.blank_id} does not lie in the vocabulary of {self.vocabulary_size}")
+
 
 class CTC(nnx.Module):
     """Encoded frames (B, T, D) to log-probabilities (B, T, vocabulary) float32."""
@@ -25,6 +29,16 @@ class CTC(nnx.Module):
     def __init__(self, config: CTCConfig, encoder_dim: int, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.output = Linear(encoder_dim, config.vocabulary_size, rngs=rngs)
+
+    @property
+    def blank_id(self) -> int:
+        """The id of the blank."""
+        return self.config.blank_id
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Ids that the head emits, blank included."""
+        return self.config.vocabulary_size
 
     def __call__(self, encoded: jax.Array) -> jax.Array:
         return jax.nn.log_softmax(self.output(encoded).astype(jnp.float32), axis=-1)

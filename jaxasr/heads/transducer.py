@@ -1,116 +1,107 @@
-"""The stateless transducer head: a predictor that sees the last tokens only, and a joiner.
+"""The transducer head: a predictor of one of the kinds in heads/predictors.py, and a joiner.
 
-Source: icefall, egs/librispeech/ASR/zipformer, decoder.py and joiner.py.
+Source: icefall, egs/librispeech/ASR/zipformer, joiner.py; Graves, 2012, arXiv 1211.3711. Durations beside the tokens:
+Xu et al., 2023, arXiv 2304.06795 (TDT).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxasr.heads.predictors import PREDICTORS, PredictorConfig, StatelessConfig
 from jaxasr.layers.linear import Linear
-
-# In a context, "no token yet": its embedding is a vector of zeros, not the blank's row.
-NOTHING = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class TransducerConfig:
-    """Sizes of a stateless transducer head; `context_size` is the number of tokens that the predictor sees (1 or 2)."""
+    """Sizes of a transducer head; the vocabulary includes the blank.
+
+    `silent_ids`: ids taken for blank by a search, neither emitted nor shown to the predictor (sherpa-onnx treats <unk>
+    so, icefall's own search does not). `durations`: encoded frames that a token may span, in the order of the joiner's
+    further outputs; empty where the head predicts none.
+    """
 
     vocabulary_size: int
-    predictor_dim: int = 512
+    predictor: Annotated[PredictorConfig, PREDICTORS] = StatelessConfig()
     joiner_dim: int = 512
-    context_size: int = 2
     blank_id: int = 0
+    silent_ids: tuple[int, ...] = ()
+    durations: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.context_size not in (1, 2):
-            raise ValueError(f"context_size must be 1 or 2, not {self.context_size}")
-        if self.predictor_dim % 4:
-            raise ValueError("predictor_dim must be divisible by 4")
+        for name in (self.blank_id, *self.silent_ids):
+            if not 0 <= name < self.vocabulary_size:
+                raise ValueError(
+                    f"blank_id and silent_ids must lie in the vocabulary of {self.vocabulary_size}: {name}"
+                )
+        if self.durations and (min(self.durations) < 0 or max(self.durations) < 1):
+            raise ValueError(f"durations must be numbers of frames of which one is positive, not {self.durations}")
 
 
 class Transducer(nnx.Module):
-    """Predictor and joiner. The state is the projected predictor output of each row and the tokens it came from.
+    """Predictor and joiner. The state is the predictor's own and the projected output of each row.
 
     A search calls `project` once on all encoded frames, then `initial_state`, `advance` and `join` in its loop.
     """
 
     def __init__(self, config: TransducerConfig, encoder_dim: int, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.predictor = StatelessPredictor(config, rngs=rngs)
+        self.predictor = PREDICTORS.make(config.predictor, config.vocabulary_size, config.blank_id, rngs=rngs)
         self.encoder_proj = Linear(encoder_dim, config.joiner_dim, rngs=rngs)
-        self.predictor_proj = Linear(config.predictor_dim, config.joiner_dim, rngs=rngs)
-        self.output = Linear(config.joiner_dim, config.vocabulary_size, rngs=rngs)
+        self.predictor_proj = Linear(config.predictor.output_dim, config.joiner_dim, rngs=rngs)
+        self.output = Linear(config.joiner_dim, config.vocabulary_size + len(config.durations), rngs=rngs)
 
     @property
     def blank_id(self) -> int:
+        """The id of the blank."""
         return self.config.blank_id
 
+    @property
+    def silent_ids(self) -> tuple[int, ...]:
+        """Ids that a search takes for blank."""
+        return self.config.silent_ids
+
+    @property
+    def durations(self) -> tuple[int, ...]:
+        """Frames that a token may span, in the order of the joiner's further outputs."""
+        return self.config.durations
+
+    @property
+    def length_offset(self) -> int:
+        """What a beam search adds to a hypothesis' number of tokens when it divides scores by lengths."""
+        return self.predictor.length_offset
+
     def project(self, encoded: jax.Array) -> jax.Array:
-        """encoded (B, T, D) -> (B, T, J), the encoder's share of the joiner."""
+        """encoded (B, T, D) -> (B, T, J), the encoder's projection into the joiner."""
         return self.encoder_proj(encoded)
 
-    def initial_state(self, batch: int) -> tuple[jax.Array, jax.Array]:
-        """Nothing said yet: contexts (B, context_size) int32 of [-1, ..., blank], and the predictor's output (B, J)."""
-        context = jnp.full((batch, self.config.context_size), NOTHING, jnp.int32).at[:, -1].set(self.config.blank_id)
-        return context, self._predict(context)
+    def initial_state(self, batch: int) -> tuple[Any, jax.Array]:
+        """Nothing said yet: the predictor's state, and its projected output (B, J)."""
+        return self._project(self.predictor.start(batch))
 
-    def advance(self, state: tuple[jax.Array, jax.Array], tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Append tokens (B,) to every row's context. A first token follows nothing: [-1, blank] becomes [blank, y]."""
-        context = jnp.concatenate([state[0][:, 1:], tokens[:, None].astype(jnp.int32)], axis=1)
-        return context, self._predict(context)
+    def advance(self, state: tuple[Any, jax.Array], tokens: jax.Array) -> tuple[Any, jax.Array]:
+        """tokens (B,) were said: the state after them."""
+        return self._project(self.predictor.step(state[0], tokens))
 
-    def join(self, projected: jax.Array, state: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """One frame of `project`, (B, J), with each row's state: logits (B, vocabulary) float32."""
+    def join(self, projected: jax.Array, state: tuple[Any, jax.Array]) -> jax.Array:
+        """One frame of `project`, (B, J), with each row's state: logits (B, vocabulary + durations) float32."""
         return self.combine(projected, state[1])
 
     def predict(self, labels: jax.Array) -> jax.Array:
-        """The predictor's shares after none, one, ... all of labels (B, U), for training: (B, U + 1, J)."""
-        batch, count = labels.shape
-        nothing, _ = self.initial_state(batch)
-        history = jnp.concatenate([nothing, labels.astype(jnp.int32)], axis=1)  # (B, context_size + U)
-        size = self.config.context_size
-        contexts = jnp.stack([history[:, k : k + count + 1] for k in range(size)], axis=-1)  # (B, U + 1, context_size)
-        return self._predict(contexts.reshape(-1, size)).reshape(batch, count + 1, -1)
+        """The predictor's projections after none, one, ... all of labels (B, U), for training: (B, U + 1, J)."""
+        outputs = self.predictor(labels)
+        batch, count, _ = outputs.shape
+        return self.predictor_proj(outputs.reshape(batch * count, -1)).reshape(batch, count, -1)
 
     def combine(self, projected: jax.Array, predicted: jax.Array) -> jax.Array:
-        """The joiner on shares (..., J) of encoder and predictor, which may broadcast: logits (..., V) float32."""
+        """The joiner on projections (..., J) of encoder and predictor, which may broadcast: logits (..., V) float32."""
         return self.output(jnp.tanh(projected + predicted)).astype(jnp.float32)
 
-    def _predict(self, context: jax.Array) -> jax.Array:
-        return self.predictor_proj(self.predictor(context))
-
-
-class StatelessPredictor(nnx.Module):
-    """Embedding of the last tokens and, with two of them, a grouped convolution over both and a ReLU."""
-
-    def __init__(self, config: TransducerConfig, *, rngs: nnx.Rngs) -> None:
-        dim = config.predictor_dim
-        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocabulary_size, dim), jnp.float32) * 0.02)
-        # (width, in / groups, out) with dim / 4 groups of 4 channels each.
-        kernel = jax.random.uniform(rngs.params(), (config.context_size, 4, dim), jnp.float32, -0.35, 0.35)
-        self.kernel = nnx.Param(kernel) if config.context_size > 1 else None
-
-    def __call__(self, context: jax.Array) -> jax.Array:
-        """context (B, context_size) ids, -1 for no token -> (B, D)."""
-        table = self.embedding[...]
-        # Gathers written out and added: a reduction over the short context axis is ten times slower on CPU.
-        embedded = [
-            jnp.where(context[:, k, None] >= 0, table[jnp.maximum(context[:, k], 0)], 0)
-            for k in range(context.shape[1])
-        ]
-        if self.kernel is None:
-            return embedded[0]
-        kernel = self.kernel[...].astype(table.dtype)
-        return jax.nn.relu(sum(self._grouped(each, kernel[k]) for k, each in enumerate(embedded)))
-
-    def _grouped(self, x: jax.Array, tap: jax.Array) -> jax.Array:
-        """One tap of the grouped convolution: x (B, D), tap (4, D) -> (B, D)."""
-        groups = x.reshape(x.shape[0], -1, 1, 4)  # (B, groups, 1, in)
-        taps = tap.reshape(4, -1, 4)  # (in, groups, out)
-        return sum(groups[..., k] * taps[k] for k in range(4)).reshape(x.shape)
+    def _project(self, predicted: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+        state, output = predicted
+        return state, self.predictor_proj(output)

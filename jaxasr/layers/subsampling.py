@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxasr.arrays import zero_beyond
+from jaxasr.arrays import Count, at_least_zero, zero_beyond
 from jaxasr.layers.activations import swoosh_l, swoosh_r
 from jaxasr.layers.convolution import Conv2d, DepthwiseConv2d
 from jaxasr.layers.linear import Linear
@@ -18,10 +18,9 @@ CONVNEXT_FACTOR = 3
 REACH = 3
 
 
-def subsampled_length(frames):
+def subsampled_length(frames: Count) -> Count:
     """Frames at 100 Hz to frames at 50 Hz, for integers and arrays: (T - 7) // 2, never below 0."""
-    shortened = (frames - 7) // 2
-    return max(shortened, 0) if isinstance(shortened, int) else jnp.maximum(shortened, 0)
+    return at_least_zero((frames - 7) // 2)
 
 
 class ConvNeXt(nnx.Module):

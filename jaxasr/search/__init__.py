@@ -1,1 +1,176 @@
-"""Encoded frames to token sequences."""
+"""Encoded frames to token sequences: the table of searches with their configurations, and how one is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import jax
+
+from jaxasr.configuration import Table
+from jaxasr.search.beam import JointBeam, TransducerBeam
+from jaxasr.search.greedy import CTCGreedy, TransducerGreedy
+from jaxasr.search.protocols import Search
+
+# Hypotheses that a search with several of them keeps where nobody says how many.
+DEFAULT_BEAM = 4
+
+
+class HeadConfig(Protocol):
+    """What every head's configuration answers, whatever its role."""
+
+    @property
+    def vocabulary_size(self) -> int: ...
+
+    @property
+    def blank_id(self) -> int: ...
+
+
+class SearchConfig(Protocol):
+    """What a search's configuration answers. Heads are named by their role in a model: "transducer", "ctc"."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def beam(self) -> int:
+        """Hypotheses that it keeps."""
+        ...
+
+    @property
+    def head(self) -> str | None:
+        """The role of the head whose tokens it finds; None for a model's first."""
+        ...
+
+    def fault(self, heads: Mapping[str, HeadConfig]) -> str | None:
+        """Why it cannot search a model with these heads, by role; None where it can."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GreedyConfig:
+    """The best token of each frame. `max_symbols`: tokens that one frame may emit, of a transducer."""
+
+    kind: Literal["greedy"] = "greedy"
+    head: str | None = None
+    max_symbols: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_symbols < 1:
+            raise ValueError(f"max_symbols must be positive, not {self.max_symbols}")
+
+    @property
+    def beam(self) -> int:
+        """One hypothesis."""
+        return 1
+
+    def fault(self, heads: Mapping[str, HeadConfig]) -> str | None:
+        """The head must be there."""
+        return None if self.head is None or self.head in heads else f"there is no {self.head} head"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeamConfig:
+    """A transducer's beam search, which keeps `beam` hypotheses."""
+
+    kind: Literal["beam"] = "beam"
+    beam: int = DEFAULT_BEAM
+    head: Literal["transducer"] = "transducer"
+
+    def __post_init__(self) -> None:
+        if self.beam < 1:
+            raise ValueError(f"a beam search needs a beam of 1 or more, not {self.beam}")
+
+    def fault(self, heads: Mapping[str, HeadConfig]) -> str | None:
+        """There must be a transducer."""
+        return None if self.head in heads else "a beam search needs a transducer head"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JointConfig:
+    """A transducer's beam search, ranked by a CTC head too, which counts for `ctc_weight` in 0..1."""
+
+    kind: Literal["joint"] = "joint"
+    beam: int = DEFAULT_BEAM
+    ctc_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.beam < 2:  # with one there is nothing to rank
+            raise ValueError(f"a joint search needs a beam of 2 or more, not {self.beam}")
+        if not 0 <= self.ctc_weight <= 1:
+            raise ValueError(f"ctc_weight must lie in 0..1, not {self.ctc_weight}")
+
+    @property
+    def head(self) -> str:
+        """The role of the head whose tokens are ranked."""
+        return "transducer"
+
+    def fault(self, heads: Mapping[str, HeadConfig]) -> str | None:
+        """There must be both heads, with one vocabulary and one blank."""
+        both = [heads.get(role) for role in ("transducer", "ctc")]
+        sizes = {(head.vocabulary_size, head.blank_id) for head in both if head is not None}
+        return None if None not in both and len(sizes) == 1 else "a joint search needs two heads of one vocabulary"
+
+
+def _greedy(config: GreedyConfig, heads: Mapping[str, Any], blank_penalty: jax.Array | float) -> Search[Any]:
+    role = config.head or next(iter(heads))
+    if role == "ctc":
+        return CTCGreedy(heads[role], blank_penalty)
+    return TransducerGreedy(heads[role], blank_penalty, config.max_symbols)
+
+
+def _beam(config: BeamConfig, heads: Mapping[str, Any], blank_penalty: jax.Array | float) -> Search[Any]:
+    return TransducerBeam(heads[config.head], config.beam, blank_penalty)
+
+
+def _joint(config: JointConfig, heads: Mapping[str, Any], blank_penalty: jax.Array | float) -> Search[Any]:
+    transducer = TransducerBeam(heads[config.head], config.beam, blank_penalty)
+    return JointBeam(transducer, heads["ctc"], config.ctc_weight)
+
+
+# Every search by its `kind`: made as (config, head modules by role, blank_penalty). The penalty is the transducer's in a
+# joint search.
+SEARCHES: Table[Search[Any]] = Table(
+    {"greedy": (GreedyConfig, _greedy), "beam": (BeamConfig, _beam), "joint": (JointConfig, _joint)}
+)
+
+
+def choose_search(
+    own: SearchConfig, heads: Mapping[str, HeadConfig], kind: str | None, head: str | None, beam: int | None
+) -> SearchConfig:
+    """The search that a user asks for: of this kind, by this head, with this many hypotheses; each None if unsaid.
+
+    `own` is the model's, and what stays of it where nothing speaks against it. A beam alone changes how many hypotheses
+    are kept, and makes a beam search of a greedy one; a beam of 1 is greedy search. A head alone is searched by itself.
+    Raises ValueError for what cannot be.
+    """
+    if kind is not None and kind not in SEARCHES:
+        raise ValueError(f"search {kind!r} is none of {', '.join(SEARCHES)}")
+    if head is not None and head not in heads:
+        raise ValueError(f"there is no {head} head: take {' or '.join(heads)}")
+    kind = kind or _kind(own, head, beam)
+    cls, _ = SEARCHES[kind]
+    chosen = own if own.kind == kind else cls()
+    changes: dict[str, Any] = {}
+    if kind == "greedy":
+        if beam not in (None, 1):
+            raise ValueError("a greedy search keeps one hypothesis: leave out beam")
+        changes = {} if head is None else {"head": head}
+    elif head not in (None, chosen.head):
+        raise ValueError(f"a {kind} search is by the {chosen.head} head, not by {head}: leave out head")
+    elif beam is not None or own.beam > 1:
+        changes = {"beam": own.beam if beam is None else beam}
+    chosen = dataclasses.replace(chosen, **changes)
+    if fault := chosen.fault(heads):
+        raise ValueError(fault)
+    return chosen
+
+
+def _kind(own: SearchConfig, head: str | None, beam: int | None) -> str:
+    """The kind of search that a head and a beam without a kind mean."""
+    if head is None and (beam is None or (own.beam > 1 and beam > 1) or own.kind == "joint"):
+        return own.kind
+    searched = head or own.head
+    several = (own.beam if beam is None else beam) != 1
+    return "beam" if several and searched in (None, BeamConfig.head) else "greedy"

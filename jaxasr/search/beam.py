@@ -2,62 +2,93 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxasr.arrays import IMPOSSIBLE, length_mask
-from jaxasr.search.greedy import TransducerHead, choose_rows, penalise_blank
-from jaxasr.search.hypotheses import Hypotheses, from_frames
+from jaxasr.search.hypotheses import Buffers, Emissions, Hypotheses, empty_buffers
+from jaxasr.search.protocols import CTCHead, TransducerHead, choose_rows, is_token, penalise_blank
 
 # Odd multipliers of two running hashes of 32 bits by which equal token sequences are known.
 _MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)
 
 
-def transducer_beam(
-    head: TransducerHead,
-    encoded: jax.Array,
-    lengths: jax.Array,
-    *,
-    beam: int,
-    context_size: int = 2,
-    blank_penalty: jax.Array | float = 0.0,
-    silent_ids: tuple[int, ...] = (),
-) -> Hypotheses:
-    """icefall's modified beam search: encoded (B, T, D), lengths (B,) in frames -> Hypotheses, N = beam, L = T.
+class BeamState(NamedTuple):
+    """Of each hypothesis: what the head remembers (B * K, ...), its score (B, K), hashes of its tokens (B, K, 2); of each
+    row the frames searched (B,); the tokens found."""
 
-    At most one token a frame. Each frame keeps the `beam` best of hypotheses times vocabulary; those that have come to
-    say the same are then one, with the sum of their probabilities and the better one's times. Scores are the
-    log-probabilities of all alignments found; hypotheses are ranked by score / (tokens + context_size), as icefall and
-    sherpa-onnx do, and those of score IMPOSSIBLE are no hypotheses. Other arguments as in `transducer_greedy`.
+    head: Any
+    score: jax.Array
+    hashes: jax.Array
+    searched: jax.Array
+    found: Buffers
+
+
+@dataclasses.dataclass(frozen=True)
+class TransducerBeam:
+    """icefall's modified beam search, at most one token a frame: N = beam.
+
+    Each frame keeps the `beam` best of hypotheses times vocabulary; those that have come to say the same are then one,
+    with the sum of their probabilities and the better one's times. Scores are the log-probabilities of all alignments
+    found; hypotheses are ranked by score / (tokens + the head's length_offset), as icefall and sherpa-onnx do, and those
+    of score IMPOSSIBLE are no hypotheses. `blank_penalty` () is taken off the blank's logit before the softmax.
     """
-    batch, frames = encoded.shape[:2]
-    projected = head.project(encoded)
-    valid = length_mask(lengths, frames)
-    offsets = jnp.arange(batch)[:, None] * beam
 
-    def frame(carry: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, ...]]:
-        state, score, hashes = carry  # leaves (B * K, ...), (B, K), (B, K, 2)
-        projection, in_row = inputs
-        logits = penalise_blank(head.join(jnp.repeat(projection, beam, axis=0), state), head.blank_id, blank_penalty)
+    head: TransducerHead
+    beam: int
+    blank_penalty: jax.Array | float = 0.0
+
+    def start(self, batch: int, frames: int) -> BeamState:
+        """One hypothesis a row that says nothing; room for a token a frame."""
+        alone = jnp.where(jnp.arange(self.beam) == 0, 0.0, IMPOSSIBLE).astype(jnp.float32)
+        return BeamState(
+            head=self.head.initial_state(batch * self.beam),
+            score=jnp.broadcast_to(alone, (batch, self.beam)),
+            hashes=jnp.zeros((batch, self.beam, 2), jnp.uint32),
+            searched=jnp.zeros((batch,), jnp.int32),
+            found=empty_buffers(batch, self.beam, frames),
+        )
+
+    def step(self, state: BeamState, encoded: jax.Array, lengths: jax.Array) -> BeamState:
+        """encoded (B, T, D), lengths (B,) in frames."""
+        valid = length_mask(lengths, encoded.shape[1])
+        inputs = (self.head.project(encoded).swapaxes(0, 1), valid.T)
+        (head, score, hashes), steps = lax.scan(self._frame, (state.head, state.score, state.hashes), inputs)
+        ancestor, tokens, log_probs, emitted = _trace_back(steps)
+        # Each hypothesis goes on with the tokens of the one that it descends from.
+        found = jax.tree.map(functools.partial(_gather, places=ancestor), state.found)
+        at = jnp.arange(encoded.shape[1], dtype=jnp.int32) + state.searched[:, None, None]
+        at = jnp.broadcast_to(at, tokens.shape)
+        found = found.append(Emissions(tokens, at, jnp.ones_like(tokens), log_probs, emitted))
+        return BeamState(head, score, hashes, state.searched + lengths, found)
+
+    def finish(self, state: BeamState) -> Hypotheses:
+        """The hypotheses kept, ranked."""
+        return rank(state.found.scored(state.score), state.score / (state.found.length + self.head.length_offset))
+
+    def _frame(self, carry: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, ...]]:
+        (state, score, hashes), (projection, in_row) = carry, inputs
+        head, (batch, beam) = self.head, score.shape
+        logits = head.join(jnp.repeat(projection, beam, axis=0), state)
+        logits = penalise_blank(logits, head.blank_id, self.blank_penalty)
         log_probs = jax.nn.log_softmax(logits, axis=-1).reshape(batch, beam, -1)
         vocabulary = log_probs.shape[-1]
-        # Behind a row's end every hypothesis goes on as it is.
+        # After a row's end every hypothesis goes on as it is.
         best, index = lax.top_k((score[..., None] + log_probs).reshape(batch, -1), beam)
         going = in_row[:, None]
         parent = jnp.where(going, index // vocabulary, jnp.arange(beam))
         token = jnp.where(going, index % vocabulary, head.blank_id)
-        emit = going & (token != head.blank_id)
-        for silent in silent_ids:
-            emit &= token != silent
+        emit = going & is_token(token, head)
         log_prob = jnp.take_along_axis(log_probs.reshape(batch, -1), parent * vocabulary + token, axis=1)
 
-        rows = (offsets + parent).reshape(-1)
+        rows = (jnp.arange(batch)[:, None] * beam + parent).reshape(-1)
         state = jax.tree.map(lambda leaf: leaf[rows], state)
-        hashes = jnp.take_along_axis(hashes, parent[..., None], axis=1)
+        hashes = _gather(hashes, parent)
         said = hashes * jnp.array(_MULTIPLIERS, jnp.uint32) + token[..., None].astype(jnp.uint32) + 1
         hashes = jnp.where(emit[..., None], said, hashes)
         flat = emit.reshape(-1)
@@ -66,30 +97,50 @@ def transducer_beam(
         score = jnp.where(going, _merge(best, hashes), score)
         return (state, score, hashes), (parent, token, log_prob, emit)
 
-    alone = jnp.where(jnp.arange(beam) == 0, 0.0, IMPOSSIBLE).astype(jnp.float32)
-    start = (
-        head.initial_state(batch * beam),
-        jnp.broadcast_to(alone, (batch, beam)),
-        jnp.zeros((batch, beam, 2), jnp.uint32),
-    )
-    (_, score, _), steps = lax.scan(frame, start, (projected.swapaxes(0, 1), valid.T))
-    found = from_frames(*_trace_back(steps))._replace(score=score)
-    return rank(found, score / (found.length + context_size))
+
+class JointState(NamedTuple):
+    """The transducer's search, and the CTC head's log-probabilities (B, frames, V) of what it has searched."""
+
+    beam: BeamState
+    log_probs: jax.Array
 
 
-def with_ctc(
-    hypotheses: Hypotheses, log_probs: jax.Array, lengths: jax.Array, *, blank_id: int, weight: float
-) -> Hypotheses:
-    """Rank a transducer's hypotheses by (1 - weight) * score + weight * the CTC head's log-likelihood of each.
+@dataclasses.dataclass(frozen=True)
+class JointBeam:
+    """A transducer's beam search whose hypotheses are ranked by both heads: N = the beam.
 
-    log_probs (B, T, V) of the CTC head, lengths (B,) in frames. The two heads err differently: what a joiner lost
-    between two alignments, such as a word said twice, CTC sees (rescoring of Watanabe et al., 2017, "Hybrid
-    CTC/Attention Architecture for End-to-End Speech Recognition", section IV-B).
+    Ranked by (1 - weight) * score + weight * the CTC head's log-likelihood of each text. The two heads err differently:
+    what a joiner lost between two alignments, such as a word said twice, CTC sees (rescoring of Watanabe et al., 2017,
+    "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", section IV-B).
     """
-    likelihood = ctc_log_likelihood(log_probs, lengths, hypotheses.tokens, hypotheses.length, blank_id=blank_id)
-    both = (1 - weight) * hypotheses.score + weight * likelihood
-    score = jnp.where(hypotheses.score < IMPOSSIBLE / 2, IMPOSSIBLE, both)
-    return rank(hypotheses._replace(score=score), score)
+
+    transducer: TransducerBeam
+    ctc: CTCHead
+    weight: float
+
+    def start(self, batch: int, frames: int) -> JointState:
+        """As the transducer's search starts; room for the log-probabilities of `frames` frames."""
+        log_probs = jnp.zeros((batch, frames, self.ctc.vocabulary_size), jnp.float32)
+        return JointState(self.transducer.start(batch, frames), log_probs)
+
+    def step(self, state: JointState, encoded: jax.Array, lengths: jax.Array) -> JointState:
+        """encoded (B, T, D), lengths (B,) in frames."""
+        piece = self.ctc(encoded)
+        places = jnp.arange(state.log_probs.shape[1]) - state.beam.searched[:, None]  # (B, frames), in the piece
+        source = jnp.clip(places, 0, piece.shape[1] - 1)[..., None]
+        new = ((places >= 0) & (places < lengths[:, None]))[..., None]
+        log_probs = jnp.where(new, jnp.take_along_axis(piece, source, axis=1), state.log_probs)
+        return JointState(self.transducer.step(state.beam, encoded, lengths), log_probs)
+
+    def finish(self, state: JointState) -> Hypotheses:
+        """The transducer's hypotheses, ranked by both heads; the score is the weighted sum."""
+        found = self.transducer.finish(state.beam)
+        likelihood = ctc_log_likelihood(
+            state.log_probs, state.beam.searched, found.tokens, found.length, blank_id=self.ctc.blank_id
+        )
+        both = (1 - self.weight) * found.score + self.weight * likelihood
+        score = jnp.where(found.score < IMPOSSIBLE / 2, IMPOSSIBLE, both)
+        return rank(found._replace(score=score), score)
 
 
 def ctc_log_likelihood(
@@ -129,10 +180,12 @@ def ctc_log_likelihood(
 def rank(hypotheses: Hypotheses, by: jax.Array) -> Hypotheses:
     """The same hypotheses, those with the highest `by` (B, N) first."""
     order = jnp.argsort(by, axis=1, descending=True, stable=True)
-    return jax.tree.map(
-        lambda leaf: jnp.take_along_axis(leaf, order.reshape(*order.shape, *(1,) * (leaf.ndim - 2)), axis=1),
-        hypotheses,
-    )
+    return jax.tree.map(functools.partial(_gather, places=order), hypotheses)
+
+
+def _gather(leaf: jax.Array, places: jax.Array) -> jax.Array:
+    """Hypotheses of each row by their places (B, N): leaf (B, K, ...) -> (B, N, ...)."""
+    return jnp.take_along_axis(leaf, places.reshape(*places.shape, *(1,) * (leaf.ndim - 2)), axis=1)
 
 
 def _merge(score: jax.Array, hashes: jax.Array) -> jax.Array:
@@ -144,12 +197,15 @@ def _merge(score: jax.Array, hashes: jax.Array) -> jax.Array:
 
 
 def _trace_back(steps: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """Parents, tokens, log-probabilities, emissions (T, B, K) of a search -> the last three (B, K, T) of each path."""
+    """Parents, tokens, log-probabilities, emissions (T, B, K) of a search -> the path of each hypothesis.
+
+    That is its place before the first frame (B, K), then the last three along its path, (B, K, T).
+    """
 
     def back(place: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         parent, *facts = (jnp.take_along_axis(each, place, axis=1) for each in step)
         return parent, tuple(facts)
 
     ends = jnp.broadcast_to(jnp.arange(steps[0].shape[2]), steps[0].shape[1:])
-    _, facts = lax.scan(back, ends, steps, reverse=True)
-    return tuple(jnp.moveaxis(each, 0, -1) for each in facts)
+    ancestor, facts = lax.scan(back, ends, steps, reverse=True)
+    return ancestor, *(jnp.moveaxis(each, 0, -1) for each in facts)

@@ -1,4 +1,4 @@
-"""What every search returns."""
+"""What every search returns, and the buffers that it fills on the way."""
 
 from __future__ import annotations
 
@@ -24,18 +24,52 @@ class Hypotheses(NamedTuple):
     score: jax.Array
 
 
-def from_frames(tokens: jax.Array, log_probs: jax.Array, emitted: jax.Array) -> Hypotheses:
-    """Hypotheses of at most one token a frame: tokens, log_probs, emitted (bool), all (B, N, T)."""
-    length = emitted.sum(axis=-1, dtype=jnp.int32)
-    # A stable sort brings the emitting frames to the front in their order.
-    order = jnp.argsort(~emitted, axis=-1, stable=True).astype(jnp.int32)
-    valid = jnp.arange(tokens.shape[-1]) < length[..., None]
-    probs = jnp.where(valid, jnp.take_along_axis(log_probs, order, axis=-1), 0.0)
-    return Hypotheses(
-        tokens=jnp.where(valid, jnp.take_along_axis(tokens, order, axis=-1), 0).astype(jnp.int32),
-        frames=jnp.where(valid, order, 0),
-        durations=valid.astype(jnp.int32),
-        log_probs=probs,
-        length=length,
-        score=probs.sum(axis=-1),
-    )
+class Buffers(NamedTuple):
+    """Tokens found so far: arrays (B, N, L) as in `Hypotheses`, zero after length (B, N)."""
+
+    tokens: jax.Array
+    frames: jax.Array
+    durations: jax.Array
+    log_probs: jax.Array
+    length: jax.Array
+
+    def append(self, found: Emissions) -> Buffers:
+        """The buffers with what was emitted at the end of each row; tokens beyond their size are dropped."""
+        # A stable sort brings the emissions to the front in their order.
+        order = jnp.argsort(~found.emitted, axis=-1, stable=True).astype(jnp.int32)
+        length = self.length + found.emitted.sum(axis=-1, dtype=jnp.int32)
+        places = jnp.arange(self.tokens.shape[-1]) - self.length[..., None]  # (B, N, L), of an emission in its row
+        source = jnp.take_along_axis(order, jnp.clip(places, 0, order.shape[-1] - 1), axis=-1)
+        new = (places >= 0) & (places < (length - self.length)[..., None])
+
+        def appended(old: jax.Array, values: jax.Array) -> jax.Array:
+            return jnp.where(new, jnp.take_along_axis(values, source, axis=-1).astype(old.dtype), old)
+
+        return Buffers(
+            tokens=appended(self.tokens, found.tokens),
+            frames=appended(self.frames, found.frames),
+            durations=appended(self.durations, found.durations),
+            log_probs=appended(self.log_probs, found.log_probs),
+            length=jnp.minimum(length, self.tokens.shape[-1]),
+        )
+
+    def scored(self, score: jax.Array) -> Hypotheses:
+        """Hypotheses of these tokens with a score (B, N)."""
+        return Hypotheses(*self, score=score)
+
+
+class Emissions(NamedTuple):
+    """What a piece of an utterance said, in the order of its frames: arrays (B, N, E), of which `emitted` count."""
+
+    tokens: jax.Array
+    frames: jax.Array
+    durations: jax.Array
+    log_probs: jax.Array
+    emitted: jax.Array
+
+
+def empty_buffers(batch: int, number: int, size: int) -> Buffers:
+    """Buffers of `size` tokens for `number` hypotheses a row, with nothing in them."""
+    zeros = jnp.zeros((batch, number, size), jnp.int32)
+    log_probs = jnp.zeros(zeros.shape, jnp.float32)
+    return Buffers(zeros, zeros, zeros, log_probs, jnp.zeros((batch, number), jnp.int32))

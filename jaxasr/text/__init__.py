@@ -1,1 +1,29 @@
-"""Token ids to text."""
+"""Token ids to text: the table of spellings, one file a publisher, and what the other rooms ask of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from jaxasr.configuration import Table
+from jaxasr.text.sherpa_onnx import SherpaOnnxConfig, SherpaOnnxSpelling
+from jaxasr.text.tokens import ByteCoding
+
+
+class SpellingConfig(Protocol):
+    """What a spelling's configuration answers."""
+
+    @property
+    def kind(self) -> str: ...
+
+
+class Spelling(Protocol):
+    """The rules by which a publisher's runtime joins pieces."""
+
+    def __call__(self, pieces: Sequence[str], byte_coding: ByteCoding = "none") -> tuple[str, list[str]]:
+        """The text of `pieces`, and the printable form of each: one per piece, so that ids and times stay aligned."""
+        ...
+
+
+# Every spelling by its `kind`: made as (config).
+SPELLINGS: Table[Spelling] = Table({"sherpa_onnx": (SherpaOnnxConfig, SherpaOnnxSpelling)})

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from jaxasr.text.tokens import TokenTable
-
-MARK = "▁"
+from jaxasr.text.tokens import MARK, TokenTable
 
 
-class Encoder:
+class TextEncoder:
     """Byte-pair encoding by the order of a table's ids, which is the order in which its pieces were merged.
 
     Every word is written "▁word" where the table has pieces that begin with the mark; otherwise white space between

@@ -11,6 +11,8 @@ from typing import Literal
 from jaxasr.errors import CheckpointError
 
 ByteCoding = Literal["none", "fallback", "byte_bpe"]
+# What pieces of SentencePiece write for the space before a word.
+MARK = "▁"
 
 # The whitespace that separates the columns; others (U+00A0, U+3000, U+0085, ...) may belong to a piece.
 _BLANKS = " \t\r\v\f"
@@ -67,8 +69,8 @@ class TokenTable:
                 return "fallback"
         highest = 0
         for piece in self.pieces:
-            after_marks = piece.lstrip("▁").encode()
-            after_one_mark = piece.removeprefix("▁").encode()
+            after_marks = piece.lstrip(MARK).encode()
+            after_one_mark = piece.removeprefix(MARK).encode()
             if max(after_marks, default=0) > 0xC6:
                 return "none"
             highest = max(highest, max(after_one_mark, default=0))

@@ -19,7 +19,7 @@ from jaxasr import audio
 from jaxasr.arrays import ceil_div
 from jaxasr.errors import ConfigError, JaxasrError
 from jaxasr.manifests import Utterance, duration, read_audio
-from jaxasr.text.encoding import Encoder
+from jaxasr.text.encoding import TextEncoder
 from jaxasr.training.augmentation import AugmentationConfig, augment
 
 RATE = audio.SAMPLE_RATE
@@ -267,7 +267,7 @@ class _Clips(Sequence[np.ndarray]):
 
 
 def check(
-    utterances: Sequence[Utterance], encoder: Encoder, config: DataConfig, fastest: float = 1.0
+    utterances: Sequence[Utterance], encoder: TextEncoder, config: DataConfig, fastest: float = 1.0
 ) -> tuple[list[Example], list[tuple[Utterance, str]]]:
     """Utterances that can be trained on, and the others with the reason of each, which names file and remedy.
 

@@ -26,7 +26,6 @@ from jaxasr.configuration import from_mapping, to_mapping
 from jaxasr.devices import policy, prepare
 from jaxasr.errors import AudioError, ConfigError, TrainingError
 from jaxasr.evaluation import Errors
-from jaxasr.features.kaldi import fbank
 from jaxasr.layers.dropout import Dropout
 from jaxasr.model import Model, ModelConfig, Skeleton, named_parameters
 from jaxasr.text.tokens import TokenTable
@@ -66,12 +65,13 @@ def new_parameters(config: ModelConfig, seed: int) -> Parameters:
 def with_vocabulary(config: ModelConfig, tokens: TokenTable) -> ModelConfig:
     """The configuration for a vocabulary's size, blank and unknown."""
     size, blank = len(tokens), tokens.blank_id or 0
-    transducer, ctc = (
-        dataclasses.replace(head, vocabulary_size=size, blank_id=blank) if head is not None else None
-        for head in (config.transducer, config.ctc)
-    )
-    text = dataclasses.replace(config.text, unknown_id=tokens.unk_id)
-    return dataclasses.replace(config, transducer=transducer, ctc=ctc, text=text)
+    transducer, ctc = config.transducer, config.ctc
+    if transducer is not None:
+        silent = () if tokens.unk_id is None else (tokens.unk_id,)
+        transducer = dataclasses.replace(transducer, vocabulary_size=size, blank_id=blank, silent_ids=silent)
+    if ctc is not None:
+        ctc = dataclasses.replace(ctc, vocabulary_size=size, blank_id=blank)
+    return dataclasses.replace(config, transducer=transducer, ctc=ctc)
 
 
 def losses(
@@ -89,15 +89,16 @@ def losses(
 
     `strength` in 0..1: how much of the recipe's masks and dropout is in force; without `key` there are none.
     """
-    frames, frame_lengths = fbank(model.config.features, waveforms, lengths)
+    frames, frame_lengths = model.features(waveforms, lengths)
     dropout = None
     if key is not None:
         mask_key, dropout_key = jax.random.split(key)
         frames = spec_augment(recipe.augmentation, frames, frame_lengths, mask_key, strength)
         if recipe.dropout:
             dropout = Dropout(jnp.asarray(recipe.dropout * strength), dropout_key)
-    encoded, encoded_lengths = model.encode_frames(frames, frame_lengths, dtype, dropout)
-    encoded_lengths = jnp.where(lengths > 0, encoded_lengths, 0)
+    encoded, _ = model.encoder(frames.astype(dtype), frame_lengths, dropout)
+    # All encoded frames are trained on, also those that a search would not be given.
+    encoded_lengths = jnp.where(lengths > 0, model.config.encoder.encoded_length(frame_lengths), 0)
     result = {"tokens": jnp.where(lengths > 0, label_lengths + 1, 0).sum().astype(jnp.float32)}
     if model.transducer is not None:
         at_once = choose_frames_at_once(

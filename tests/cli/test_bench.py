@@ -39,7 +39,7 @@ def test_figures(run: Run, asked: list[tuple[Any, ...]]) -> None:
     assert (result.code, result.err) == (0, "")
     assert result.out.splitlines()[:-1] == ["model: m", "real time factor: 31.25", "programs: 3", "compile: 2.5 s"]
     assert json.loads(run("bench", "--model", "m", "--json").out)["real_time_factor"] == 31.25
-    assert run("bench", "--head", "joint", "--beam", "8").code == 0
+    assert run("bench", "--search", "joint", "--beam", "8").code == 0
     assert asked == [("m", "bfloat16", None, None), ("m", "float32", None, None), (None, "float32", "joint", 8)]
 
 

@@ -70,7 +70,7 @@ def test_pieces_are_joined_before_they_are_resampled(run: Run, two: Path, recogn
 
 
 def test_options_reach_the_library(run: Run, two: Path, recognizers: list[Any]) -> None:
-    options = "--dtype bfloat16 --batch-seconds 30 --blank-penalty 1.5 --head joint --beam 8".split()
+    options = "--dtype bfloat16 --batch-seconds 30 --blank-penalty 1.5 --search joint --beam 8".split()
     options += "--pad-before 0.9 --pad-after 0".split()
     assert run("evaluate", two / "b" / "m.tsv", "--model", "m", *options, "--precision", "int8").code == 0
     assert recognizers[0].options == {

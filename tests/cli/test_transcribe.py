@@ -47,7 +47,7 @@ def test_folders_and_patterns(run: Run, talks: Path) -> None:
 
 
 def test_options_reach_the_library(run: Run, talks: Path, recognizers: list[Any]) -> None:
-    options = "--dtype bfloat16 --batch-seconds 30 --blank-penalty 1.5 --head joint --beam 8".split()
+    options = "--dtype bfloat16 --batch-seconds 30 --blank-penalty 1.5 --search joint --beam 8".split()
     options += "--pad-before 0.9 --pad-after 0".split()
     assert run("transcribe", talks, "--model", "m", *options, "--precision", "int8").code == 0
     assert run("transcribe", talks, "--model", "m").code == 0

@@ -15,17 +15,17 @@ from jaxasr.configuration import to_mapping
 from jaxasr.convert import convert_checkpoint
 from jaxasr.convert.icefall import IcefallCheckpoint, adapt
 from jaxasr.errors import ConfigError
-from jaxasr.model import SearchConfig
+from jaxasr.search import GreedyConfig, JointConfig
 
 
 def test_a_ctc_export_under_a_configuration_with_both_heads(shared: Path, bundled: Golden, tmp_path: Path) -> None:
     assert bundled.config.transducer is not None and bundled.config.ctc is not None
-    joint = dataclasses.replace(bundled.config, search=SearchConfig("joint", 8))
+    joint = dataclasses.replace(bundled.config, search=JointConfig(beam=8))
     (tmp_path / "both.yaml").write_text(yaml.safe_dump(to_mapping(joint)))
     source = shared / "golden" / "zipformer-ctc-tiny" / "model.onnx"
     card = convert_checkpoint(source, tmp_path / "model", config=tmp_path / "both.yaml")
     config = store.load_config(tmp_path / "model")
-    assert config.transducer is None and config.ctc == bundled.config.ctc and config.search == SearchConfig()
+    assert config.transducer is None and config.ctc == bundled.config.ctc and config.search == GreedyConfig()
     assert any("no transducer head" in line for line in card.summary)
 
 

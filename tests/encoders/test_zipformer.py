@@ -44,7 +44,7 @@ CONFIG = ZipformerConfig(
     pos_head_dim=(2, 1, 3),
     conv_kernel=(7, 5, 3),
     pos_dim=6,
-    feature_dim=20,
+    input_dim=20,
 )
 CAUSAL = dataclasses.replace(CONFIG, causal=True, chunk_size=8, left_context=16)
 
@@ -283,7 +283,7 @@ def test_every_length_from_nothing_up(config: ZipformerConfig) -> None:
     """Rows of 0 to 39 frames beside each other: (T - 7) // 2 frames at 50 Hz, halved upwards, and each as if alone."""
     _, state, run = network(config)
     lengths = np.arange(40, dtype=np.int32)
-    frames = random(0, 40, 39, config.feature_dim)
+    frames = random(0, 40, 39, config.input_dim)
     encoded, counts = run(state, frames, lengths)
     np.testing.assert_array_equal(counts, [(max(n - 7, 0) // 2 + 1) // 2 for n in lengths])
     other = frames.copy()
@@ -309,7 +309,7 @@ def test_steps_give_what_the_chunk_mask_gives(chunk: int, left: int, causal: Zip
     config = dataclasses.replace(causal, chunk_size=chunk, left_context=left)
     graph, state, run = network(config)
     count = 6
-    frames = random(1, 2, config.shift_per_step * count + 13, config.feature_dim)
+    frames = random(1, 2, config.shift_per_step * count + 13, config.input_dim)
     whole, _ = run(state, frames, np.array([frames.shape[1]] * 2, np.int32))
     step = quick_jit(lambda state, carried, x: nnx.merge(graph, state).step(carried, x))
     carried = nnx.merge(graph, state).initial_state(2)
@@ -324,7 +324,7 @@ def test_steps_give_what_the_chunk_mask_gives(chunk: int, left: int, causal: Zip
 def test_a_minute_runs() -> None:
     """6000 frames: half as long again as the publisher's ONNX models can take. Its end is heard like any other."""
     graph, state, run = network(CAUSAL)
-    frames = random(2, 1, 6000, CAUSAL.feature_dim)
+    frames = random(2, 1, 6000, CAUSAL.input_dim)
     encoded, counts = run(state, frames, np.array([6000], np.int32))
     assert encoded.shape == (1, 1498, 16) and counts.tolist() == [1498]
     # With limited left context the last chunks of a minute are those of its last ten seconds.
@@ -343,7 +343,7 @@ def test_widest_channels_of_every_stack_reach_the_output() -> None:
 
 def test_dropout_draws_for_every_stack_layer_and_module(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(Zipformer, CONFIG)
-    frames, lengths = random(1, 2, 60, CONFIG.feature_dim), jnp.array([60, 41], jnp.int32)
+    frames, lengths = random(1, 2, 60, CONFIG.input_dim), jnp.array([60, 41], jnp.int32)
 
     @quick_jit
     def encode(dropout: Dropout | None) -> jax.Array:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxasr.features.kaldi import KaldiConfig, fbank, frame_count, mel_banks, window
+from jaxasr.features.kaldi import KaldiConfig, KaldiFbank, mel_banks, window
 
 ICEFALL = KaldiConfig()
 FUNASR = KaldiConfig(window="hamming", high_freq=0.0, snip_edges=True, sample_scale=32768.0)
@@ -63,7 +63,7 @@ def kaldi(config: KaldiConfig, samples: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def program(config: KaldiConfig) -> Callable[[np.ndarray, np.ndarray], tuple[jax.Array, jax.Array]]:
-    return jax.jit(lambda waveforms, lengths: fbank(config, waveforms, lengths))
+    return jax.jit(KaldiFbank(config).__call__)
 
 
 def ours(config: KaldiConfig, samples: np.ndarray) -> np.ndarray:
@@ -78,7 +78,7 @@ def exact(config: KaldiConfig, samples: np.ndarray) -> np.ndarray:
     length, shift = config.frame_length, config.frame_shift
     scaled = samples.astype(np.float64) * config.sample_scale
     rows = []
-    for frame in range(frame_count(config, len(samples))):
+    for frame in range(config.frame_count(len(samples))):
         start = frame * shift if config.snip_edges else frame * shift + shift // 2 - length // 2
         position = np.arange(start, start + length) % (2 * len(samples))
         piece = scaled[np.minimum(position, 2 * len(samples) - 1 - position)]
@@ -202,15 +202,15 @@ def test_a_row_does_not_depend_on_its_companions() -> None:
 def test_frame_count(snip_edges: bool) -> None:
     config = KaldiConfig(snip_edges=snip_edges)
     lengths = [0, 1, 79, 80, 81, 239, 240, 399, 400, 401, 559, 560, 561, 16000]
-    counts = [frame_count(config, length) for length in lengths]
+    counts = [config.frame_count(length) for length in lengths]
     assert counts == [len(kaldi(config, np.zeros(length, np.float32))) for length in lengths]
     assert all(type(count) is int for count in counts)
-    traced = jax.jit(lambda n: frame_count(config, n))(jnp.array(lengths))
+    traced = jax.jit(config.frame_count)(jnp.array(lengths))
     assert traced.tolist() == counts
 
 
 def test_batch_too_short_for_a_frame() -> None:
-    frames, counts = fbank(FUNASR, jnp.ones((2, 399)), jnp.array([399, 3]))
+    frames, counts = KaldiFbank(FUNASR)(jnp.ones((2, 399)), jnp.array([399, 3]))
     assert frames.shape == (2, 0, 80)
     assert counts.tolist() == [0, 0]
 
@@ -274,19 +274,19 @@ def test_mel_banks_against_librosa() -> None:
 def test_dither_needs_a_key_and_follows_it() -> None:
     config = dataclasses.replace(FUNASR, dither=1.0)
     samples, lengths = jnp.zeros((1, 16000)), jnp.array([16000])
-    without, _ = fbank(config, samples, lengths)
+    without, _ = KaldiFbank(config)(samples, lengths)
     np.testing.assert_array_equal(without, FLOOR)
-    first, again, other = (fbank(config, samples, lengths, key=jax.random.key(seed))[0] for seed in (1, 1, 2))
+    first, again, other = (KaldiFbank(config)(samples, lengths, key=jax.random.key(seed))[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).mean() > 0.1
-    undithered, _ = fbank(FUNASR, samples, lengths, key=jax.random.key(1))
+    undithered, _ = KaldiFbank(FUNASR)(samples, lengths, key=jax.random.key(1))
     np.testing.assert_array_equal(undithered, FLOOR)
 
 
 def test_dither_has_kaldis_statistics() -> None:
     config = dataclasses.replace(FUNASR, dither=1.0)
     samples = np.zeros(160000, np.float32)
-    frames, _ = fbank(config, samples[None], jnp.array([len(samples)]), key=jax.random.key(3))
+    frames, _ = KaldiFbank(config)(samples[None], jnp.array([len(samples)]), key=jax.random.key(3))
     expected = kaldi(config, samples)
     # About 1000 frames of deviation 0.5 to 1.3 on each side: six standard errors.
     np.testing.assert_allclose(frames[0].mean(axis=0), expected.mean(axis=0), atol=0.35)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxasr.heads.transducer import NOTHING, Transducer, TransducerConfig
+from jaxasr.heads.predictors import NOTHING, StatelessConfig
+from jaxasr.heads.transducer import Transducer, TransducerConfig
 from random_modules import random_module
 
 VOCABULARY, DIM, JOINER, ENCODER = 11, 12, 7, 5
@@ -16,7 +17,7 @@ VOCABULARY, DIM, JOINER, ENCODER = 11, 12, 7, 5
 
 def head(context_size: int) -> tuple[Any, dict[str, np.ndarray]]:
     """The module, and its parameters by dotted path."""
-    config = TransducerConfig(VOCABULARY, DIM, JOINER, context_size)
+    config = TransducerConfig(VOCABULARY, StatelessConfig(dim=DIM, context_size=context_size), JOINER)
     graph, state = random_module(lambda rngs: Transducer(config, ENCODER, rngs=rngs), seed=context_size)
     flat = {".".join(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
     return nnx.merge(graph, jax.tree.map(jnp.asarray, state)), flat
@@ -44,12 +45,12 @@ def predicted(parameters: dict[str, np.ndarray], context: list[int]) -> np.ndarr
 def test_predictor(contexts: list[list[int]]) -> None:
     module, parameters = head(len(contexts[0]))
     expected = np.stack([predicted(parameters, context) for context in contexts])
-    np.testing.assert_allclose(module.predictor(jnp.array(contexts)), expected, atol=1e-5)
+    np.testing.assert_allclose(module.predictor.predict(jnp.array(contexts)), expected, atol=1e-5)
 
 
 def test_nothing_is_a_vector_of_zeros_and_not_the_blanks_row() -> None:
     module, parameters = head(2)
-    nothing, blank = module.predictor(jnp.array([[NOTHING, 0], [0, 0]]))
+    nothing, blank = module.predictor.predict(jnp.array([[NOTHING, 0], [0, 0]]))
     assert np.abs(nothing - blank).max() > 1e-3
     assert np.abs(parameters["predictor.embedding"][0]).max() > 0
 
@@ -87,7 +88,29 @@ def test_joiner() -> None:
     assert narrow.dtype == jnp.float32  # the search's softmax is taken in float32 whatever the network runs in
 
 
-@pytest.mark.parametrize(("change", "named"), [({"context_size": 3}, "context_size"), ({"predictor_dim": 10}, "dim")])
-def test_what_cannot_be_is_refused(change: dict[str, int], named: str) -> None:
+@pytest.mark.parametrize(("change", "named"), [({"context_size": 3}, "context_size"), ({"dim": 10}, "dim")])
+def test_what_a_predictor_cannot_be_is_refused(change: dict[str, int], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        TransducerConfig(VOCABULARY, **{"predictor_dim": DIM, **change})
+        StatelessConfig(**{"dim": DIM, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"blank_id": VOCABULARY}, "blank_id"),
+        ({"silent_ids": (-1,)}, "silent_ids"),
+        ({"durations": (0,)}, "durations"),
+        ({"durations": (2, -1)}, "durations"),
+    ],
+)
+def test_what_a_head_cannot_be_is_refused(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        TransducerConfig(VOCABULARY, **change)
+
+
+def test_durations_are_further_outputs_of_the_joiner() -> None:
+    config = TransducerConfig(VOCABULARY, StatelessConfig(dim=DIM), JOINER, durations=(0, 1, 2))
+    graph, state = random_module(lambda rngs: Transducer(config, ENCODER, rngs=rngs))
+    module = nnx.merge(graph, jax.tree.map(jnp.asarray, state))
+    logits = module.join(module.project(jnp.ones((2, 1, ENCODER)))[:, 0], module.initial_state(2))
+    assert logits.shape == (2, VOCABULARY + 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -11,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from counting_head import BLANK, VOCABULARY, CountingHead
+from counting_head import BLANK, VOCABULARY, CountingHead, LogProbs
 from jaxasr.arrays import IMPOSSIBLE
-from jaxasr.search.beam import ctc_log_likelihood, transducer_beam, with_ctc
-from jaxasr.search.greedy import transducer_greedy
-from jaxasr.search.hypotheses import Hypotheses, from_frames
+from jaxasr.search.beam import JointBeam, JointState, TransducerBeam, ctc_log_likelihood
+from jaxasr.search.greedy import TransducerGreedy
+from jaxasr.search.hypotheses import Hypotheses
+from jaxasr.search.protocols import search_whole
 from jaxasr.training.losses import ctc_loss
 
 
@@ -59,10 +61,10 @@ def random_frames(batch: int, lengths: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("beam", "penalty", "silent"), [(1, 0.0, ()), (2, 0.0, ()), (4, 1.5, (5,)), (8, 0.0, (5, 0))])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_against_a_search_in_python(batch: int, beam: int, penalty: float, silent: tuple[int, ...]) -> None:
-    head = CountingHead(0)
+    head = CountingHead(0, silent)
     lengths = np.array([20, 13, 0][:batch], np.int32)
     encoded = random_frames(batch, lengths)
-    search = jax.jit(lambda x, n, p: transducer_beam(head, x, n, beam=beam, blank_penalty=p, silent_ids=silent))
+    search = jax.jit(lambda x, n, p: search_whole(TransducerBeam(head, beam, p), x, n))
     found = search(encoded, lengths, penalty)
     assert found.tokens.shape == (batch, beam, 20)
     for row, length in enumerate(lengths):
@@ -81,8 +83,8 @@ def test_a_beam_of_one_is_greedy_search() -> None:
     head = CountingHead(3)
     lengths = np.array([20, 7, 0], np.int32)
     encoded = random_frames(3, lengths)
-    one = transducer_beam(head, encoded, lengths, beam=1)
-    greedy = transducer_greedy(head, encoded, lengths)
+    one = search_whole(TransducerBeam(head, 1), encoded, lengths)
+    greedy = search_whole(TransducerGreedy(head), encoded, lengths)
     for name in ("tokens", "frames", "durations", "length"):
         np.testing.assert_array_equal(getattr(one, name), getattr(greedy, name))
     np.testing.assert_allclose(one.log_probs, greedy.log_probs, atol=1e-5)
@@ -92,7 +94,7 @@ def test_a_wide_beam_sums_all_alignments() -> None:
     """With room for everything, the scores of all texts are their probabilities: together one."""
     head = CountingHead(2)
     encoded = random_frames(1, np.array([20]))[:, :3]
-    found = transducer_beam(head, encoded, jnp.array([3]), beam=VOCABULARY**2)
+    found = search_whole(TransducerBeam(head, VOCABULARY**2), encoded, jnp.array([3]))
     texts = {tuple(found.tokens[0, k, : found.length[0, k]].tolist()) for k in range(found.score.shape[1])}
     valid = np.asarray(found.score[0]) > IMPOSSIBLE / 2
     assert len(texts) >= valid.sum() > VOCABULARY
@@ -100,13 +102,27 @@ def test_a_wide_beam_sums_all_alignments() -> None:
 
 
 def hypotheses_of(texts: list[list[int]], scores: list[float], longest: int) -> Hypotheses:
-    emitted = np.zeros((1, len(texts), longest), bool)
-    tokens = np.zeros(emitted.shape, np.int32)
+    tokens = np.zeros((1, len(texts), longest), np.int32)
     for rank, text in enumerate(texts):
-        emitted[0, rank, : len(text)], tokens[0, rank, : len(text)] = True, text
-    return from_frames(*map(jnp.asarray, (tokens, np.zeros(emitted.shape, np.float32), emitted)))._replace(
-        score=jnp.array([scores], jnp.float32)
+        tokens[0, rank, : len(text)] = text
+    none = jnp.zeros(tokens.shape, jnp.int32)
+    length = jnp.array([[len(text) for text in texts]])
+    return Hypotheses(
+        jnp.asarray(tokens), none, none, none.astype(jnp.float32), length, score=jnp.array([scores], jnp.float32)
     )
+
+
+class Found:
+    """A transducer's search that has found these hypotheses."""
+
+    def finish(self, state: Any) -> Hypotheses:
+        return state.hypotheses
+
+
+@dataclasses.dataclass
+class FoundState:
+    hypotheses: Hypotheses
+    searched: Any
 
 
 def ctc_likelihood(log_probs: np.ndarray, text: list[int]) -> float:
@@ -138,7 +154,8 @@ def test_ctc_ranks_hypotheses_anew(weight: float) -> None:
     log_probs = np.stack([log_softmax(frame) for frame in logits]).astype(np.float32)
     padded = np.concatenate([log_probs, np.full((2, 3), np.nan, np.float32)])[None]
     given = hypotheses_of([*texts, [2, 2]], [*scores, IMPOSSIBLE], 7)
-    ranked: Any = jax.jit(lambda h, p, n: with_ctc(h, p, n, blank_id=0, weight=weight))(given, padded, jnp.array([5]))
+    search: Any = JointBeam(Found(), LogProbs(blank_id=0), weight)
+    ranked = search.finish(JointState(FoundState(given, jnp.array([5])), padded))
     expected = sorted(
         ((1 - weight) * score + weight * ctc_likelihood(log_probs, text), text)
         for text, score in zip(texts, scores, strict=True)

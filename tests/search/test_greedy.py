@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from counting_head import BLANK, VOCABULARY, CountingHead
-from jaxasr.search.greedy import ctc_greedy, first_maximum, transducer_greedy
+from counting_head import BLANK, VOCABULARY, CountingHead, LogProbs
+from jaxasr.search.beam import JointBeam, TransducerBeam
+from jaxasr.search.greedy import CTCGreedy, TransducerGreedy
+from jaxasr.search.hypotheses import Hypotheses
+from jaxasr.search.protocols import first_maximum, search_whole
 
 
 def written_out(
@@ -35,14 +40,14 @@ def written_out(
 @pytest.mark.parametrize("silent", [(), (5,), (5, 0)])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_transducer(batch: int, penalty: float, silent: tuple[int, ...]) -> None:
-    head = CountingHead(0)
+    head = CountingHead(0, silent)
     rng = np.random.default_rng(batch)
     encoded = rng.standard_normal((batch, 20, VOCABULARY)).astype(np.float32)
     encoded[..., BLANK] += 1
     lengths = np.array([20, 13, 0][:batch], np.int32)
     for row, length in enumerate(lengths):
         encoded[row, length:] = np.nan  # never reaches a result
-    search = jax.jit(lambda x, n, p: transducer_greedy(head, x, n, blank_penalty=p, silent_ids=silent))
+    search = jax.jit(lambda x, n, p: search_whole(TransducerGreedy(head, p), x, n))
     hypotheses = search(encoded, lengths, penalty)
     assert hypotheses.tokens.shape == hypotheses.frames.shape == hypotheses.log_probs.shape == (batch, 1, 20)
     said = 0
@@ -64,12 +69,113 @@ def test_the_penalty_only_ever_adds_tokens_to_frames() -> None:
     head = CountingHead(1)
     head.by_token[:] = head.by_count[:] = 0  # a head that forgets, so that frames are comparable
     encoded = np.random.default_rng(5).standard_normal((1, 40, VOCABULARY)).astype(np.float32)
-    plain = transducer_greedy(head, encoded, jnp.array([40]))
-    eager = transducer_greedy(head, encoded, jnp.array([40]), blank_penalty=1e9)
+    plain = search_whole(TransducerGreedy(head), encoded, jnp.array([40]))
+    eager = search_whole(TransducerGreedy(head, 1e9), encoded, jnp.array([40]))
     assert int(eager.length[0, 0]) == 40 > int(plain.length[0, 0])
     without = 2.0 * np.delete(encoded[0].astype(np.float64), BLANK, axis=1)
     best = without.max(axis=1) - np.log(np.exp(without).sum(axis=1))
     np.testing.assert_allclose(eager.log_probs[0, 0], best, atol=1e-5)
+
+
+def written_out_with_durations(
+    head: CountingHead, frames: np.ndarray, durations: tuple[int, ...], max_symbols: int
+) -> list[tuple[int, int, int]]:
+    """One utterance (T, V + durations) as NeMo's batched TDT search goes, without durations its RNN-T search.
+
+    (token, frame, duration) of each token.
+    """
+    found: list[tuple[int, int, int]] = []
+    total = np.zeros(VOCABULARY)
+    at = here = 0
+    while at < len(frames):
+        said = [token for token, _, _ in found]
+        logits = 2.0 * frames[at]
+        logits[:VOCABULARY] += head.by_token[said[-1] if said else BLANK] + head.by_count[len(said)] + total
+        token = int(np.argmax(logits[:VOCABULARY]))
+        duration = durations[int(np.argmax(logits[VOCABULARY:]))] if durations else 0
+        if token == BLANK:
+            at, here = at + max(duration, 1), 0
+            continue
+        found.append((token, at, duration))
+        total = total + head.by_token[token]
+        here += 1
+        if duration or here == max_symbols:
+            at, here = at + max(duration, 1), 0
+    return found
+
+
+@pytest.mark.parametrize(("durations", "max_symbols"), [((), 2), ((), 5), ((0, 1, 2, 4), 1), ((0, 1, 2), 3)])
+def test_several_tokens_a_frame_and_durations(durations: tuple[int, ...], max_symbols: int) -> None:
+    head = CountingHead(4, durations=durations)
+    lengths = np.array([20, 13, 0], np.int32)
+    encoded = np.random.default_rng(8).standard_normal((3, 20, VOCABULARY + len(durations))).astype(np.float32)
+    encoded[..., BLANK] += 0.5
+    for row, length in enumerate(lengths):
+        encoded[row, length:] = np.nan
+    search = TransducerGreedy(head, max_symbols=max_symbols)
+    hypotheses = jax.jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
+    assert hypotheses.tokens.shape == (3, 1, 20 * max_symbols)
+    several = 0
+    for row, length in enumerate(lengths):
+        expected = written_out_with_durations(head, encoded[row, :length], durations, max_symbols)
+        count = int(hypotheses.length[row, 0])
+        made = (hypotheses.tokens, hypotheses.frames, hypotheses.durations)
+        assert list(zip(*(each[row, 0, :count].tolist() for each in made), strict=True)) == expected
+        several += len(expected) - len({frame for _, frame, _ in expected})
+    assert bool(several) == (max_symbols > 1)
+
+
+def in_pieces(search: Any, encoded: np.ndarray, lengths: np.ndarray, sizes: list[int]) -> Hypotheses:
+    """The hypotheses of utterances that come in pieces of so many frames."""
+    state = search.start(*encoded.shape[:2])
+    start = 0
+    for size in sizes:
+        piece = encoded[:, start : start + size]
+        state = search.step(state, piece, jnp.clip(jnp.asarray(lengths) - start, 0, size))
+        start += size
+    assert start == encoded.shape[1]
+    return search.finish(state)
+
+
+SEARCHES = {
+    "transducer": TransducerGreedy(CountingHead(5)),
+    "several symbols": TransducerGreedy(CountingHead(5), max_symbols=3),
+    "durations": TransducerGreedy(CountingHead(5, durations=(0, 1, 3)), max_symbols=2),
+    "ctc": CTCGreedy(LogProbs()),
+    "beam": TransducerBeam(CountingHead(5), 4),
+    "joint": JointBeam(TransducerBeam(CountingHead(5), 4), LogProbs(), 0.4),
+}
+
+
+@pytest.mark.parametrize("sizes", [[1] * 20, [7, 2, 11], [20]], ids=["frames", "pieces", "whole"])
+@pytest.mark.parametrize("name", SEARCHES)
+def test_pieces_give_what_the_whole_gives(name: str, sizes: list[int]) -> None:
+    search = SEARCHES[name]
+    lengths = np.array([20, 8, 0], np.int32)
+    width = VOCABULARY + (3 if name == "durations" else 0)
+    logits = np.random.default_rng(11).standard_normal((3, 20, width)).astype(np.float32)
+    logits[..., BLANK] += 0.5
+    logits[:, 5:8] = logits[:, 4:5]  # runs that cross the edges of pieces, for CTC
+    encoded = np.asarray(jax.nn.log_softmax(logits))
+    whole = search_whole(search, encoded, jnp.asarray(lengths))
+    pieces = in_pieces(search, encoded, lengths, sizes)
+    assert int(whole.length.max()) > 3
+    for field in ("tokens", "frames", "durations", "length"):
+        np.testing.assert_array_equal(getattr(pieces, field), getattr(whole, field), err_msg=field)
+    for field in ("log_probs", "score"):
+        np.testing.assert_allclose(getattr(pieces, field), getattr(whole, field), rtol=1e-5, atol=1e-5, err_msg=field)
+
+
+def test_tokens_beyond_the_buffers_are_dropped() -> None:
+    search = TransducerGreedy(CountingHead(1), blank_penalty=1e9)
+    encoded = np.random.default_rng(5).standard_normal((1, 12, VOCABULARY)).astype(np.float32)
+    whole = search_whole(search, encoded, jnp.array([12]))
+    short = search.finish(search.step(search.start(1, 5), encoded, jnp.array([12])))
+    assert short.tokens[0, 0].tolist() == whole.tokens[0, 0, :5].tolist() and short.length[0, 0] == 5
+
+
+def ctc_greedy(log_probs: np.ndarray, lengths: jax.Array, penalty: float = 0.0) -> Hypotheses:
+    return search_whole(CTCGreedy(LogProbs(blank_id=0), penalty), jnp.asarray(log_probs), lengths)
 
 
 def one_hot_path(path: list[int], vocabulary: int = 5, sure: float = 4.0) -> np.ndarray:
@@ -89,7 +195,7 @@ def one_hot_path(path: list[int], vocabulary: int = 5, sure: float = 4.0) -> np.
 )
 def test_ctc_merges_repeats_and_drops_blanks(path: list[int], tokens: list[int], frames: list[int]) -> None:
     log_probs = one_hot_path(path)
-    hypotheses = ctc_greedy(log_probs[None], jnp.array([len(path)]), blank_id=0)
+    hypotheses = ctc_greedy(log_probs[None], jnp.array([len(path)]))
     count = int(hypotheses.length[0, 0])
     assert hypotheses.tokens[0, 0, :count].tolist() == tokens
     assert hypotheses.frames[0, 0, :count].tolist() == frames
@@ -99,7 +205,7 @@ def test_ctc_merges_repeats_and_drops_blanks(path: list[int], tokens: list[int],
 def test_ctc_stops_at_each_rows_length() -> None:
     log_probs = np.stack([one_hot_path([1, 2, 3, 4]), one_hot_path([4, 3, 2, 1])])
     log_probs[1, 2:] = np.nan
-    hypotheses = ctc_greedy(log_probs, jnp.array([4, 2]), blank_id=0)
+    hypotheses = ctc_greedy(log_probs, jnp.array([4, 2]))
     np.testing.assert_array_equal(hypotheses.tokens[:, 0], [[1, 2, 3, 4], [4, 3, 0, 0]])
     np.testing.assert_array_equal(hypotheses.length[:, 0], [4, 2])
     assert bool(jnp.isfinite(hypotheses.score).all())
@@ -107,8 +213,8 @@ def test_ctc_stops_at_each_rows_length() -> None:
 
 def test_ctc_penalty_is_renormalised() -> None:
     log_probs = np.log(np.array([[[0.6, 0.3, 0.1]]], np.float32))
-    plain = ctc_greedy(log_probs, jnp.array([1]), blank_id=0)
-    eager = ctc_greedy(log_probs, jnp.array([1]), blank_id=0, blank_penalty=np.log(4.0))
+    plain = ctc_greedy(log_probs, jnp.array([1]))
+    eager = ctc_greedy(log_probs, jnp.array([1]), np.log(4.0))
     assert int(plain.length[0, 0]) == 0
     assert eager.tokens[0, 0].tolist() == [1]
     np.testing.assert_allclose(np.exp(eager.log_probs[0, 0, 0]), 0.3 / (0.6 / 4 + 0.4), rtol=1e-5)

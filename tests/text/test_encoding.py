@@ -9,7 +9,7 @@ import pytest
 import sentencepiece
 
 from jaxasr.errors import ConfigError
-from jaxasr.text.encoding import Encoder
+from jaxasr.text.encoding import TextEncoder
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.vocabulary import VocabularyConfig, make_vocabulary
 
@@ -36,7 +36,7 @@ def test_ids_are_those_of_sentencepiece() -> None:
     )
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     pieces = ["<unk>", *(theirs.id_to_piece(number) for number in range(1, theirs.get_piece_size()))]
-    encode = Encoder(TokenTable(tuple(pieces)))
+    encode = TextEncoder(TokenTable(tuple(pieces)))
     generator = random.Random(1)
     letters = sorted(set("".join(TEXTS)) - {" "})
     words = [word for text in TEXTS for word in text.split()]
@@ -47,18 +47,18 @@ def test_ids_are_those_of_sentencepiece() -> None:
 
 
 def test_characters_without_a_table_entry_are_named() -> None:
-    encode = Encoder(TokenTable(("<blk>", "▁", "A", "B", "▁A")))
+    encode = TextEncoder(TokenTable(("<blk>", "▁", "A", "B", "▁A")))
     assert encode("A QAZ") == ([4, 1, 2], "QZ")
 
 
 def test_a_table_without_marks_drops_the_spaces() -> None:
-    assert Encoder(TokenTable(("<blk>", "今", "日")))("今日 今") == ([1, 2, 1], "")
+    assert TextEncoder(TokenTable(("<blk>", "今", "日")))("今日 今") == ([1, 2, 1], "")
 
 
 def test_vocabularies_hold_blank_unknown_and_the_pieces() -> None:
     table = make_vocabulary(TEXTS, VocabularyConfig("bpe", 40))
     assert table.pieces[:2] == ("<blk>", "<unk>") and len(table) == 40
-    ids, missing = Encoder(table)(" ".join(TEXTS))
+    ids, missing = TextEncoder(table)(" ".join(TEXTS))
     assert not missing and "".join(table[i] for i in ids).replace("▁", " ").strip() == " ".join(TEXTS)
     characters = make_vocabulary(["AB BA"], VocabularyConfig("characters"))
     assert characters.pieces == ("<blk>", "<unk>", "▁", "A", "B")

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from jaxasr.manifests import Piece, Utterance
-from jaxasr.text.encoding import Encoder
+from jaxasr.text.encoding import TextEncoder
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.augmentation import AugmentationConfig
 from jaxasr.training.data import Corpus, DataConfig, Example, check
@@ -99,7 +99,7 @@ def test_short_things_first() -> None:
 
 
 def test_batches_are_functions_of_the_seed_and_not_of_what_was_read(recordings: list[Utterance]) -> None:
-    good, bad = check(recordings, Encoder(TOKENS), CONFIG)
+    good, bad = check(recordings, TextEncoder(TOKENS), CONFIG)
     assert not bad and len(good) == 12
     whole, forgetful = Corpus(good, CONFIG), Corpus(good, CONFIG, cache_bytes=40_000)
     plans = whole.plan(3, 5, AugmentationConfig())
@@ -112,7 +112,7 @@ def test_batches_are_functions_of_the_seed_and_not_of_what_was_read(recordings: 
 
 
 def test_babble_is_made_of_the_other_clips(recordings: list[Utterance]) -> None:
-    good, _ = check(recordings, Encoder(TOKENS), CONFIG)
+    good, _ = check(recordings, TextEncoder(TOKENS), CONFIG)
     corpus = Corpus(good, CONFIG)
     noisy = AugmentationConfig(noise_probability=1.0, noise_snr_db=(0.0, 0.0), babble_share=1.0)
     coloured = dataclasses.replace(noisy, babble_share=0.0)
@@ -130,7 +130,7 @@ def test_rows_that_cannot_be_trained_on_are_named(recordings: list[Utterance]) -
     }
     rows = [dataclasses.replace(by_path[name], text=text) for name, (text, _) in changed.items()]
     missing = dataclasses.replace(recordings[3], pieces=(Piece(Path("absent.wav")),))
-    good, bad = check([*rows, missing, recordings[4]], Encoder(TOKENS), CONFIG)
+    good, bad = check([*rows, missing, recordings[4]], TextEncoder(TOKENS), CONFIG)
     assert [each.utterance for each in good] == [recordings[4]]
     for (_, reason), wanted in zip(bad, [each for _, each in changed.values()] + ["absent.wav"], strict=True):
         assert wanted in reason and "\n" not in reason
@@ -138,5 +138,5 @@ def test_rows_that_cannot_be_trained_on_are_named(recordings: list[Utterance]) -
 
 def test_a_clip_must_be_long_enough_at_its_fastest(recordings: list[Utterance]) -> None:
     row = dataclasses.replace(recordings[0], text="A B A B A B A B")  # 0.4 s with gaps: eight frames
-    assert len(check([row], Encoder(TOKENS), CONFIG)[0]) == 1
-    assert len(check([row], Encoder(TOKENS), CONFIG, fastest=1.3)[0]) == 0
+    assert len(check([row], TextEncoder(TOKENS), CONFIG)[0]) == 1
+    assert len(check([row], TextEncoder(TOKENS), CONFIG, fastest=1.3)[0]) == 0

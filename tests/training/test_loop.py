@@ -26,11 +26,15 @@ from golden_models import Golden
 from jaxasr import store
 from jaxasr.encoders.zipformer import ZipformerConfig
 from jaxasr.errors import TrainingError
+from jaxasr.features.kaldi import KaldiConfig
 from jaxasr.heads.ctc import CTCConfig
+from jaxasr.heads.predictors import StatelessConfig
 from jaxasr.heads.transducer import TransducerConfig
 from jaxasr.manifests import read_manifest
-from jaxasr.model import ModelConfig, SearchConfig
-from jaxasr.text.encoding import Encoder
+from jaxasr.model import ModelConfig
+from jaxasr.search import JointConfig
+from jaxasr.text.encoding import TextEncoder
+from jaxasr.text.sherpa_onnx import SherpaOnnxConfig
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.augmentation import AugmentationConfig
 from jaxasr.training.data import Corpus, DataConfig, check
@@ -58,7 +62,14 @@ def encoder() -> ZipformerConfig:
 
 RECIPE = Recipe(
     steps=4,
-    model=ModelConfig("toy", encoder(), transducer=TransducerConfig(4, 16, 16), ctc=CTCConfig(4)),
+    model=ModelConfig(
+        name="toy",
+        encoder=encoder(),
+        features=KaldiConfig(),
+        text=SherpaOnnxConfig(recognizer="offline_transducer"),
+        transducer=TransducerConfig(4, StatelessConfig(dim=16), 16),
+        ctc=CTCConfig(4),
+    ),
     data=DATA,
     optimizer=OptimizerConfig(learning_rate=0.01, warmup_steps=5),
     checkpoint_steps=100,
@@ -84,7 +95,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trainer(manifest: Path, output: Path, recipe: Recipe = RECIPE, **options: Any) -> Trainer:
-    good, bad = check(read_manifest(manifest), Encoder(TOKENS), recipe.data)
+    good, bad = check(read_manifest(manifest), TextEncoder(TOKENS), recipe.data)
     assert not bad
     config = with_vocabulary(recipe.model, TOKENS)
     parameters = new_parameters(config, recipe.seed)
@@ -316,7 +327,7 @@ def test_a_finished_run_takes_no_further_step(manifest: Path, tmp_path: Path) ->
 def test_a_model_in_16_bits_is_tuned_in_32(manifest: Path, tmp_path: Path) -> None:
     config = with_vocabulary(RECIPE.model, TOKENS)
     narrow = jax.tree.map(lambda leaf: leaf.astype("float16"), new_parameters(config, 1))
-    good, _ = check(read_manifest(manifest), Encoder(TOKENS), DATA)
+    good, _ = check(read_manifest(manifest), TextEncoder(TOKENS), DATA)
     run = Trainer(RECIPE, config, narrow, TOKENS, Corpus(good, DATA), tmp_path)
     floats = [leaf for leaf in jax.tree.leaves(run.state) if leaf.dtype.kind == "f"]
     assert {str(leaf.dtype) for leaf in floats} == {"float32"}
@@ -329,7 +340,7 @@ def test_a_converted_model_is_tuned(goldens: Callable[[str], Golden], shared: Pa
     (tmp_path / "manifest.tsv").write_text("\n".join(["path\ttext", *rows]) + "\n")
     data = DataConfig(bucket_seconds=(10.0,), batch_seconds=20.0)
     recipe = dataclasses.replace(RECIPE, steps=6, model=None, data=data, augmentation=NOTHING_HIDDEN)
-    good, bad = check(read_manifest(tmp_path / "manifest.tsv"), Encoder(golden.tokens), data)
+    good, bad = check(read_manifest(tmp_path / "manifest.tsv"), TextEncoder(golden.tokens), data)
     assert not bad
     run = Trainer(recipe, golden.config, golden.params, golden.tokens, Corpus(good, data), tmp_path)
     run.train()
@@ -355,7 +366,7 @@ def test_a_run_of_an_earlier_version_goes_on(manifest: Path, tmp_path: Path) -> 
     before = json.loads((tmp_path / RUN).read_text())
     del before["recipe"]["dropout"], before["recipe"]["data"]["repeat_share"]
     (tmp_path / RUN).write_text(json.dumps(before))
-    model = dataclasses.replace(RECIPE.model, search=SearchConfig("joint", 8))
+    model = dataclasses.replace(RECIPE.model, search=JointConfig(beam=8))
     assert trainer(manifest, tmp_path, dataclasses.replace(RECIPE, model=model)).resume() == 0
     with pytest.raises(TrainingError, match="the recipe's dropout were others"):
         trainer(manifest, tmp_path, dataclasses.replace(RECIPE, dropout=0.1)).resume()

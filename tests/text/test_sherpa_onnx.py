@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from jaxasr.text.spelling import spell
-from jaxasr.text.tokens import TokenTable
+from jaxasr.text.sherpa_onnx import SherpaOnnxConfig, SherpaOnnxSpelling
+from jaxasr.text.tokens import ByteCoding, TokenTable
 
+Recognizer = Literal["offline_transducer", "ctc", "online"]
 CASES = [json.loads(line) for line in (Path(__file__).parent / "sherpa_onnx_spelling.jsonl").open(encoding="utf-8")]
-SPELLINGS = ("sherpa_onnx_offline_transducer", "sherpa_onnx_ctc", "sherpa_onnx_online")
+RECOGNIZERS: tuple[Recognizer, ...] = ("offline_transducer", "ctc", "online")
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_odd_tables_are_spelt_as_sherpa_onnx_does(spelling: str) -> None:
+def spell(pieces: list[str], recognizer: Recognizer, byte_coding: ByteCoding = "none") -> tuple[str, list[str]]:
+    return SherpaOnnxSpelling(SherpaOnnxConfig(recognizer=recognizer))(pieces, byte_coding)
+
+
+@pytest.mark.parametrize("recognizer", RECOGNIZERS)
+def test_odd_tables_are_spelt_as_sherpa_onnx_does(recognizer: Recognizer) -> None:
     assert {case["byte_coding"] for case in CASES} == {"none", "fallback", "byte_bpe"}
     for case in CASES:
-        text, tokens = spell(case["pieces"], spelling, case["byte_coding"])
-        assert text == case["text"][spelling], case["pieces"]
+        text, tokens = spell(case["pieces"], recognizer, case["byte_coding"])
+        assert text == case["text"][f"sherpa_onnx_{recognizer}"], case["pieces"]
         assert tokens == case["tokens"], case["pieces"]
 
 
@@ -51,50 +57,45 @@ def test_odd_tables_are_spelt_as_sherpa_onnx_does(spelling: str) -> None:
     ],
 )
 def test_rules(pieces: str, transducer: str, ctc: str, online: str) -> None:
-    texts = [spell(pieces.split(), spelling)[0] for spelling in SPELLINGS]
+    texts = [spell(pieces.split(), recognizer)[0] for recognizer in RECOGNIZERS]
     assert texts == [transducer, ctc, online]
 
 
 def test_tokens_stay_aligned_where_a_piece_is_left_out_of_the_text() -> None:
     pieces = ["A", "SIL", "</s>", "<unk>", "▁B"]
-    assert spell(pieces, "sherpa_onnx_ctc") == ("A<unk> B", ["A", "SIL", "</s>", "<unk>", " B"])
-    assert spell(pieces, "sherpa_onnx_online") == ("ASIL</s> B", ["A", "SIL", "</s>", "<unk>", " B"])
+    assert spell(pieces, "ctc") == ("A<unk> B", ["A", "SIL", "</s>", "<unk>", " B"])
+    assert spell(pieces, "online") == ("ASIL</s> B", ["A", "SIL", "</s>", "<unk>", " B"])
 
 
 def test_bytes_of_a_cut_character() -> None:
     pieces = ["▁A", "<0xE4>", "<0xB8>", "B"]
-    assert spell(pieces, "sherpa_onnx_offline_transducer", "fallback")[0] == "A\ufffd\ufffdB"
-    assert spell(pieces, "sherpa_onnx_ctc", "fallback")[0] == "AB"
-    assert spell(["<0xE4>", "<0xB8>", "<0x96>"], "sherpa_onnx_online", "fallback")[0] == "世"
+    assert spell(pieces, "offline_transducer", "fallback")[0] == "A\ufffd\ufffdB"
+    assert spell(pieces, "ctc", "fallback")[0] == "AB"
+    assert spell(["<0xE4>", "<0xB8>", "<0x96>"], "online", "fallback")[0] == "世"
     # The leading zero is not matched by sherpa-onnx: the piece is printed as it is written.
-    assert spell(["<0x0A>", "<0x41>"], "sherpa_onnx_online", "fallback")[0] == "0x0A>A"
+    assert spell(["<0x0A>", "<0x41>"], "online", "fallback")[0] == "0x0A>A"
     # Without all 256 bytes in the table such pieces are plain text.
-    assert spell(pieces, "sherpa_onnx_ctc")[0] == "A<0xE4><0xB8>B"
-
-
-def test_an_unknown_spelling_is_an_error() -> None:
-    with pytest.raises(KeyError):
-        spell(["A"], "sherpa")
+    assert spell(pieces, "ctc")[0] == "A<0xE4><0xB8>B"
 
 
 @pytest.mark.parametrize(
-    ("model", "spelling"),
+    ("model", "recognizer"),
     [
-        ("zipformer-tiny", "sherpa_onnx_offline_transducer"),
-        ("zipformer-ja-tiny", "sherpa_onnx_offline_transducer"),
-        ("zipformer-streaming-tiny", "sherpa_onnx_online"),
-        ("zipformer-ctc-tiny", "sherpa_onnx_ctc"),
+        ("zipformer-tiny", "offline_transducer"),
+        ("zipformer-ja-tiny", "offline_transducer"),
+        ("zipformer-streaming-tiny", "online"),
+        ("zipformer-ctc-tiny", "ctc"),
     ],
 )
-def test_every_run_of_the_goldens(shared: Path, model: str, spelling: str) -> None:
+def test_every_run_of_the_goldens(shared: Path, model: str, recognizer: Recognizer) -> None:
     folder = shared / "golden" / model
     table = TokenTable.read(folder / "tokens.txt")
-    piece_of = {spell([piece], spelling)[1][0]: piece for piece in table.pieces}
+    piece_of = {spell([piece], recognizer)[1][0]: piece for piece in table.pieces}
     runs = json.loads((folder / "sherpa_onnx.json").read_text(encoding="utf-8"))["runs"]
     checked = 0
     for run, clips in runs.items():
         for clip, expected in clips.items():
             pieces = [piece_of[token] for token in expected["tokens"]]
-            assert spell(pieces, spelling) == (expected["text"], expected["tokens"]), (run, clip)
+            assert spell(pieces, recognizer) == (expected["text"], expected["tokens"]), (run, clip)
             checked += 1
     assert checked == 6 * len(runs) >= 18

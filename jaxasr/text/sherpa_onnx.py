@@ -6,19 +6,17 @@ csrc/*-recognizer-*-impl.h) and checked against the package 2.0.1, whose online 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Literal
 
-from jaxasr.text.tokens import ByteCoding
+from jaxasr.text.tokens import MARK, ByteCoding
 
-Spelling = Literal["sherpa_onnx_offline_transducer", "sherpa_onnx_ctc", "sherpa_onnx_online"]
-
-_MARK = "▁"
-_LEFT_OUT = {
-    "sherpa_onnx_offline_transducer": (),
-    "sherpa_onnx_ctc": (b"SIL", b"</s>"),
-    "sherpa_onnx_online": (b"<unk>",),
+_LEFT_OUT: dict[str, tuple[bytes, ...]] = {
+    "offline_transducer": (),
+    "ctc": (b"SIL", b"</s>"),
+    "online": (b"<unk>",),
 }
 # IsCJK and IsPunct of csrc/text-utils.cc.
 _CJK = "\u1100-\u11ff\u2e80-\ua4cf\ua840-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff65-\uffdc\U00020000-\U0002ffff"
@@ -39,33 +37,50 @@ _ACCENTED = "ÀÁÂÄÇÈÉÊËÍÎÏÑÓÔÖÙÚÛÜßàáâäçèéêëíîï�
 _WORDS_AND_OTHERS = re.compile(rf"[A-Za-z0-9'\x00-\x08\x0e-\x1f\x7f{_ACCENTED}]+|\S", re.ASCII)
 
 
-def spell(pieces: Sequence[str], spelling: Spelling, byte_coding: ByteCoding = "none") -> tuple[str, list[str]]:
-    """The text of `pieces` and the printable form of each (one per piece, "▁" at its start as a space).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SherpaOnnxConfig:
+    """Which of sherpa-onnx's recognisers spells: each joins pieces by rules of its own.
 
-    `byte_coding` is the table's (`TokenTable.byte_coding`). Pieces that a recogniser of sherpa-onnx leaves out of its
-    text (`<unk>` online; `SIL`, `</s>` with CTC) are left out of the text here too, but keep their place among the
-    tokens, so that these stay aligned with ids and times.
+    The offline recognisers of transducers and of CTC models differ; the online one has one rule for both.
     """
-    symbols = [_symbol(piece, byte_coding) for piece in pieces]
-    data = b"".join(symbol for symbol in symbols if symbol not in _LEFT_OUT[spelling])
-    if byte_coding == "byte_bpe":
-        data = _decode_byte_bpe(data.decode())
-    if spelling == "sherpa_onnx_ctc":
-        text = data.decode(errors="ignore").lstrip(" ")
-    else:
-        text = _remove_spaces(data).lstrip(" ")
-    if spelling == "sherpa_onnx_online":
-        # The package 2.0.1 drops one leading punctuation character, which the sources of 1.13.4 do not; its Python
-        # front end strips both ends.
-        text = _LEADING_PUNCTUATION.sub("", text[:1]) + text[1:]
-        text = text.strip()
-    return text, [_printable(symbol) for symbol in symbols]
+
+    kind: Literal["sherpa_onnx"] = "sherpa_onnx"
+    recognizer: Literal["offline_transducer", "ctc", "online"]
+
+
+class SherpaOnnxSpelling:
+    """Pieces to text and printable tokens, as one of sherpa-onnx's recognisers prints them."""
+
+    def __init__(self, config: SherpaOnnxConfig) -> None:
+        self.recognizer = config.recognizer
+
+    def __call__(self, pieces: Sequence[str], byte_coding: ByteCoding = "none") -> tuple[str, list[str]]:
+        """The text of `pieces` and the printable form of each (one per piece, "▁" at its start as a space).
+
+        `byte_coding` is the table's (`TokenTable.byte_coding`). Pieces that the recogniser leaves out of its text
+        (`<unk>` online; `SIL`, `</s>` with CTC) are left out of the text here too, but keep their place among the
+        tokens, so that these stay aligned with ids and times.
+        """
+        symbols = [_symbol(piece, byte_coding) for piece in pieces]
+        data = b"".join(symbol for symbol in symbols if symbol not in _LEFT_OUT[self.recognizer])
+        if byte_coding == "byte_bpe":
+            data = _decode_byte_bpe(data.decode())
+        if self.recognizer == "ctc":
+            text = data.decode(errors="ignore").lstrip(" ")
+        else:
+            text = _remove_spaces(data).lstrip(" ")
+        if self.recognizer == "online":
+            # The package 2.0.1 drops one leading punctuation character, which the sources of 1.13.4 do not; its Python
+            # front end strips both ends.
+            text = _LEADING_PUNCTUATION.sub("", text[:1]) + text[1:]
+            text = text.strip()
+        return text, [_printable(symbol) for symbol in symbols]
 
 
 def _symbol(piece: str, byte_coding: ByteCoding) -> bytes:
     if byte_coding == "fallback" and (match := _BYTE.fullmatch(piece)):
         return bytes([int(match[1], 16)])
-    if byte_coding != "byte_bpe" and piece.startswith(_MARK):
+    if byte_coding != "byte_bpe" and piece.startswith(MARK):
         piece = " " + piece[1:]
     return piece.encode()
 
@@ -90,7 +105,7 @@ def _decode_byte_bpe(text: str) -> bytes:
     """DecodeByteBpe: stand-ins to bytes; "▁" is a space where the byte before it is printable ASCII."""
     out = bytearray()
     for word in _WORDS_AND_OTHERS.findall(text):
-        if word == _MARK:
+        if word == MARK:
             if out and out[-1] != 0x20 and 0x20 <= out[-1] <= 0x7E:
                 out.append(0x20)
         elif word in _BYTE_OF:

@@ -1,0 +1,130 @@
+"""Predictors of transducers: what was said so far to a vector. The table of them, and what the head asks of each."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxasr.configuration import Table
+
+# In a context, "no token yet": its embedding is a vector of zeros, not the blank's row.
+NOTHING = -1
+
+
+class PredictorConfig(Protocol):
+    """What a predictor's configuration answers."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def output_dim(self) -> int:
+        """Width of the predictor's output."""
+        ...
+
+
+class Predictor(Protocol):
+    """A predictor: a Flax module. Its state is a pytree of arrays with the batch axis first."""
+
+    @property
+    def length_offset(self) -> int:
+        """What a beam search adds to a hypothesis' number of tokens when it divides scores by lengths."""
+        ...
+
+    def start(self, batch: int) -> tuple[Any, jax.Array]:
+        """Nothing said yet: the state, and the output (B, P)."""
+        ...
+
+    def step(self, state: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
+        """tokens (B,) int32 were said: the state after them, and the output (B, P)."""
+        ...
+
+    def __call__(self, labels: jax.Array) -> jax.Array:
+        """The outputs after none, one, ... all of labels (B, U), for training: (B, U + 1, P)."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StatelessConfig:
+    """Sizes of a stateless predictor: `dim` channels, `context_size` tokens that it sees (1 or 2)."""
+
+    kind: Literal["stateless"] = "stateless"
+    dim: int = 512
+    context_size: int = 2
+
+    def __post_init__(self) -> None:
+        if self.context_size not in (1, 2):
+            raise ValueError(f"context_size must be 1 or 2, not {self.context_size}")
+        if self.dim < 4 or self.dim % 4:
+            raise ValueError(f"dim must be divisible by 4, not {self.dim}")
+
+    @property
+    def output_dim(self) -> int:
+        """Width of the predictor's output."""
+        return self.dim
+
+
+class StatelessPredictor(nnx.Module):
+    """Embedding of the last tokens and, with two of them, a grouped convolution over both and a ReLU.
+
+    The state is the context: (B, context_size) int32. Source: icefall, egs/librispeech/ASR/zipformer, decoder.py.
+    """
+
+    def __init__(self, config: StatelessConfig, vocabulary_size: int, blank_id: int, *, rngs: nnx.Rngs) -> None:
+        self.config, self.blank_id = config, blank_id
+        dim = config.dim
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (vocabulary_size, dim), jnp.float32) * 0.02)
+        # (width, in / groups, out) with dim / 4 groups of 4 channels each.
+        kernel = jax.random.uniform(rngs.params(), (config.context_size, 4, dim), jnp.float32, -0.35, 0.35)
+        self.kernel = nnx.Param(kernel) if config.context_size > 1 else None
+
+    @property
+    def length_offset(self) -> int:
+        """icefall counts the blanks of the first context as tokens."""
+        return self.config.context_size
+
+    def start(self, batch: int) -> tuple[jax.Array, jax.Array]:
+        """Nothing said yet: contexts of [-1, ..., blank], and the output (B, P)."""
+        context = jnp.full((batch, self.config.context_size), NOTHING, jnp.int32).at[:, -1].set(self.blank_id)
+        return context, self.predict(context)
+
+    def step(self, state: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Append tokens (B,) to every row's context: a first token follows nothing, [-1, blank] becomes [blank, y]."""
+        context = jnp.concatenate([state[:, 1:], tokens[:, None].astype(jnp.int32)], axis=1)
+        return context, self.predict(context)
+
+    def __call__(self, labels: jax.Array) -> jax.Array:
+        """labels (B, U) -> (B, U + 1, P), all contexts in one call."""
+        batch, count = labels.shape
+        size = self.config.context_size
+        nothing, _ = self.start(batch)
+        history = jnp.concatenate([nothing, labels.astype(jnp.int32)], axis=1)  # (B, context_size + U)
+        contexts = jnp.stack([history[:, k : k + count + 1] for k in range(size)], axis=-1)  # (B, U + 1, context_size)
+        return self.predict(contexts.reshape(-1, size)).reshape(batch, count + 1, -1)
+
+    def predict(self, context: jax.Array) -> jax.Array:
+        """context (B, context_size) ids, -1 for no token -> (B, D)."""
+        table = self.embedding[...]
+        # Gathers written out and added: a reduction over the short context axis is ten times slower on CPU.
+        embedded = [
+            jnp.where(context[:, k, None] >= 0, table[jnp.maximum(context[:, k], 0)], 0)
+            for k in range(context.shape[1])
+        ]
+        if self.kernel is None:
+            return embedded[0]
+        kernel = self.kernel[...].astype(table.dtype)
+        return jax.nn.relu(sum(self._grouped(each, kernel[k]) for k, each in enumerate(embedded)))
+
+    def _grouped(self, x: jax.Array, tap: jax.Array) -> jax.Array:
+        """One tap of the grouped convolution: x (B, D), tap (4, D) -> (B, D)."""
+        groups = x.reshape(x.shape[0], -1, 1, 4)  # (B, groups, 1, in)
+        taps = tap.reshape(4, -1, 4)  # (in, groups, out)
+        return sum(groups[..., k] * taps[k] for k in range(4)).reshape(x.shape)
+
+
+# Every predictor by its `kind`: made as (config, vocabulary_size, blank_id, rngs=).
+PREDICTORS: Table[Predictor] = Table({"stateless": (StatelessConfig, StatelessPredictor)})
