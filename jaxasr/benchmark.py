@@ -41,8 +41,8 @@ def measure(
     """Real-time factors (audio seconds a second) of `model`: a directory, a published name, or a name of configs/.
 
     A name of configs/ (by default that of reazonspeech-k2-v2) is built with random weights, which costs the same as
-    trained ones. `search`, `head`, `beam`: as `load_model` takes them. Medians of `repeats` runs after one warm-up. `parts`: also
-    features, encoder and search alone.
+    trained ones. `search`, `head`, `beam`: as `load_model` takes them. Medians of `repeats` runs after one warm-up.
+    `parts`: also features, encoder and search alone.
     """
     name = model or DEFAULT
     make = random_recognizer if name in named_configs() else load_model

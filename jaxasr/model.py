@@ -37,8 +37,8 @@ class AudioConfig:
 class ModelConfig:
     """The whole model, as config.yaml of a model directory and the files of configs/ write it.
 
-    `encoder`, `features`, `text` and `search` are told apart by their `kind`. `text`: how ids are spelt; `ctc_text`: how
-    those of the CTC head are, where that differs. `search`: how the model is searched where nobody says otherwise.
+    `encoder`, `features`, `text` and `search` are told apart by their `kind`. `text`: how ids are spelt; `ctc_text`:
+    how those of the CTC head are, where that differs. `search`: how the model is searched where nobody says otherwise.
     Raises ValueError where two parts do not agree.
     """
 

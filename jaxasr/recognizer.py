@@ -88,8 +88,8 @@ class Recognizer:
         devices: list[jax.Device] | None = None,
     ) -> None:
         """`params`: nested dictionary of arrays as `store.load` gives it, or a future of one: programs are compiled
-        while it is being read. `batch_seconds`: sound in one batch. `search`, `head`, `beam`: as `ModelConfig.choose_search`.
-        `devices`: the local devices that share each batch, all of them by default.
+        while it is being read. `batch_seconds`: sound in one batch. `search`, `head`, `beam`: as
+        `ModelConfig.choose_search` takes them. `devices`: the local devices that share each batch, all by default.
         """
         prepare()
         if batch_seconds is not None and not batch_seconds > 0:

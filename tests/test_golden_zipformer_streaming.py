@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from golden_models import CLIPS, END_TO_END, STREAMING, Golden, difference, emitted, quick_jit
+from golden_models import CLIPS, END_TO_END, STREAMING, Golden, difference, emitted, icefall_greedy, quick_jit
 from jaxasr.encoders.zipformer import PUBLISHER_PADDING
 
 Arrays = dict[str, np.ndarray]

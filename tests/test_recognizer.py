@@ -10,6 +10,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,8 +20,9 @@ import jaxasr
 from golden_models import Golden
 from jaxasr import audio
 from jaxasr.errors import AudioError, ConfigError, ModelError
-from jaxasr.model import JOINT_BEAM, SearchConfig
+from jaxasr.heads.ctc import CTCConfig
 from jaxasr.recognizer import Failure, Recognizer, Transcript
+from jaxasr.search import DEFAULT_BEAM, BeamConfig, GreedyConfig, JointConfig, SearchConfig
 
 CLIP = Path(__file__).parent / "data" / "espeak_sentence.wav"
 
@@ -94,36 +96,79 @@ def test_misspelt_arguments_are_errors(recognizer: Recognizer, bundled: Golden) 
         bundled.recognizer(batch_seconds=0)
     with pytest.raises(ConfigError, match="rnnt"):
         bundled.recognizer(head="rnnt")
-    with pytest.raises(ConfigError, match="ctc search keeps one hypothesis: leave out beam"):
+    with pytest.raises(ConfigError, match="greedy search keeps one hypothesis: leave out beam"):
         bundled.recognizer(head="ctc", beam=4)
 
 
-def test_the_search_is_the_models_unless_another_is_asked_for(bundled: Golden) -> None:
-    both = bundled.config
-    plain, told = (dataclasses.replace(both, search=search) for search in (SearchConfig(), SearchConfig("joint", 8)))
-    assert (plain.choose_head(None), plain.choose_beam("transducer", None)) == ("transducer", 1)
-    assert (told.choose_head(None), told.choose_beam("joint", None), told.choose_beam("joint", 3)) == ("joint", 8, 3)
-    assert plain.choose_beam("joint", None) == JOINT_BEAM and told.choose_beam("ctc", None) == 1
-    for head, beam in (("joint", 1), ("transducer", 0), ("transducer", -1)):
-        with pytest.raises(ConfigError, match="needs a beam of"):
-            plain.choose_beam(head, beam)
-    for search in ({"beam": 0}, {"beam": 1, "head": "joint"}):
-        with pytest.raises(ValueError, match="beam"):
-            SearchConfig(**search)
+GREEDY, JOINT = GreedyConfig(), JointConfig(beam=8)
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "chosen"),
+    [
+        (GREEDY, {}, GREEDY),
+        (GREEDY, {"head": "ctc"}, GreedyConfig(head="ctc")),
+        (GREEDY, {"beam": 1}, GREEDY),
+        (GREEDY, {"beam": 3}, BeamConfig(beam=3)),
+        (GREEDY, {"kind": "beam"}, BeamConfig(beam=DEFAULT_BEAM)),
+        (GREEDY, {"kind": "joint"}, JointConfig(beam=DEFAULT_BEAM)),
+        (GREEDY, {"kind": "greedy", "head": "transducer"}, GreedyConfig(head="transducer")),
+        (BeamConfig(beam=6), {"beam": 1}, GREEDY),
+        (BeamConfig(beam=6), {"beam": 2}, BeamConfig(beam=2)),
+        (JOINT, {}, JOINT),
+        (JOINT, {"beam": 3}, JointConfig(beam=3)),
+        (JointConfig(beam=8, ctc_weight=0.7), {"kind": "joint", "beam": 3}, JointConfig(beam=3, ctc_weight=0.7)),
+        (JOINT, {"kind": "greedy"}, GREEDY),
+        (JOINT, {"kind": "beam"}, BeamConfig(beam=8)),
+        (JOINT, {"head": "transducer"}, BeamConfig(beam=8)),
+        (JOINT, {"head": "transducer", "beam": 1}, GreedyConfig(head="transducer")),
+        (JOINT, {"head": "ctc"}, GreedyConfig(head="ctc")),
+    ],
+)
+def test_the_search_is_the_models_unless_another_is_asked_for(
+    bundled: Golden, own: SearchConfig, asked: dict[str, Any], chosen: SearchConfig
+) -> None:
+    assert dataclasses.replace(bundled.config, search=own).choose_search(**asked) == chosen
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"kind": "prefix"}, "none of greedy, beam, joint"),
+        ({"head": "decoder"}, "no decoder head: take transducer or ctc"),
+        ({"kind": "joint", "beam": 1}, "beam of 2 or more"),
+        ({"kind": "beam", "beam": 0}, "beam of 1 or more"),
+        ({"beam": 0}, "beam of 1 or more"),
+        ({"kind": "joint", "head": "ctc"}, "leave out head"),
+        ({"kind": "greedy", "beam": 2}, "leave out beam"),
+        ({"head": "ctc", "beam": 2}, "leave out beam"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_by_name(bundled: Golden, asked: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{bundled.config.name}: .*{named}"):
+        bundled.config.choose_search(**asked)
+
+
+def test_a_configuration_names_parts_that_do_not_agree(bundled: Golden) -> None:
     with pytest.raises(ValueError, match="ctc_weight"):
-        SearchConfig(ctc_weight=1.5)
-    with pytest.raises(ValueError, match="only transducer"):
-        dataclasses.replace(told, ctc=None)
-    # Hypotheses of one vocabulary cannot be ranked by a head of another.
-    other = dataclasses.replace(plain, ctc=dataclasses.replace(plain.ctc, vocabulary_size=7))
-    with pytest.raises(ConfigError, match="take transducer or ctc$"):
-        other.choose_head("joint")
+        JointConfig(ctc_weight=1.5)
+    with pytest.raises(ValueError, match="two heads of one vocabulary"):
+        dataclasses.replace(bundled.config, search=JOINT, ctc=None)
+    with pytest.raises(ValueError, match="no ctc head"):
+        dataclasses.replace(bundled.config, search=GreedyConfig(head="ctc"), ctc=None)
+    with pytest.raises(ValueError, match="vocabularies differ"):
+        dataclasses.replace(bundled.config, ctc=CTCConfig(7))
+    with pytest.raises(ValueError, match="needs a transducer or a ctc head"):
+        dataclasses.replace(bundled.config, transducer=None, ctc=None)
 
 
-@pytest.mark.parametrize(("head", "beam"), [("transducer", 1), ("transducer", 4), ("ctc", None), ("joint", 4)])
-def test_what_is_no_number_is_no_text(bundled: Golden, head: str, beam: int | None) -> None:
+@pytest.mark.parametrize(
+    "search", [GreedyConfig(head="transducer"), BeamConfig(), GreedyConfig(head="ctc"), JointConfig()]
+)
+def test_what_is_no_number_is_no_text(bundled: Golden, search: SearchConfig) -> None:
     """As when activations leave the range of float16: a beam goes on with blanks then, and says so all the same."""
-    recognizer = Recognizer(bundled.config, bundled.params, bundled.tokens, head=head, beam=beam)
+    config = dataclasses.replace(bundled.config, search=search)
+    recognizer = Recognizer(config, bundled.params, bundled.tokens)
     recognizer.use(jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), bundled.params))
     with pytest.raises(ModelError, match="leaves the range of float32"):
         list(recognizer.transcribe([str(CLIP)]))
@@ -132,7 +177,7 @@ def test_what_is_no_number_is_no_text(bundled: Golden, head: str, beam: int | No
 def test_a_joint_search_hears_what_both_heads_say(bundled: Golden) -> None:
     found = []
     for weight in (0.0, 1.0):
-        search = SearchConfig("joint", beam=8, ctc_weight=weight)
+        search = JointConfig(beam=8, ctc_weight=weight)
         recognizer = bundled.recognizer(config=dataclasses.replace(bundled.config, search=search))
         found += [each.token_ids for each in recognizer.transcribe([str(CLIP)])]
     assert found[0] != found[1]

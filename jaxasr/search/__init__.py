@@ -129,8 +129,7 @@ def _joint(config: JointConfig, heads: Mapping[str, Any], blank_penalty: jax.Arr
     return JointBeam(transducer, heads["ctc"], config.ctc_weight)
 
 
-# Every search by its `kind`: made as (config, head modules by role, blank_penalty). The penalty is the transducer's in a
-# joint search.
+# Every search by its `kind`: made as (config, head modules by role, blank_penalty).
 SEARCHES: Table[Search[Any]] = Table(
     {"greedy": (GreedyConfig, _greedy), "beam": (BeamConfig, _beam), "joint": (JointConfig, _joint)}
 )

@@ -19,8 +19,11 @@ _MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)
 
 
 class BeamState(NamedTuple):
-    """Of each hypothesis: what the head remembers (B * K, ...), its score (B, K), hashes of its tokens (B, K, 2); of each
-    row the frames searched (B,); the tokens found."""
+    """What is known after some frames.
+
+    Of each hypothesis: what the head remembers (B * K, ...), its score (B, K), hashes of its tokens (B, K, 2). Of each
+    row: the frames searched (B,). And the tokens found.
+    """
 
     head: Any
     score: jax.Array
@@ -35,8 +38,8 @@ class TransducerBeam:
 
     Each frame keeps the `beam` best of hypotheses times vocabulary; those that have come to say the same are then one,
     with the sum of their probabilities and the better one's times. Scores are the log-probabilities of all alignments
-    found; hypotheses are ranked by score / (tokens + the head's length_offset), as icefall and sherpa-onnx do, and those
-    of score IMPOSSIBLE are no hypotheses. `blank_penalty` () is taken off the blank's logit before the softmax.
+    found; hypotheses are ranked by score / (tokens + the head's length_offset), as icefall and sherpa-onnx do. Those of
+    score IMPOSSIBLE are no hypotheses. `blank_penalty` () is taken off the blank's logit before the softmax.
     """
 
     head: TransducerHead

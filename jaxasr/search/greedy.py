@@ -97,8 +97,10 @@ class TransducerGreedy:
         return (head, skip), outputs
 
     def _symbol(self, head: Any, projection: jax.Array, here: jax.Array) -> tuple[Any, tuple[jax.Array, ...]]:
-        """The best token of the rows that are `here` (B,): the head's state after it; (token, duration, log-probability,
-        whether it is emitted)."""
+        """The best token of each row; only the rows that are `here` (B,) emit it.
+
+        Returns the head's state after it, and (token, duration, log-probability, whether it is emitted), each (B,).
+        """
         logits = self.head.join(projection, head)
         vocabulary = logits.shape[-1] - len(self.head.durations)
         of_tokens = penalise_blank(logits[:, :vocabulary], self.head.blank_id, self.blank_penalty)

@@ -20,8 +20,9 @@ RECIPE = """
 steps: {steps}
 model:
   name: toy
-  encoder: {{kind: zipformer, num_layers: [1], downsampling: [1], encoder_dim: [16], feedforward_dim: [16], num_heads: [2],
-    query_head_dim: [8], value_head_dim: [4], pos_head_dim: [4], conv_kernel: [7], embed_channels: [4, 4, 4]}}
+  encoder: {{kind: zipformer, num_layers: [1], downsampling: [1], encoder_dim: [16], feedforward_dim: [16],
+    num_heads: [2], query_head_dim: [8], value_head_dim: [4], pos_head_dim: [4], conv_kernel: [7],
+    embed_channels: [4, 4, 4]}}
   features: {{kind: kaldi}}
   text: {{kind: sherpa_onnx, recognizer: offline_transducer}}
   transducer: {{vocabulary_size: 9, predictor: {{kind: stateless, dim: 16}}, joiner_dim: 16}}
