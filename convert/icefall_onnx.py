@@ -1,6 +1,6 @@
 """icefall Zipformers from ONNX: the trio of encoder, decoder and joiner, or a CTC model, offline or streaming.
 
-Nothing is run and no name is trusted: `onnx_graph.trace` lists the operations with parameters in the order of the
+Nothing is run and no name is trusted: `formats.onnx.graph.trace` lists the operations with parameters in the order of the
 data, and the readers take them from that list as the architecture prescribes. A name that a tensor kept must agree
 with the place where it was found. The result has the names and layouts of the recipe's .pt.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from jaxasr.convert.icefall import IcefallCheckpoint
 from jaxasr.convert.icefall_encoder import read_encoder
 from jaxasr.convert.icefall_parts import Part
-from jaxasr.convert.onnx_files import OnnxGraph, read_onnx
+from jaxasr.convert.formats.onnx.files import OnnxGraph, read_onnx
 from jaxasr.errors import CheckpointError
 
 _ROLES = {"encoder": "encoder", "decoder": "decoder", "joiner": "joiner", "ctc": "CTC model"}

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxasr.convert.onnx_constants import Constant
-from jaxasr.convert.onnx_files import OnnxGraph, OnnxTensor
-from jaxasr.convert.onnx_graph import Operation, stored_tensors, trace
+from jaxasr.convert.formats.onnx.constants import Constant
+from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxTensor
+from jaxasr.convert.formats.onnx.graph import Operation, stored_tensors, trace
 from jaxasr.errors import CheckpointError
 
 # What an operation of each kind must have, under the names of the state dict.

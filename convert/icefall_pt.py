@@ -17,8 +17,8 @@ import ml_dtypes
 import numpy as np
 
 from jaxasr.convert.icefall import IcefallCheckpoint
-from jaxasr.convert.pickles import Record, read_torch
-from jaxasr.convert.tensors import release
+from jaxasr.convert.formats.torch.pickles import Record, read_torch
+from jaxasr.convert.formats.torch.tensors import release
 from jaxasr.errors import CheckpointError
 
 STACK_ARGUMENTS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxasr.convert.onnx_files import read_onnx
+from jaxasr.convert.formats.onnx.files import read_onnx
 from jaxasr.errors import CheckpointError
 from onnx_writer import external, graph, model
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxasr.convert.onnx_files import OnnxNode
+from jaxasr.convert.formats.onnx.files import OnnxNode
 
 # Operations on constants that are carried out; the others leave a value unknown.
 FOLDED = {

@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxasr.convert.archives import Member, damaged, refused, shown
+from jaxasr.convert.formats.torch.archives import Member, damaged, refused, shown
 from jaxasr.errors import CheckpointError
 
 STORAGE_TYPES: dict[str, np.dtype] = {

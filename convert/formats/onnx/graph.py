@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxasr.convert.onnx_constants import FOLDED, Constant, dequantize, evaluate, flat, is_vector, logarithm
-from jaxasr.convert.onnx_files import OnnxGraph, OnnxNode, OnnxTensor
+from jaxasr.convert.formats.onnx.constants import FOLDED, Constant, dequantize, evaluate, flat, is_vector, logarithm
+from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxNode, OnnxTensor
 from jaxasr.errors import CheckpointError
 
 # Operations whose further inputs are shapes, indices or bounds: how many of the first carry data. Default: all.

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxasr.convert import protobuf
-from jaxasr.convert.onnx_external import external_bytes, open_without_waiting
-from jaxasr.convert.protobuf import Malformed
+from jaxasr.convert.formats.onnx import protobuf
+from jaxasr.convert.formats.onnx.external import external_bytes, open_without_waiting
+from jaxasr.convert.formats.onnx.protobuf import Malformed
 from jaxasr.errors import CheckpointError
 
 MAX_FILE_BYTES = 2**31  # protobuf's own limit for one message

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxasr.convert import onnx_files
-from jaxasr.convert.onnx_files import OnnxGraph, read_onnx
+from jaxasr.convert.formats.onnx import files
+from jaxasr.convert.formats.onnx.files import OnnxGraph, read_onnx
 from jaxasr.errors import CheckpointError
 from onnx_writer import field, graph, model, node, tensor, value_info, varint
 
@@ -145,9 +145,9 @@ def test_fields_that_a_newer_onnx_may_add_are_passed_over(tmp_path: Path) -> Non
 
 
 def test_the_goldens_are_read(shared: Path) -> None:
-    files = sorted((shared / "golden").glob("*/*.onnx"))
-    assert files
-    for file in files:
+    models = sorted((shared / "golden").glob("*/*.onnx"))
+    assert models
+    for file in models:
         made = read_onnx(file)
         assert made.nodes and made.initializers and made.opset[""] >= 13
         decode_all(made)
@@ -268,7 +268,7 @@ def test_nesting_in_unknown_fields_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_many_small_parts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_files, "MAX_PARTS", 1000)
+    monkeypatch.setattr(files, "MAX_PARTS", 1000)
     tensors = b"".join(field(5, field(8, f"t{i}")) for i in range(200))
     for content in (field(1, b"") * 200, field(1, field(1, "")) * 200, tensors):
         assert "too many parts" in refusal(tmp_path, model(content))
@@ -281,7 +281,7 @@ def test_memory_for_a_file_of_empty_nodes_is_bounded(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").write_bytes(model(field(1, b"") * 30_000_000))  # 60 MB
     script = (
         "import resource, sys\n"
-        "from jaxasr.convert.onnx_files import read_onnx\n"
+        "from jaxasr.convert.formats.onnx.files import read_onnx\n"
         "from jaxasr.errors import CheckpointError\n"
         "try: read_onnx(sys.argv[1])\n"
         "except CheckpointError as error: print(error, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
@@ -294,7 +294,7 @@ def test_memory_for_a_file_of_empty_nodes_is_bounded(tmp_path: Path) -> None:
 
 def test_reading_imports_nothing_heavy() -> None:
     script = (
-        "import sys, jaxasr.convert.onnx_files\n"
+        "import sys, jaxasr.convert.formats.onnx.files\n"
         "print(*(name for name in ('jax', 'flax', 'onnx', 'torch') if name in sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxasr.convert.archives import Member, contents, damaged, open_torch_zip, refused, shown
-from jaxasr.convert.tensors import Storage, locate_storage, rebuild_parameter, rebuild_tensor
+from jaxasr.convert.formats.torch.archives import Member, contents, damaged, open_torch_zip, refused, shown
+from jaxasr.convert.formats.torch.tensors import Storage, locate_storage, rebuild_parameter, rebuild_tensor
 from jaxasr.errors import CheckpointError
 
 PICKLE_LIMIT = 16 << 20  # bytes; 600 tensors and their optimizer take 0.2 MB

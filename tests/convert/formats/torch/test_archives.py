@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxasr.convert import archives
-from jaxasr.convert.pickles import read_torch
+from jaxasr.convert.formats.torch import archives
+from jaxasr.convert.formats.torch.pickles import read_torch
 from jaxasr.errors import CheckpointError
 
 WEIGHTS = np.arange(40, dtype="<f4")
