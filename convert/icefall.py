@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxasr.convert.formats.torch.tensors import release
+from jaxasr.convert.formats.mapped import release
 from jaxasr.encoders.zipformer import ZipformerConfig
 from jaxasr.errors import CheckpointError, ConfigError
 from jaxasr.heads.ctc import CTCConfig

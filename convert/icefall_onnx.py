@@ -1,7 +1,7 @@
 """icefall Zipformers from ONNX: the trio of encoder, decoder and joiner, or a CTC model, offline or streaming.
 
-Nothing is run and no name is trusted: `formats.onnx.graph.trace` lists the operations with parameters in the order of the
-data, and the readers take them from that list as the architecture prescribes. A name that a tensor kept must agree
+Nothing is run and no name is trusted: `trace` lists the operations with parameters in the order of the data, and the
+readers take them from that list as the architecture prescribes. A name that a tensor kept must agree
 with the place where it was found. The result has the names and layouts of the recipe's .pt.
 """
 
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxasr.convert.formats.onnx.files import OnnxGraph, read_onnx
 from jaxasr.convert.icefall import IcefallCheckpoint
 from jaxasr.convert.icefall_encoder import read_encoder
 from jaxasr.convert.icefall_parts import Part
-from jaxasr.convert.formats.onnx.files import OnnxGraph, read_onnx
 from jaxasr.errors import CheckpointError
 
 _ROLES = {"encoder": "encoder", "decoder": "decoder", "joiner": "joiner", "ctc": "CTC model"}

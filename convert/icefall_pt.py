@@ -16,9 +16,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxasr.convert.icefall import IcefallCheckpoint
+from jaxasr.convert.formats.mapped import release
 from jaxasr.convert.formats.torch.pickles import Record, read_torch
-from jaxasr.convert.formats.torch.tensors import release
+from jaxasr.convert.icefall import IcefallCheckpoint
 from jaxasr.errors import CheckpointError
 
 STACK_ARGUMENTS = (

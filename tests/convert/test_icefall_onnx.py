@@ -13,10 +13,10 @@ import yaml
 
 from icefall_exports import GOLDENS, PUBLISHED, assert_same, golden, published_files, trained
 from jaxasr.convert import icefall_onnx
+from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxTensor, read_onnx
 from jaxasr.convert.icefall import IcefallCheckpoint
 from jaxasr.convert.icefall_folded import relative_positions
 from jaxasr.convert.icefall_onnx import read_models
-from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxTensor, read_onnx
 from jaxasr.errors import CheckpointError
 
 # Of a .pt, what no export holds: training-only projections and scales that no forward pass uses.

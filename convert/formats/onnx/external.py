@@ -12,12 +12,8 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from jaxasr.convert.formats.mapped import open_without_waiting
 from jaxasr.errors import CheckpointError
-
-
-def open_without_waiting(name: str, flags: int) -> int:
-    """An opener for `open`: a named pipe would wait for its writer for ever."""
-    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def external_bytes(model: Path, tensor: str, entries: Mapping[str, str], expected: int) -> memoryview:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import mmap
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from jaxasr.convert.formats.mapped import map_whole, regular_file
 from jaxasr.convert.formats.onnx import protobuf
-from jaxasr.convert.formats.onnx.external import external_bytes, open_without_waiting
+from jaxasr.convert.formats.onnx.external import external_bytes
 from jaxasr.convert.formats.onnx.protobuf import Malformed
 from jaxasr.errors import CheckpointError
 
@@ -160,22 +159,13 @@ def read_onnx(path: str | Path) -> OnnxGraph:
     """
     path = Path(path)
     try:
-        return _Reader(path).model(_map(path))
+        with regular_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if not 0 < size < MAX_FILE_BYTES:
+                raise CheckpointError(f"{path}: {size} bytes are no ONNX model (1 byte to 2 GiB)")
+            return _Reader(path).model(memoryview(map_whole(file)))
     except Malformed as fault:
         raise CheckpointError(f"{path}: is not a whole ONNX model ({fault}); fetch or export it again") from None
-
-
-def _map(path: Path) -> memoryview:
-    try:
-        with open(path, "rb", opener=open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise CheckpointError(f"{path}: is not a regular file")
-            if not 0 < status.st_size < MAX_FILE_BYTES:
-                raise CheckpointError(f"{path}: {status.st_size} bytes are no ONNX model (1 byte to 2 GiB)")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 class _Reader:

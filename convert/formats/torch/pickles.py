@@ -13,8 +13,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import mmap
+import os
 import re
-import stat
 import struct
 import sys
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxasr.convert.formats.mapped import map_whole, regular_file
 from jaxasr.convert.formats.torch.archives import Member, contents, damaged, open_torch_zip, refused, shown
 from jaxasr.convert.formats.torch.tensors import Storage, locate_storage, rebuild_parameter, rebuild_tensor
 from jaxasr.errors import CheckpointError
@@ -85,17 +86,14 @@ def read_torch(path: str | Path) -> object:
     """
     path = Path(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever
-            raise CheckpointError("not a file: name the checkpoint itself, such as epoch-30.pt or pretrained.pt")
-        with open(path, "rb") as file:
-            members = open_torch_zip(file, path.stat().st_size)
+        with regular_file(path) as file:
+            members = open_torch_zip(file, os.fstat(file.fileno()).st_size)
             pickled = contents(file, members["data.pkl"], PICKLE_LIMIT)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = map_whole(file)
         return _Interpreter(pickled, members, mapped).run()
     except CheckpointError as fault:
-        raise CheckpointError(f"{path}: {fault}") from None
-    except OSError as fault:
-        raise CheckpointError(f"{path}: cannot be read: {fault.strerror or fault}") from None
+        message = str(fault)
+        raise CheckpointError(message if message.startswith(f"{path}: ") else f"{path}: {message}") from None
 
 
 class _Interpreter:

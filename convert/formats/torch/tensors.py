@@ -80,12 +80,3 @@ def rebuild_parameter(arguments: tuple[Any, ...]) -> np.ndarray:
         case (np.ndarray() as tensor, bool(), dict()):
             return tensor
     raise refused("a parameter in data.pkl with unexpected arguments")
-
-
-def release(array: np.ndarray) -> None:
-    """Let the system take back the pages of the file that `array` is a window of; they are read again when wanted."""
-    base = array.base
-    while isinstance(base, (np.ndarray, memoryview)):
-        base = base.base if isinstance(base, np.ndarray) else base.obj
-    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
-        base.madvise(mmap.MADV_DONTNEED)

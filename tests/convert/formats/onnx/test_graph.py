@@ -12,8 +12,8 @@ import pytest
 
 from icefall_exports import assert_same, golden, published_files
 from jaxasr.convert import icefall_onnx
-from jaxasr.convert.icefall_onnx import read_models
 from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxNode, OnnxTensor, read_onnx
+from jaxasr.convert.icefall_onnx import read_models
 from jaxasr.errors import CheckpointError
 
 Change = Callable[[OnnxGraph], OnnxGraph]

@@ -19,9 +19,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from jaxasr.convert.formats.mapped import release
 from jaxasr.convert.formats.torch import pickles
 from jaxasr.convert.formats.torch.pickles import Record, read_torch
-from jaxasr.convert.formats.torch.tensors import release
 from jaxasr.errors import CheckpointError
 
 ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
