@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from jaxasr.convert.sources import Source, detect, find_tokens
+from jaxasr.convert.icefall.sources import Source, detect, find_tokens
 from jaxasr.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def convert_checkpoint(
     `ModelCard`. Raises a JaxasrError, and then nothing is left behind.
     """
     from jaxasr import store
-    from jaxasr.convert import icefall
+    from jaxasr.convert.icefall import zipformer as icefall
 
     if precision not in (None, "float32", "int8"):
         raise ConfigError(f"precision {precision!r} is neither float32 nor int8")
@@ -110,7 +110,8 @@ def _read(
     chunk: int | None = None,
     left_context: int | None = None,
 ) -> _Read:
-    from jaxasr.convert import icefall, icefall_onnx, icefall_pt
+    from jaxasr.convert.icefall import checkpoints, exports
+    from jaxasr.convert.icefall import zipformer as icefall
     from jaxasr.text.tokens import TokenTable
 
     found = detect(source, precision)
@@ -119,9 +120,9 @@ def _read(
     ours, arguments = _read_config(config)
     try:
         if found.kind == "icefall_pt":
-            checkpoint = icefall_pt.read_checkpoint(found.files[0], [Path(file) for file in average])
+            checkpoint = checkpoints.read_checkpoint(found.files[0], [Path(file) for file in average])
         else:
-            checkpoint = icefall_onnx.read_models(found.files)
+            checkpoint = exports.read_models(found.files)
         checkpoint.arguments.update(arguments)
         for other in found.others[:1]:
             checkpoint.notes.append(

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from icefall_exports import assert_same, golden, published_files
-from jaxasr.convert import icefall_onnx
 from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxNode, OnnxTensor, read_onnx
-from jaxasr.convert.icefall_onnx import read_models
+from jaxasr.convert.icefall import exports
+from jaxasr.convert.icefall.exports import read_models
 from jaxasr.errors import CheckpointError
 
 Change = Callable[[OnnxGraph], OnnxGraph]
@@ -110,7 +110,7 @@ def test_rewritten_graphs_give_the_same_tensors(
     shared: Path, name: str, change: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = read_models(golden(shared, name))
-    monkeypatch.setattr(icefall_onnx, "read_onnx", lambda path: change(read_onnx(path)))
+    monkeypatch.setattr(exports, "read_onnx", lambda path: change(read_onnx(path)))
     made = read_models(golden(shared, name))
     assert_same(made.tensors, expected.tensors)
     assert made.arguments == expected.arguments
@@ -121,7 +121,7 @@ def test_rewritten_int8_graphs_give_the_same_tensors(
     shared: Path, change: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = read_models(published_files(shared)).tensors
-    monkeypatch.setattr(icefall_onnx, "read_onnx", lambda path: change(read_onnx(path)))
+    monkeypatch.setattr(exports, "read_onnx", lambda path: change(read_onnx(path)))
     assert_same(read_models(published_files(shared)).tensors, expected)
 
 
@@ -140,7 +140,7 @@ def test_equal_tensors_stored_once(shared: Path, name: str, monkeypatch: pytest.
         )
 
     expected = read_models(golden(shared, name)).tensors
-    monkeypatch.setattr(icefall_onnx, "read_onnx", lambda path: share(read_onnx(path)))
+    monkeypatch.setattr(exports, "read_onnx", lambda path: share(read_onnx(path)))
     made = read_models(golden(shared, name)).tensors
     assert made.keys() == expected.keys()
     (encoder,) = (file for file in golden(shared, name) if file.name.startswith("encoder"))
@@ -164,7 +164,7 @@ def test_only_checkpoint_errors_come_out_of_random_graphs(shared: Path) -> None:
     for _ in range(150):
         graph = mangled(generator.choice(graphs), generator)
         try:
-            icefall_onnx._READERS[icefall_onnx._role(graph)](graph).finish()
+            exports._READERS[exports._role(graph)](graph).finish()
         except CheckpointError as error:
             assert "\n" not in str(error)
             refused += 1

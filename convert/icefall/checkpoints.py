@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxasr.convert.formats.mapped import release
 from jaxasr.convert.formats.torch.pickles import Record, read_torch
-from jaxasr.convert.icefall import IcefallCheckpoint
+from jaxasr.convert.icefall.zipformer import IcefallCheckpoint
 from jaxasr.errors import CheckpointError
 
 STACK_ARGUMENTS = (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxasr.convert.formats.onnx.files import read_onnx
-from jaxasr.convert.icefall_folded import is_position_table, relative_positions, unfold_chunk_scale, unfold_positions
+from jaxasr.convert.icefall.folded import is_position_table, relative_positions, unfold_chunk_scale, unfold_positions
 
 
 def test_positions_equal_the_tables_of_the_exports(shared: Path) -> None:

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from icefall_exports import GOLDENS, PUBLISHED, assert_same, golden, published_files, trained
-from jaxasr.convert import icefall_onnx
 from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxTensor, read_onnx
-from jaxasr.convert.icefall import IcefallCheckpoint
-from jaxasr.convert.icefall_folded import relative_positions
-from jaxasr.convert.icefall_onnx import read_models
+from jaxasr.convert.icefall import exports
+from jaxasr.convert.icefall.exports import read_models
+from jaxasr.convert.icefall.folded import relative_positions
+from jaxasr.convert.icefall.zipformer import IcefallCheckpoint
 from jaxasr.errors import CheckpointError
 
 # Of a .pt, what no export holds: training-only projections and scales that no forward pass uses.
@@ -107,7 +107,7 @@ def test_float16_weights_are_widened(shared: Path, monkeypatch: pytest.MonkeyPat
 
     (file,) = golden(shared, "zipformer-ctc-tiny")
     exact = read_models([file])
-    monkeypatch.setattr(icefall_onnx, "read_onnx", lambda path: halved(read_onnx(path)))
+    monkeypatch.setattr(exports, "read_onnx", lambda path: halved(read_onnx(path)))
     made = read_models([file])
     assert made.arguments == exact.arguments and made.tensors.keys() == exact.tensors.keys()
     assert made.notes == ["model.onnx: float16 weights are widened to float32"]
@@ -255,7 +255,7 @@ def edited(change: Change, monkeypatch: pytest.MonkeyPatch, files: list[Path]) -
         graph = read_onnx(path)
         return change(graph) if "encoder_out" in graph.outputs or "log_probs" in graph.outputs else graph
 
-    monkeypatch.setattr(icefall_onnx, "read_onnx", read)
+    monkeypatch.setattr(exports, "read_onnx", read)
     return refusal(files)
 
 

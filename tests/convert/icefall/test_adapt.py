@@ -13,7 +13,7 @@ from golden_models import Golden
 from jaxasr import store
 from jaxasr.configuration import to_mapping
 from jaxasr.convert import convert_checkpoint
-from jaxasr.convert.icefall import IcefallCheckpoint, adapt
+from jaxasr.convert.icefall.zipformer import IcefallCheckpoint, adapt
 from jaxasr.errors import ConfigError
 from jaxasr.model import SearchConfig
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from jaxasr.convert.formats.onnx.files import OnnxGraph, read_onnx
-from jaxasr.convert.icefall import IcefallCheckpoint
-from jaxasr.convert.icefall_encoder import read_encoder
-from jaxasr.convert.icefall_parts import Part
+from jaxasr.convert.icefall.exported_parts import Part
+from jaxasr.convert.icefall.exported_zipformer import read_encoder
+from jaxasr.convert.icefall.zipformer import IcefallCheckpoint
 from jaxasr.errors import CheckpointError
 
 _ROLES = {"encoder": "encoder", "decoder": "decoder", "joiner": "joiner", "ctc": "CTC model"}

@@ -32,7 +32,7 @@ from typing import Any
 
 import jaxasr
 from jaxasr.caches import cache_folder
-from jaxasr.convert.published import MODELS, PRECISIONS, PublishedFile, PublishedModel
+from jaxasr.convert.hub.published import MODELS, PRECISIONS, PublishedFile, PublishedModel
 from jaxasr.errors import DownloadError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -18,9 +18,9 @@ import pytest
 
 import jaxasr
 from fake_hub import FakeHub, serve
-from jaxasr.convert import hub as published_hub
-from jaxasr.convert.hub import choose_files, convert_once, fetch
-from jaxasr.convert.published import MODELS, PRECISIONS, PublishedFile, PublishedModel
+from jaxasr.convert.hub import downloads
+from jaxasr.convert.hub.downloads import choose_files, convert_once, fetch
+from jaxasr.convert.hub.published import MODELS, PRECISIONS, PublishedFile, PublishedModel
 from jaxasr.errors import DownloadError
 
 REPOSITORY = "jaxasr-tests/tiny-zipformer"
@@ -76,7 +76,7 @@ def listed(
     quantized = [f"encoder-{STEM}.int8.onnx", f"decoder-{STEM}.int8.onnx", f"joiner-{STEM}.int8.onnx", "tokens.txt"]
     precisions = {"float32": tuple(map(entry, names)), "int8": tuple(map(entry, quantized))}
     model = PublishedModel("tiny", REPOSITORY, commit, "Apache-2.0", "a_config", precisions)
-    monkeypatch.setattr(published_hub, "MODELS", (*MODELS, model))
+    monkeypatch.setattr(downloads, "MODELS", (*MODELS, model))
     return model
 
 
@@ -404,7 +404,7 @@ def test_a_cached_model_is_found_without_importing_huggingface_hub(hub: FakeHub,
     hub.publish(REPOSITORY, FILES)
     directory = convert_once(REPOSITORY)
     program = (
-        "import sys; from jaxasr.convert.hub import convert_once; "
+        "import sys; from jaxasr.convert.hub.downloads import convert_once; "
         f"print(convert_once({REPOSITORY!r})); print([m for m in ('huggingface_hub', 'jax') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ.copy())

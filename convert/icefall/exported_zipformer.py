@@ -11,8 +11,8 @@ import numpy as np
 from jaxasr.convert.formats.onnx.constants import Constant
 from jaxasr.convert.formats.onnx.files import OnnxGraph
 from jaxasr.convert.formats.onnx.graph import Operation
-from jaxasr.convert.icefall_folded import POS_DIMS, is_position_table, unfold_chunk_scale, unfold_positions
-from jaxasr.convert.icefall_parts import Part
+from jaxasr.convert.icefall.exported_parts import Part
+from jaxasr.convert.icefall.folded import POS_DIMS, is_position_table, unfold_chunk_scale, unfold_positions
 from jaxasr.errors import CheckpointError
 
 # The operations of a layer in the order of the data; the first two see the same input.

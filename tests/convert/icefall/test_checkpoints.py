@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxasr.convert.formats.torch.pickles import read_torch
-from jaxasr.convert.icefall_pt import read_checkpoint
+from jaxasr.convert.icefall.checkpoints import read_checkpoint
 from jaxasr.errors import CheckpointError
 
 RECORD = b"c__main__\nWeight\n)\x81"
