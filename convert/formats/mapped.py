@@ -42,7 +42,7 @@ def open_without_waiting(name: str, flags: int) -> int:
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def release(array: np.ndarray[Any, Any]) -> None:
+def release(array: np.ndarray) -> None:
     """Let the system take back the pages of the file that `array` is a window of; they are read again when used."""
     base: Any = array.base
     while isinstance(base, (np.ndarray, memoryview)):

@@ -2,15 +2,13 @@
 
 A revision or hash stands here only where public documents state it for the hub's own copy of the file. `None` means
 that none was known when the table was written: the first download then takes the newest commit, is checked against
-the hash that the hub states, and is pinned in the user's cache (hub.py).
+the hash that the hub states, and is pinned in the user's cache (downloads.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-PRECISIONS = ("float32", "int8", "int8-fp32")
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class PublishedModel:
     repository: str
     revision: str | None
     licence: str  # as the repository states it; "not stated" where it states none
+    family: str  # of converters, a name of FAMILIES
     config: str | None  # NAME of configs/, where the checkpoint does not say everything
     files: Mapping[str, tuple[PublishedFile, ...]]  # precision -> the files that make a whole checkpoint
 
@@ -44,7 +43,7 @@ _REAZON_ENCODER_INT8 = PublishedFile(
 _REAZON_JOINER_INT8 = PublishedFile(
     "joiner-epoch-99-avg-1.int8.onnx", 2696970, "49cc7ea1d3d35a40a27442db5e89996da64bf0e683a903dce76e99e57a12e4de"
 )
-# The 500 BPE tokens that every LibriSpeech model of the family shares.
+# The 500 BPE tokens that every LibriSpeech model of the recipe shares.
 _LIBRISPEECH_TOKENS = "49e3c2646595fd907228b3c6787069658f67b17377c60aeb8619c4551b2316fb"
 
 
@@ -78,6 +77,7 @@ MODELS: tuple[PublishedModel, ...] = (
         "reazon-research/reazonspeech-k2-v2",
         "291488c8151be24d7da4bf7af26e533fad96e407",
         "Apache-2.0",
+        "icefall",
         "reazonspeech_k2_v2",
         {
             "float32": (
@@ -114,6 +114,7 @@ MODELS: tuple[PublishedModel, ...] = (
         "csukuangfj/reazonspeech-k2-v2-ja-en",
         None,
         "not stated",
+        "icefall",
         "reazonspeech_k2_v2_ja_en",
         _trio("epoch-35-avg-1"),
     ),
@@ -122,6 +123,7 @@ MODELS: tuple[PublishedModel, ...] = (
         "csukuangfj/sherpa-onnx-zipformer-small-en-2023-06-26",
         "e8add5377a6cb7b629b5a0e08d6afe7a73442814",
         "Apache-2.0",
+        "icefall",
         "librispeech_zipformer_small",
         _trio("epoch-99-avg-1")
         | {
@@ -150,6 +152,7 @@ MODELS: tuple[PublishedModel, ...] = (
         "csukuangfj/sherpa-onnx-zipformer-en-2023-06-26",
         "11a70a47ec5fd969c17b8d0818681d222a147781",
         "Apache-2.0",
+        "icefall",
         "librispeech_zipformer_medium",
         _trio("epoch-99-avg-1"),
     ),
@@ -158,6 +161,7 @@ MODELS: tuple[PublishedModel, ...] = (
         "csukuangfj/sherpa-onnx-zipformer-large-en-2023-06-26",
         None,
         "Apache-2.0",
+        "icefall",
         "librispeech_zipformer_large",
         _trio("epoch-99-avg-1"),
     ),
@@ -167,6 +171,7 @@ MODELS: tuple[PublishedModel, ...] = (
         "csukuangfj/sherpa-onnx-streaming-zipformer-en-2023-06-26",
         "672fbf1b30579d6585301139bb363f42a0ad4a24",
         "Apache-2.0",
+        "icefall",
         "librispeech_zipformer_medium_streaming",
         {
             "float32": (
@@ -212,18 +217,20 @@ MODELS: tuple[PublishedModel, ...] = (
         "csukuangfj/sherpa-onnx-zipformer-ctc-en-2023-10-02",
         None,
         "Apache-2.0",
+        "icefall",
         "librispeech_zipformer_medium_ctc",
         {
             "float32": (PublishedFile("model.onnx"), PublishedFile("tokens.txt")),
             "int8": (PublishedFile("model.int8.onnx"), PublishedFile("tokens.txt")),
         },
     ),
-    # The training checkpoints behind the exports above, by the recipe's authors; these repositories state no licence.
+    # The training checkpoints of the exports above, by the recipe's authors; these repositories state no licence.
     PublishedModel(
         "icefall-librispeech-zipformer-small",
         "Zengwei/icefall-asr-librispeech-zipformer-small-2023-05-16",
         None,
         "not stated",
+        "icefall",
         "librispeech_zipformer_small",
         _pretrained(),
     ),
@@ -232,6 +239,7 @@ MODELS: tuple[PublishedModel, ...] = (
         "Zengwei/icefall-asr-librispeech-zipformer-2023-05-15",
         "d8bdbc60b27c21133fd4097222ad5f80bfac9f0d",
         "not stated",
+        "icefall",
         "librispeech_zipformer_medium",
         _pretrained(),
     ),
@@ -240,6 +248,7 @@ MODELS: tuple[PublishedModel, ...] = (
         "Zengwei/icefall-asr-librispeech-zipformer-large-2023-05-16",
         None,
         "not stated",
+        "icefall",
         "librispeech_zipformer_large",
         _pretrained(),
     ),
@@ -248,6 +257,7 @@ MODELS: tuple[PublishedModel, ...] = (
         "Zengwei/icefall-asr-librispeech-streaming-zipformer-2023-05-17",
         "37cb5606808f3d5e55a3fc73554bdf757d82465a",
         "not stated",
+        "icefall",
         "librispeech_zipformer_medium_streaming",
         _pretrained("e44bb7c8d3985a7cf0089020d227aecd71e323dcaaabcaed90e4a792e1385342"),
     ),
@@ -256,6 +266,7 @@ MODELS: tuple[PublishedModel, ...] = (
         "Zengwei/icefall-asr-librispeech-zipformer-transducer-ctc-2023-06-13",
         None,
         "not stated",
+        "icefall",
         "librispeech_zipformer_medium_ctc",
         _pretrained(),
     ),

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxasr.convert.formats.mapped import release
 from jaxasr.convert.formats.torch.pickles import Record, read_torch
-from jaxasr.convert.icefall.zipformer import IcefallCheckpoint
+from jaxasr.convert.mapping import Checkpoint
 from jaxasr.errors import CheckpointError
 
 STACK_ARGUMENTS = (
@@ -46,12 +46,12 @@ INTEGER_ARGUMENTS = (
 SWITCH_ARGUMENTS = ("causal", "use_transducer", "use_ctc")
 
 NAMES_SHOWN = 5  # tensors named in one message
-SWELLING_LIMIT = 4  # times the file's size: names may share weights, but not without end
+SWELLING_LIMIT = 4  # tensors may alias storage; together they may not exceed this multiple of the file's size
 
 State = dict[str, np.ndarray]
 
 
-def read_checkpoint(path: str | Path, average: Sequence[str | Path] = ()) -> IcefallCheckpoint:
+def read_checkpoint(path: str | Path, average: Sequence[str | Path] = ()) -> Checkpoint:
     """The weights of `path`, averaged with those of the files in `average`, and the arguments that `path` states.
 
     Without `average` the weights are windows of the mapped file, in its own types; averages are float32.
@@ -66,7 +66,7 @@ def read_checkpoint(path: str | Path, average: Sequence[str | Path] = ()) -> Ice
         tensors, notes = _weights(paths[0], checkpoints[0], "model"), []
         if "model_avg" in checkpoints[0]:
             notes.append(
-                f"{names} is a training checkpoint: its model is taken as it is (--average with an earlier checkpoint"
+                f"{names} is a training checkpoint: its model is taken as it is (average with an earlier checkpoint"
                 " takes the mean over the batches between them, which is usually better)"
             )
     elif len(paths) == 2 and all("model_avg" in checkpoint for checkpoint in checkpoints):
@@ -76,7 +76,7 @@ def read_checkpoint(path: str | Path, average: Sequence[str | Path] = ()) -> Ice
         tensors = _mean_of_files(paths, checkpoints)
         notes = [f"the weights are the plain mean of {names}"]
     _check_finite(names if average else str(path), tensors)
-    return IcefallCheckpoint(tensors, _arguments(paths[0], checkpoints[0]), notes, paths)
+    return Checkpoint(tensors, _arguments(paths[0], checkpoints[0]), notes, paths)
 
 
 def _checkpoint(path: Path) -> Mapping[str, Any]:
@@ -118,7 +118,7 @@ def _mean_of_batches(paths: Sequence[Path], checkpoints: Sequence[Mapping[str, A
     if first >= last:
         raise CheckpointError(
             f"{end_path}: its batch {last} is not after batch {first} of {start_path.name}: convert the later file and"
-            " name the earlier one with --average"
+            " name the earlier one as average"
         )
     end_state, start_state = _weights(end_path, end, "model_avg"), _weights(start_path, start, "model_avg")
     _check_alike(start_path, start_state, end_path, end_state)
@@ -144,14 +144,15 @@ def _mean_of_files(paths: Sequence[Path], checkpoints: Sequence[Mapping[str, Any
     averaged = {}
     with np.errstate(all="ignore"):
         for name, value in states[0].items():
-            mean = averaged[name] = value.astype(np.float32 if _is_float(value) else np.int64)
+            total: Any = value.astype(np.float32 if _is_float(value) else np.int64)
             for state in states[1:]:
-                mean += state[name].astype(mean.dtype)
+                total += state[name].astype(total.dtype)
                 release(state[name])
             if _is_float(value):
-                mean /= np.float32(len(states))
+                total /= np.float32(len(states))
             else:
-                mean //= len(states)
+                total //= len(states)
+            averaged[name] = total
             release(value)
     return averaged
 
@@ -191,6 +192,7 @@ def _arguments(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         value = checkpoint.get(name)
         if value is None:
             continue
+        parsed: bool | int | tuple[int, ...] | None
         if name in SWITCH_ARGUMENTS:
             parsed = bool(value) if type(value) in (bool, int) else None
         elif name in INTEGER_ARGUMENTS:
@@ -205,7 +207,9 @@ def _arguments(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def _integers(value: Any, least: int) -> tuple[int, ...] | None:
     """A list of integers from "2,2,3", 2, or a sequence; None where it is not one."""
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    parts: Sequence[Any] = [value]
+    if isinstance(value, str | list | tuple):
+        parts = value.split(",") if isinstance(value, str) else value
     if isinstance(value, str) and all(part.strip().removeprefix("-").isdecimal() and len(part) < 12 for part in parts):
         parts = [int(part) for part in parts]
     return tuple(parts) if parts and all(type(part) is int and part >= least for part in parts) else None

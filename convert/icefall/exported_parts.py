@@ -37,7 +37,7 @@ _INTEGER_WEIGHTS = (2, 3)  # uint8 and int8
 
 
 class Part:
-    """One file's operations, what was made of them, and what they prove about the recipe's arguments.
+    """One file's operations, what was made of them, and what they prove about the recipe's settings.
 
     `dequantized`, `widened`: some weights were int8, or float16. `folded`: some were fitted to the exporter's tables.
     `folded_positions`: name, table, chunk and tolerance of those that wait for it.
@@ -46,19 +46,22 @@ class Part:
     def __init__(self, graph: OnnxGraph) -> None:
         self.graph = graph
         self.operations = collections.deque(trace(graph))
-        self.arguments: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}
         self.tensors: dict[str, Constant] = {}
         self.used: set[str] = set()
         self.dequantized = self.widened = self.folded = False
         self.folded_positions: list[tuple[str, Constant, int, float]] = []
 
-    def take(self, name: str, kind: str, parameters: set[str] | None = None) -> Operation:
+    def name_next(self, name: str, kind: str, parameters: set[str] | None = None) -> Operation:
         """The next operation, which must be of this kind; its parameters become `name`.weight and so on."""
         if not self.operations:
             raise CheckpointError(f"{self.graph.path}: is no whole icefall Zipformer 2: it ends where {name} belongs")
-        return self.place(self.operations.popleft(), name, kind, parameters)
+        return self.name_operation(self.operations.popleft(), name, kind, parameters)
 
-    def place(self, operation: Operation, name: str, kind: str, parameters: set[str] | None = None) -> Operation:
+    def name_operation(
+        self, operation: Operation, name: str, kind: str, parameters: set[str] | None = None
+    ) -> Operation:
+        """`operation`, which must be of this kind; its parameters become `name`.weight and so on."""
         expected = _PARAMETERS.get(kind) if parameters is None else parameters
         fits = operation.kind == kind and not operation.integers and _fits(operation)
         if not fits or (expected and operation.parameters.keys() != expected):
@@ -69,14 +72,15 @@ class Part:
             )
         if kind != "chunk scale":
             for parameter, constant in operation.parameters.items():
-                self.put(f"{name}.{parameter}", constant)
+                self.add_tensor(f"{name}.{parameter}", constant)
         return operation
 
-    def put(self, name: str, constant: Constant) -> None:
+    def add_tensor(self, name: str, constant: Constant) -> None:
+        """Give `constant` the name of a parameter, and count the stored tensors that it comes from as used."""
         self.tensors[name] = constant
         self.used |= constant.sources
 
-    def finish(self) -> dict[str, np.ndarray]:
+    def named_tensors(self) -> dict[str, np.ndarray]:
         """The tensors in float32; CheckpointError where something is left over or a kept name contradicts its place."""
         places: dict[str, list[str]] = {}
         for name, constant in self.tensors.items():

@@ -96,7 +96,7 @@ def read_encoder(graph: OnnxGraph) -> Part:
     """
     part = Part(graph)
     for name, kind in _EMBED:
-        part.take(name, kind)
+        part.name_next(name, kind)
     streaming = _streaming_metadata(graph)
     layers: list[list[_Layer]] = []
     factors: list[int] = []
@@ -106,7 +106,7 @@ def read_encoder(graph: OnnxGraph) -> Part:
         prefix = f"encoder.encoders.{stack}"
         factor = 1
         if downsampled:
-            part.take(f"{prefix}.downsample", "downsample")
+            part.name_next(f"{prefix}.downsample", "downsample")
             factor = len(part.tensors[f"{prefix}.downsample.bias"].array)
             prefix += ".encoder"
         layers.append([])
@@ -121,9 +121,9 @@ def read_encoder(graph: OnnxGraph) -> Part:
             if not downsampled and _begins_stack(part, stack, layers[-1][-1]):
                 break
         if downsampled:
-            part.take(f"encoder.encoders.{stack}.out_combiner", "scale")
-    part.take("encoder.downsample_output", "downsample")
-    _derive_arguments(part, layers, factors, streaming)
+            part.name_next(f"encoder.encoders.{stack}.out_combiner", "scale")
+    part.name_next("encoder.downsample_output", "downsample")
+    _derive_settings(part, layers, factors, streaming)
     return part
 
 
@@ -167,21 +167,21 @@ def _read_layer(
 ) -> _Layer:
     causal = any(operation.kind == "chunk scale" for operation in operations)
     table = _LAYER[causal]
-    if len(operations) != len(table) or operations[0].positions is None:
+    positions = operations[0].positions if operations else None
+    if len(operations) != len(table) or positions is None:
         raise CheckpointError(
             f"{part.graph.path}: is no icefall Zipformer 2 that jaxasr knows: {name} should have {len(table)} "
             f"operations with parameters, the first an attention with positions, but {len(operations)} were found"
         )
     for operation, (inner, kind) in zip(operations, table, strict=True):
-        part.place(operation, f"{name}.{inner}", kind)
+        part.name_operation(operation, f"{name}.{inner}", kind)
         if kind == "chunk scale":
             _place_chunk_scale(part, f"{name}.{inner}", operation, factor, streaming)
 
     def rows(inner: str) -> int:
-        return part.tensors[f"{name}.{inner}.weight"].array.shape[0]
+        return int(part.tensors[f"{name}.{inner}.weight"].array.shape[0])
 
-    attention, positions = operations[0], operations[0].positions
-    heads = _heads(part, name, attention, streaming)
+    heads = _heads(part, name, operations[0], positions, streaming)
     pos_name = f"{name}.self_attn_weights.linear_pos.weight"
     _place_positions(part, pos_name, positions, factor, streaming)
     if pos_name in part.tensors:
@@ -205,11 +205,13 @@ def _read_layer(
     )
 
 
-def _heads(part: Part, name: str, attention: Operation, streaming: dict[str, tuple[int, ...]]) -> int:
+def _heads(
+    part: Part, name: str, attention: Operation, positions: Operation, streaming: dict[str, tuple[int, ...]]
+) -> int:
     """The number of heads: the size to which queries and keys are reshaped; shapes of weights hold products only."""
-    found = set(attention.heads)
-    if "products" in attention.positions.parameters:
-        found.add(attention.positions.parameters["products"].array.shape[0])
+    found: set[int] = set(attention.heads)
+    if "products" in positions.parameters:
+        found.add(positions.parameters["products"].array.shape[0])
     stack = int(name.split(".")[2])
     if not found and stack < len(streaming.get("num_heads", ())):
         found.add(streaming["num_heads"][stack])
@@ -221,7 +223,7 @@ def _heads(part: Part, name: str, attention: Operation, streaming: dict[str, tup
 def _place_positions(
     part: Part, name: str, positions: Operation, factor: int, streaming: dict[str, tuple[int, ...]]
 ) -> None:
-    """linear_pos has no bias and no name: a matrix met by the position table, or (folded) their product."""
+    """linear_pos has no bias and no name: it multiplies the position table, or (folded) only the product is there."""
     if positions.integers:
         raise CheckpointError(f"{part.graph.path}: the scale of the integers of {name} was not found")
     if positions.table is not None:
@@ -231,7 +233,7 @@ def _place_positions(
                 "icefall's relative positions"
             )
         part.used |= positions.table.sources
-        part.put(name, positions.parameters["weight"])
+        part.add_tensor(name, positions.parameters["weight"])
         return
     products = positions.parameters["products"]
     chunk = streaming.get("decode_chunk_len", (0,))[0] // 2 // factor
@@ -250,7 +252,7 @@ def _unfold_positions(part: Part, candidates: tuple[int, ...]) -> int:
         fits = [unfold_positions(products.array, chunk, pos_dim) for _, products, chunk, _ in part.folded_positions]
         if all(miss <= fold[3] for (_, miss), fold in zip(fits, part.folded_positions, strict=True)):
             for (weight, _), (name, products, _, _) in zip(fits, part.folded_positions, strict=True):
-                part.put(name, Constant(weight, products.sources))
+                part.add_tensor(name, Constant(weight, products.sources))
             part.folded = True
             return pos_dim
     raise CheckpointError(f"{part.graph.path}: its position tables are no products with icefall's relative positions")
@@ -274,7 +276,7 @@ def _place_chunk_scale(
             f"a known chunk at node '{operation.node[:80]}'"
         )
     sources = frozenset().union(*(constant.sources for constant in operation.parameters.values()))
-    part.put(f"{name}.chunkwise_conv_scale", Constant(edges, sources))
+    part.add_tensor(f"{name}.chunkwise_conv_scale", Constant(edges, sources))
 
 
 def _streaming_metadata(graph: OnnxGraph) -> dict[str, tuple[int, ...]]:
@@ -300,7 +302,7 @@ _STATED = {
 }
 
 
-def _derive_arguments(
+def _derive_settings(
     part: Part, layers: list[list[_Layer]], factors: list[int], streaming: dict[str, tuple[int, ...]]
 ) -> None:
     path = part.graph.path
@@ -311,16 +313,16 @@ def _derive_arguments(
     pos_dims = {layer.pos_dim for layer in first if layer.pos_dim is not None}
     if len({layer.causal for layer in first}) != 1 or len(pos_dims) > 1:
         raise CheckpointError(f"{path}: its stacks differ in causality or pos_dim; this is no Zipformer 2")
-    arguments = part.arguments
-    arguments["num_encoder_layers"] = tuple(len(same) for same in layers)
-    arguments["downsampling_factor"] = tuple(factors)
+    settings = part.settings
+    settings["num_encoder_layers"] = tuple(len(same) for same in layers)
+    settings["downsampling_factor"] = tuple(factors)
     for field in dataclasses.fields(_Layer):
-        arguments[field.name] = tuple(getattr(layer, field.name) for layer in first)
-    arguments["causal"] = first[0].causal
-    arguments["pos_dim"] = _unfold_positions(part, tuple(pos_dims) or POS_DIMS)
+        settings[field.name] = tuple(getattr(layer, field.name) for layer in first)
+    settings["causal"] = first[0].causal
+    settings["pos_dim"] = _unfold_positions(part, tuple(pos_dims) or POS_DIMS)
     for key, argument in _STATED.items():
-        if key in streaming and streaming[key] != arguments[argument]:
-            raise CheckpointError(f"{path}: metadata says {key} {streaming[key]}, its tensors {arguments[argument]}")
+        if key in streaming and streaming[key] != settings[argument]:
+            raise CheckpointError(f"{path}: metadata says {key} {streaming[key]}, its tensors {settings[argument]}")
     if "decode_chunk_len" in streaming:
         left = {length * factor for length, factor in zip(streaming.get("left_context_len", ()), factors, strict=False)}
         if len(left) != 1 or len(streaming["left_context_len"]) != len(factors):
@@ -328,7 +330,7 @@ def _derive_arguments(
         chunk = streaming["decode_chunk_len"][0] // 2
         if not first[0].causal or chunk < 1 or any(chunk % factor for factor in factors):
             raise CheckpointError(f"{path}: decode_chunk_len in its metadata does not fit downsampling {factors}")
-        arguments["chunk_size"] = (chunk,)
-        arguments["left_context_frames"] = (left.pop(),)
+        settings["chunk_size"] = (chunk,)
+        settings["left_context_frames"] = (left.pop(),)
     if part.folded:
-        arguments["fixed_chunk"] = True
+        settings["fixed_chunk"] = True

@@ -16,17 +16,17 @@ import numpy as np
 from jaxasr.convert.formats.onnx.files import OnnxGraph, read_onnx
 from jaxasr.convert.icefall.exported_parts import Part
 from jaxasr.convert.icefall.exported_zipformer import read_encoder
-from jaxasr.convert.icefall.zipformer import IcefallCheckpoint
+from jaxasr.convert.mapping import Checkpoint
 from jaxasr.errors import CheckpointError
 
 _ROLES = {"encoder": "encoder", "decoder": "decoder", "joiner": "joiner", "ctc": "CTC model"}
 
 
-def read_models(files: Sequence[Path]) -> IcefallCheckpoint:
+def read_models(files: Sequence[Path]) -> Checkpoint:
     """The checkpoint that `files` hold: encoder, decoder and joiner, or a CTC model, or all four; in any order.
 
     Tensors are float32 where the files are float16 or int8, else views of the mapped files; `notes` says what was
-    converted. `arguments` holds what metadata states and shapes prove; `fixed_chunk` is True where the export holds
+    converted. `settings` holds what metadata states and shapes prove; `fixed_chunk` is True where the export holds
     for its chunk and left context only. CheckpointError for other models, for models that do not belong together,
     and for tensors that have no place or places that have no tensor (all in one line per file).
     """
@@ -49,22 +49,20 @@ def read_models(files: Sequence[Path]) -> IcefallCheckpoint:
         )
     parts = {role: _READERS[role](graph) for role, graph in graphs.items()}
     tensors: dict[str, np.ndarray] = {}
-    arguments: dict[str, Any] = {"use_transducer": bool(trio), "use_ctc": "ctc" in graphs}
+    settings: dict[str, Any] = {"use_transducer": bool(trio), "use_ctc": "ctc" in graphs}
     for part in parts.values():
-        for name, tensor in part.finish().items():
+        for name, tensor in part.named_tensors().items():
             if name in tensors and not np.array_equal(tensors[name], tensor):
                 raise CheckpointError(f"{part.graph.path}: {name} is not that of the other file; they are two models")
             tensors.setdefault(name, tensor)
-        for key, value in part.arguments.items():
-            if arguments.setdefault(key, value) != value:
+        for key, value in part.settings.items():
+            if settings.setdefault(key, value) != value:
                 raise CheckpointError(
-                    f"{part.graph.path}: {key} is {value}, but {arguments[key]} in the other file; they are two models"
+                    f"{part.graph.path}: {key} is {value}, but {settings[key]} in the other file; they are two models"
                 )
     if trio:
         _agree(tensors, graphs)
-    return IcefallCheckpoint(
-        tensors, arguments, _notes(list(parts.values())), [graph.path for graph in graphs.values()]
-    )
+    return Checkpoint(tensors, settings, _notes(list(parts.values())), [graph.path for graph in graphs.values()])
 
 
 def _role(graph: OnnxGraph) -> str:
@@ -90,39 +88,39 @@ def _role(graph: OnnxGraph) -> str:
 
 def _read_transducer_encoder(graph: OnnxGraph) -> Part:
     part = read_encoder(graph)
-    part.take("joiner.encoder_proj", "linear")
+    part.name_next("joiner.encoder_proj", "linear")
     return part
 
 
 def _read_ctc(graph: OnnxGraph) -> Part:
     part = read_encoder(graph)
-    part.take("ctc_output.1", "linear")
-    part.arguments["vocab_size"] = part.tensors["ctc_output.1.weight"].array.shape[0]
+    part.name_next("ctc_output.1", "linear")
+    part.settings["vocab_size"] = part.tensors["ctc_output.1.weight"].array.shape[0]
     return part
 
 
 def _read_decoder(graph: OnnxGraph) -> Part:
     part = Part(graph)
-    part.take("decoder.embedding", "embedding")
+    part.name_next("decoder.embedding", "embedding")
     vocabulary, width = part.tensors["decoder.embedding.weight"].array.shape
     context = 1
     if part.operations and part.operations[0].kind == "convolution":
-        part.take("decoder.conv", "convolution", {"weight"})
+        part.name_next("decoder.conv", "convolution", {"weight"})
         context = part.tensors["decoder.conv.weight"].array.shape[-1]
-    part.take("joiner.decoder_proj", "linear")
-    part.arguments.update(vocab_size=vocabulary, decoder_dim=width, context_size=context)
+    part.name_next("joiner.decoder_proj", "linear")
+    part.settings.update(vocab_size=vocabulary, decoder_dim=width, context_size=context)
     for key in ("vocab_size", "context_size"):
         stated = graph.metadata.get(key)
-        if stated is not None and stated != str(part.arguments[key]):
-            raise CheckpointError(f"{graph.path}: metadata says {key} {stated[:20]}, its tensors {part.arguments[key]}")
+        if stated is not None and stated != str(part.settings[key]):
+            raise CheckpointError(f"{graph.path}: metadata says {key} {stated[:20]}, its tensors {part.settings[key]}")
     return part
 
 
 def _read_joiner(graph: OnnxGraph) -> Part:
     part = Part(graph)
-    part.take("joiner.output_linear", "linear")
+    part.name_next("joiner.output_linear", "linear")
     vocabulary, width = part.tensors["joiner.output_linear.weight"].array.shape
-    part.arguments.update(vocab_size=vocabulary, joiner_dim=width)
+    part.settings.update(vocab_size=vocabulary, joiner_dim=width)
     stated = graph.metadata.get("joiner_dim")
     if stated is not None and stated != str(width):
         raise CheckpointError(f"{graph.path}: metadata says joiner_dim {stated[:20]}, its tensors {width}")
@@ -153,7 +151,7 @@ def _notes(parts: list[Part]) -> list[str]:
             notes.append(f"{', '.join(part.graph.path.name for part in chosen)}: {text}")
     for part in parts:
         if part.folded:
-            chunk, left = part.arguments["chunk_size"][0], part.arguments["left_context_frames"][0]
+            chunk, left = part.settings["chunk_size"][0], part.settings["left_context_frames"][0]
             notes.append(
                 f"{part.graph.path.name}: exported for chunks of {chunk} frames with {left} frames of left context, "
                 "and right for these only: positions and edges of chunks are fitted to its tables"

@@ -51,14 +51,14 @@ def unfold_positions(products: np.ndarray, chunk: int, pos_dim: int) -> tuple[np
 def unfold_chunk_scale(total: np.ndarray, kernel: int) -> np.ndarray:
     """A `chunkwise_conv_scale` (2, C, kernel) that gives `total` (C, T) = 1 + left edge + right edge for a chunk of T.
 
-    The left edge takes the first `kernel` frames, the right edge what lies behind them: how the trained sum was split
+    The left edge takes the first `kernel` frames, the right edge what lies after them: how the trained sum was split
     between the two is lost, and at most 2 · kernel frames of a chunk are scaled at all.
     """
     channels, frames = total.shape
     edges = np.zeros((2, channels, kernel), np.float32)
     covered = min(frames, kernel)
     edges[0, :, :covered] = total[:, :covered] - 1
-    behind = min(frames - covered, kernel)
-    if behind:
-        edges[1, :, kernel - behind :] = total[:, frames - behind :] - 1
+    remaining = min(frames - covered, kernel)
+    if remaining:
+        edges[1, :, kernel - remaining :] = total[:, frames - remaining :] - 1
     return edges

@@ -68,7 +68,7 @@ def evaluate(node: OnnxNode, arrays: list[np.ndarray]) -> np.ndarray | None:
         case "Identity":
             return x
         case "Cast":
-            kind = _FLOATS.get(attributes.get("to"))
+            kind = _FLOATS.get(attributes.get("to", 0))
             return x.astype(kind, copy=False) if kind and x.dtype.kind == "f" else None
         case "Transpose":
             return x.transpose(attributes.get("perm", range(x.ndim)[::-1]))
@@ -95,11 +95,13 @@ def evaluate(node: OnnxNode, arrays: list[np.ndarray]) -> np.ndarray | None:
             return np.exp(x) if x.dtype.kind == "f" else None
         case "Softmax":
             axis = attributes.get("axis", -1)
-            shifted = np.exp(x - x.max(axis=axis, keepdims=True))
-            return shifted / shifted.sum(axis=axis, keepdims=True)
+            weights: np.ndarray = np.exp(x - x.max(axis=axis, keepdims=True))
+            weights /= weights.sum(axis=axis, keepdims=True)
+            return weights
         case "Add" | "Mul":
             y = arrays[1]
             if x.dtype.kind != "f" or np.broadcast_shapes(x.shape, y.shape) not in (x.shape, y.shape):
                 return None
-            return x + y if node.op_type == "Add" else x * y
+            combined: np.ndarray = x + y if node.op_type == "Add" else x * y
+            return combined
     return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -247,7 +247,8 @@ class _Reader:
 
     def _attribute(self, data: memoryview, nesting: int) -> tuple[str, Any]:
         self.budget.spend(PARTS_OF_MESSAGE)
-        name, one = "", None
+        name = ""
+        one: Any = None
         several: list[Any] = []
         for number, wire, value in self._fields(data):
             match number:
@@ -351,10 +352,11 @@ class _Reader:
         """The messages reached from `data` by going through the fields `numbers`."""
         for number, wire, value in self._fields(data):
             if number == numbers[0] and wire == protobuf.BYTES:
+                inner = protobuf.message(wire, value)
                 if len(numbers) == 1:
-                    yield value
+                    yield inner
                 else:
-                    yield from self._inside(value, *numbers[1:])
+                    yield from self._inside(inner, *numbers[1:])
 
     def _opset(self, data: memoryview) -> tuple[str, int]:
         domain, version = "", 0
@@ -374,10 +376,13 @@ class _Reader:
                 content = protobuf.text(wire, value)
         return key, content
 
-    def _list(self, decode: Any, wire: int, value: Any, element_wire: int) -> list[Any]:
-        numbers = decode(protobuf.short(protobuf.packed(wire, value, element_wire)))
-        self.budget.spend(len(numbers))
-        return numbers.tolist()
+    def _list(
+        self, decode: Callable[[memoryview], np.ndarray], wire: int, value: protobuf.Value, element_wire: int
+    ) -> list[Any]:
+        decoded = decode(protobuf.short(protobuf.packed(wire, value, element_wire)))
+        self.budget.spend(len(decoded))
+        numbers: list[Any] = decoded.tolist()
+        return numbers
 
     def _fields(self, data: memoryview) -> Iterator[protobuf.Field]:
         return protobuf.fields(data, self.budget)

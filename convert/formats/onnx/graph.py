@@ -25,7 +25,7 @@ _DATA_INPUTS = {
     "GreaterOrEqual": 0, "Not": 0, "And": 0, "Or": 0, "Reshape": 1, "Expand": 1, "Tile": 1, "Slice": 1, "Unsqueeze": 1,
     "Squeeze": 1, "Pad": 1, "ReduceSum": 1, "ReduceMean": 1, "Split": 1, "Gather": 1, "GatherElements": 1, "Clip": 1,
 }  # fmt: skip
-# Operations through which a product is still the product to which a bias will be added.
+# Shape-only operations that may stand between a MatMul and its bias Add.
 _KEEP_PRODUCT = {"Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze"}
 
 MAX_SOURCES = 16  # stored tensors that one constant may be computed from
@@ -59,9 +59,10 @@ class _Value:
 
     `last`: the deepest operation on the way here. `product`: the operation whose product this is, before its bias.
     `output`: the operation whose output, or a part of it, this is. `statistic`: the norm whose statistic this is.
-    `table`: the constant of which this is a part, cut at places known only at run time. `edges`: constants that are
-    added to the left or right end of a chunk. `activation_scale`: whether this is what DynamicQuantizeLinear scaled
-    by; `factor`: the scales of a weight that it was multiplied by. `met`: the "positions" whose product this is.
+    `table`: the constant of which this is a part, cut at places known only at run time. `chunk_edges`: constants that
+    are added to the left or right end of a chunk. `activation_scale`: whether DynamicQuantizeLinear scaled by this;
+    `weight_scale`: the scales of a weight that it was multiplied by. `positions`: the "positions" operation whose
+    product this is.
     """
 
     constant: Constant | None = None
@@ -70,14 +71,14 @@ class _Value:
     output: Operation | None = None
     statistic: Operation | None = None
     table: Constant | None = None
-    edges: tuple[tuple[str, Constant], ...] = ()
+    chunk_edges: tuple[tuple[str, Constant], ...] = ()
     activation_scale: bool = False
-    factor: Constant | None = None
-    met: Operation | None = None
+    weight_scale: Constant | None = None
+    positions: Operation | None = None
 
     @property
     def known(self) -> bool:
-        return self.constant is not None or self.table is not None or bool(self.edges)
+        return self.constant is not None or self.table is not None or bool(self.chunk_edges)
 
 
 def trace(graph: OnnxGraph) -> list[Operation]:
@@ -181,14 +182,14 @@ class _Tracer:
             if left.known:
                 made = self._operation("positions", node, None, {"weight": weight})
                 made.table = left.table or left.constant
-                return _Value(product=made, met=made)
+                return _Value(product=made, positions=made)
             made = self._operation("linear", node, left, {"weight": weight})
             return _Value(last=made, product=made, output=made)
         if right.constant is not None and right.constant.array.ndim == 4 and left.output is not None:
             # The table already multiplied by its matrix: (head, 1, position head dim, position).
             left.output.positions = self._operation("positions", node, None, {"products": right.constant})
             return _Value(last=left.last, product=left.output.positions)
-        for projection, positions in ((left.output, right.met), (right.output, left.met)):
+        for projection, positions in ((left.output, right.positions), (right.output, left.positions)):
             if projection is not None and positions is not None:
                 projection.positions = positions
         return None
@@ -258,15 +259,15 @@ class _Tracer:
                 scale = constant.logarithm or logarithm(constant)
                 value.statistic.parameters["log_scale"] = dataclasses.replace(scale, array=scale.array.reshape(()))
                 return _Value(last=value.statistic)
-            if other.edges:
-                made = self._operation("chunk scale", node, value, dict(other.edges))
+            if other.chunk_edges:
+                made = self._operation("chunk scale", node, value, dict(other.chunk_edges))
                 return _Value(last=made)
             if value.activation_scale and constant is not None:
-                return _Value(last=value.last, factor=constant)
+                return _Value(last=value.last, weight_scale=constant)
             if constant is not None and constant.array.dtype.kind == "f" and constant.array.size > 1:
                 return self._scale(node, value, constant)
-            if value.product is not None and value.product.integers is not None and other.factor is not None:
-                self._dequantize(value.product, other.factor)
+            if value.product is not None and value.product.integers is not None and other.weight_scale is not None:
+                self._dequantize(value.product, other.weight_scale)
                 return value
         return None
 
@@ -300,6 +301,7 @@ class _Tracer:
 
     def _dequantize(self, operation: Operation, scale: Constant) -> None:
         """Replace the integers of an operation by (integer − zero point) · scale in float32."""
+        assert operation.integers is not None
         integers, zero_point = operation.integers
         for constant in (scale, zero_point):
             if constant is not None and constant.array.size not in (1, integers.array.shape[0]):
@@ -326,18 +328,20 @@ class _Tracer:
         if constant.array.ndim == 2 and axes is not None and axes.array.reshape(-1).tolist() in ([1], [-1]):
             start = inputs[1].constant
             side = "left" if start is not None and start.array.reshape(-1).tolist() == [0] else "right"
-            return _Value(folded.constant if folded else None, edges=((side, constant),))
+            return _Value(folded.constant if folded else None, chunk_edges=((side, constant),))
         return folded or _Value(table=constant)
 
     def _concat(self, node: OnnxNode, inputs: list[_Value]) -> _Value | None:
-        """A constant with zeros behind it belongs to the left end of a chunk, one with zeros before it to the right."""
+        """A constant with zeros after it belongs to the left end of a chunk, one with zeros before it to the right."""
         places = [
-            i for i, v in enumerate(inputs) if v.constant and v.constant.array.ndim == 2 and v.constant.array.size
+            (index, value.constant)
+            for index, value in enumerate(inputs)
+            if value.constant is not None and value.constant.array.ndim == 2 and value.constant.array.size
         ]
         if len(inputs) == 2 and len(places) == 1 and node.attributes.get("axis") in (1, -1):
-            constant = inputs[places[0]].constant
-            if constant.array.dtype.kind == "f" and inputs[1 - places[0]].last is None:
-                return _Value(edges=(("right" if places[0] else "left", constant),))
+            index, constant = places[0]
+            if constant.array.dtype.kind == "f" and inputs[1 - index].last is None:
+                return _Value(chunk_edges=(("right" if index else "left", constant),))
         return None
 
     def _reshape(self, node: OnnxNode, inputs: list[_Value]) -> _Value | None:
@@ -376,7 +380,9 @@ class _Tracer:
         statistics = {v.statistic for v in moving}
         outputs = {v.output for v in moving if v.output}
         edges = (
-            tuple(dict(edge for v in carrying for edge in v.edges).items()) if node.op_type == "Add" else first.edges
+            tuple(dict(edge for v in carrying for edge in v.chunk_edges).items())
+            if node.op_type == "Add"
+            else first.chunk_edges
         )
         return _Value(
             last=last,
@@ -384,8 +390,8 @@ class _Tracer:
             output=outputs.pop() if parts and len(outputs) == 1 else None,
             statistic=statistics.pop() if len(statistics) == 1 else None,
             table=first.table if len(carrying) == 1 else None,
-            edges=edges if not moving or node.op_type in _KEEP_PRODUCT else (),
-            met=first.met if len(carrying) == 1 else None,
+            chunk_edges=edges if not moving or node.op_type in _KEEP_PRODUCT else (),
+            positions=first.positions if len(carrying) == 1 else None,
         )
 
     def _operation(
@@ -399,9 +405,9 @@ class _Tracer:
 
     def _fold(self, node: OnnxNode, inputs: list[_Value]) -> _Value | None:
         """The result of an operation on constants, where it is one of the few that exporters leave standing."""
-        if node.op_type not in FOLDED or not inputs or any(v.constant is None for v in inputs):
+        constants = [value.constant for value in inputs if value.constant is not None]
+        if node.op_type not in FOLDED or not inputs or len(constants) != len(inputs):
             return None
-        constants = [v.constant for v in inputs]
         try:
             with np.errstate(all="ignore"):
                 array = evaluate(node, [constant.array for constant in constants])
@@ -421,8 +427,8 @@ class _Tracer:
         sources = frozenset().union(*(c.sources for c in constants if c is constants[0] or c.array.dtype.kind == "f"))
         if len(sources) > MAX_SOURCES:
             return None
-        edges = tuple(dict(edge for v in inputs for edge in v.edges).items()) if node.op_type == "Add" else ()
-        return _Value(Constant(array, sources, logarithm), edges=edges)
+        edges = tuple(dict(edge for v in inputs for edge in v.chunk_edges).items()) if node.op_type == "Add" else ()
+        return _Value(Constant(array, sources, logarithm), chunk_edges=edges)
 
 
 _HANDLERS = {

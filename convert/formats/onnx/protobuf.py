@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
@@ -17,8 +17,8 @@ MAX_STRING_BYTES = 1 << 16
 MAX_NAME = 1024  # characters
 MAX_PACKED_BYTES = 1 << 26  # integers of varying width; publishers keep large tensors as raw bytes
 
-# A field: its number, its wire type, and its value: an integer, or the memory it takes.
-Field = tuple[int, int, Any]
+Value: TypeAlias = int | memoryview  # of a field: an integer, or the memory it takes
+Field: TypeAlias = tuple[int, int, Value]  # number, wire type, value
 
 
 class Malformed(Exception):
@@ -62,23 +62,24 @@ def fields(data: memoryview, budget: Budget) -> Iterator[Field]:
         position += length
 
 
-def integer(wire: int, value: Any) -> int:
+def integer(wire: int, value: Value) -> int:
     """The value of an int32, int64 or enum field."""
-    if wire != VARINT:
+    if wire != VARINT or not isinstance(value, int):
         raise Malformed("bytes where a number belongs")
     return _signed(value)
 
 
-def single(wire: int, value: Any) -> float:
+def single(wire: int, value: Value) -> float:
     """The value of a float field."""
-    if wire != FIXED32:
+    if wire != FIXED32 or isinstance(value, int):
         raise Malformed("another kind of value where a float belongs")
-    return struct.unpack("<f", value)[0]
+    (number,) = struct.unpack("<f", value)
+    return float(number)
 
 
-def message(wire: int, value: Any) -> memoryview:
+def message(wire: int, value: Value) -> memoryview:
     """The memory of an embedded message or of a bytes field."""
-    if wire != BYTES:
+    if wire != BYTES or isinstance(value, int):
         raise Malformed("a number where bytes belong")
     return value
 
@@ -90,7 +91,7 @@ def short(data: memoryview) -> memoryview:
     return data
 
 
-def text(wire: int, value: Any) -> str:
+def text(wire: int, value: Value) -> str:
     """The value of a string field."""
     try:
         return str(short(message(wire, value)), "utf-8")
@@ -98,7 +99,7 @@ def text(wire: int, value: Any) -> str:
         raise Malformed("a name is not UTF-8") from None
 
 
-def name(wire: int, value: Any) -> str:
+def name(wire: int, value: Value) -> str:
     """The value of a string field that names something, and so may stand in a message of one line."""
     named = text(wire, value)
     if len(named) > MAX_NAME or not named.isprintable():
@@ -106,14 +107,16 @@ def name(wire: int, value: Any) -> str:
     return named
 
 
-def packed(wire: int, value: Any, element_wire: int) -> memoryview:
+def packed(wire: int, value: Value, element_wire: int) -> memoryview:
     """The bytes of a repeated field of numbers, whether one element stands here or all of them packed."""
-    if wire == VARINT and element_wire == VARINT:
+    if isinstance(value, int):
+        if element_wire != VARINT:
+            raise Malformed("a number where bytes belong")
         return memoryview(_encode_varint(value))
     return value if wire == element_wire else message(wire, value)
 
 
-def integers(data: Any) -> np.ndarray:
+def integers(data: memoryview | bytes) -> np.ndarray:
     """All integers of a packed field (N,) int64, by blocks and not one by one."""
     octets = np.frombuffer(data, np.uint8)
     if len(octets) > MAX_PACKED_BYTES:

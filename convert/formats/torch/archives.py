@@ -1,9 +1,10 @@
 """The zip archives that `torch.save` writes, opened so that nobody can smuggle a second reading into them.
 
-Their directory is parsed here instead of by zipfile, which keeps the last of two equal names and never compares a
-member's own header with the directory (published proofs show a scanner one member and the loader another). Accepted is
-what torch writes and no more: uncompressed members that fill the file from its first byte to the directory without hole
-or overlap, padded with what torch pads with, below one folder, each name once, checksums right.
+Their directory is parsed here instead of by zipfile, which keeps the last of two equal names and compares a member's
+own header with the directory by name only, not by sizes, checksums and methods (published proofs show a scanner one
+member and the loader another). Accepted is what torch writes and no more: uncompressed members that fill the file from
+its first byte to the directory without hole or overlap, padded with what torch pads with, below one folder, each name
+once, checksums right.
 """
 
 from __future__ import annotations
@@ -237,7 +238,7 @@ def _is_padding(extra: bytes) -> bool:
 
 
 def _ends_at(file: BinaryIO, member: Member, end: int, checksum: int | None) -> bool:
-    """Whether the data, and a descriptor behind them if their checksum is deferred, fill the file up to `end`."""
+    """Whether the data, and a descriptor after them if their checksum is deferred, fill the file up to `end`."""
     data_end = member.start + member.size
     if checksum is None or data_end > end:
         return data_end == end

@@ -36,7 +36,7 @@ STRING_LIMIT = 1 << 20  # bytes of one string
 NAME_LIMIT = 256  # bytes of a module's or class's name
 INTEGER_LIMIT = 9  # bytes: 64 bits of either sign; many longer ones could share one hash and stall a dictionary
 
-# Side entries whose making is written as a call. The call becomes a Record: it never happens and never yields a weight.
+# Constructors found beside the weights in training checkpoints. They are recorded, never called.
 INERT_CALLS = set(
     """
     pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib.PurePath pathlib.PurePosixPath pathlib.PureWindowsPath

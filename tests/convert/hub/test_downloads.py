@@ -18,9 +18,13 @@ import pytest
 
 import jaxasr
 from fake_hub import FakeHub, serve
-from jaxasr.convert.hub import downloads
-from jaxasr.convert.hub.downloads import choose_files, convert_once, fetch
-from jaxasr.convert.hub.published import MODELS, PRECISIONS, PublishedFile, PublishedModel
+from jaxasr.caches import cache_folder
+from jaxasr.convert.families import FAMILIES
+from jaxasr.convert.hub import names
+from jaxasr.convert.hub.downloads import choose_files, convert_once, download
+from jaxasr.convert.hub.names import Request, parse
+from jaxasr.convert.hub.published import MODELS, PublishedFile, PublishedModel
+from jaxasr.convert.protocol import PRECISIONS
 from jaxasr.errors import DownloadError
 
 REPOSITORY = "jaxasr-tests/tiny-zipformer"
@@ -72,12 +76,16 @@ def listed(
         data = files[name]
         return PublishedFile(name, len(data), hashlib.sha256(data).hexdigest() if pin else None)
 
-    names = [f"encoder-{STEM}.onnx", f"decoder-{STEM}.onnx", f"joiner-{STEM}.onnx", "tokens.txt"]
+    plain = [f"encoder-{STEM}.onnx", f"decoder-{STEM}.onnx", f"joiner-{STEM}.onnx", "tokens.txt"]
     quantized = [f"encoder-{STEM}.int8.onnx", f"decoder-{STEM}.int8.onnx", f"joiner-{STEM}.int8.onnx", "tokens.txt"]
-    precisions = {"float32": tuple(map(entry, names)), "int8": tuple(map(entry, quantized))}
-    model = PublishedModel("tiny", REPOSITORY, commit, "Apache-2.0", "a_config", precisions)
-    monkeypatch.setattr(downloads, "MODELS", (*MODELS, model))
+    precisions = {"float32": tuple(map(entry, plain)), "int8": tuple(map(entry, quantized))}
+    model = PublishedModel("tiny", REPOSITORY, commit, "Apache-2.0", "icefall", "a_config", precisions)
+    monkeypatch.setattr(names, "MODELS", (*MODELS, model))
     return model
+
+
+def fetch(name: str, precision: str | None = None) -> Path:
+    return download(parse(name, precision), cache_folder())
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -94,10 +102,11 @@ def one_line(error: pytest.ExceptionInfo[DownloadError]) -> str:
 
 
 def test_table_is_well_formed() -> None:
-    names = [name for model in MODELS for name in (model.name, model.repository)]
-    assert len(names) == len(set(names))
+    taken = [name for model in MODELS for name in (model.name, model.repository)]
+    assert len(taken) == len(set(taken))
     for model in MODELS:
         assert model.revision is None or re.fullmatch("[0-9a-f]{40}", model.revision), model.name
+        assert model.family in FAMILIES, model.name
         assert set(model.files) <= set(PRECISIONS) and "float32" in model.files, model.name
         for files in model.files.values():
             assert files[-1].path.endswith("tokens.txt")
@@ -112,10 +121,9 @@ def test_table_agrees_with_the_rule_for_unlisted_repositories() -> None:
     for model in MODELS:
         everything = {file.path for files in model.files.values() for file in files}
         for precision, files in model.files.items():
-            assert choose_files(everything, precision, model.name) == [file.path for file in files], (
-                model.name,
-                precision,
-            )
+            request = Request(model.name, model.repository, model.revision, precision, None)
+            chosen = [str(path) for path in choose_files(everything, request)]
+            assert chosen == [file.path for file in files], (model.name, precision)
 
 
 def test_reazonspeech_is_pinned_to_the_last_byte() -> None:
@@ -239,7 +247,9 @@ def test_converted_once_and_offline_afterwards(
     listed(monkeypatch, hub.publish(REPOSITORY, FILES), FILES)
     directory = convert_once("tiny")
     assert (directory / "manifest.json").is_file() and jaxasr.__version__ in directory.name
-    assert [(call["config"], call["licence"]) for call in conversions] == [("a_config", "Apache-2.0")]
+    assert [(call["config"], call["family"], call["licence"]) for call in conversions] == [
+        ("a_config", "icefall", "Apache-2.0")
+    ]
     assert re.fullmatch(f"{REPOSITORY}@[0-9a-f]{{40}}", conversions[0]["origin"])
     assert conversions[0]["files"] == content(fetch("tiny"))
 
@@ -361,7 +371,7 @@ def test_repositories_that_hold_nothing_known_are_left_alone(hub: FakeHub) -> No
 )
 def test_choice_among_the_files_of_a_repository(paths: list[str], precision: str, chosen: Any) -> None:
     expected = ["encoder.onnx", "decoder.onnx", "joiner.onnx", "tokens.txt"] if chosen == 0 else chosen
-    assert choose_files(paths, precision, "x") == expected
+    assert [str(path) for path in choose_files(paths, Request("x", "x/x", None, precision, None))] == expected
 
 
 # No network, no disk

@@ -60,7 +60,7 @@ def test_averaging_two_epochs_gives_the_exported_model_bit_for_bit(golden: Path)
     for name, array in averaged.tensors.items():
         assert isinstance(array, np.ndarray) and bits(array) == bits(exported.tensors[name]), name
     assert "3000 (excluded) to 6400" in averaged.notes[0]
-    assert averaged.source == [golden / "epoch-2.pt", golden / "epoch-1.pt"] and exported.notes == []
+    assert averaged.files == [golden / "epoch-2.pt", golden / "epoch-1.pt"] and exported.notes == []
 
 
 def test_plain_mean_of_two_epochs_has_the_originals_sums(golden: Path, write_torch: Callable[..., Path]) -> None:
@@ -82,7 +82,7 @@ def test_a_training_checkpoint_brings_its_model_and_its_arguments(golden: Path) 
     checkpoint = read_checkpoint(golden / "epoch-2.pt")
     model = read_torch(golden / "epoch-2.pt")["model"]
     assert {name: bits(array) for name, array in checkpoint.tensors.items()} == {n: bits(a) for n, a in model.items()}
-    assert checkpoint.arguments == {
+    assert checkpoint.settings == {
         "num_encoder_layers": (1, 2, 1, 1, 1),
         "downsampling_factor": (1, 2, 4, 2, 1),
         "feedforward_dim": (32, 40, 48, 40, 24),
@@ -105,11 +105,11 @@ def test_a_training_checkpoint_brings_its_model_and_its_arguments(golden: Path) 
         "use_transducer": True,
         "use_ctc": False,
     }
-    assert len(checkpoint.notes) == 1 and "--average" in checkpoint.notes[0]
+    assert len(checkpoint.notes) == 1 and "average" in checkpoint.notes[0]
 
 
 def test_an_exported_model_states_nothing(golden: Path) -> None:
-    assert read_checkpoint(golden / "pretrained.pt").arguments == {}
+    assert read_checkpoint(golden / "pretrained.pt").settings == {}
 
 
 # Small ones
@@ -178,7 +178,7 @@ def test_other_float_types_stay_and_average_in_float32(write_torch: Callable[...
     ],
 )
 def test_arguments(write_torch: Callable[..., Path], stated: dict[str, Any], parsed: dict[str, Any]) -> None:
-    assert read_checkpoint(write_torch({"model": weights(0)} | stated)).arguments == parsed
+    assert read_checkpoint(write_torch({"model": weights(0)} | stated)).settings == parsed
 
 
 # What is refused

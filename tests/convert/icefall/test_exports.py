@@ -16,7 +16,7 @@ from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxTensor, read_onnx
 from jaxasr.convert.icefall import exports
 from jaxasr.convert.icefall.exports import read_models
 from jaxasr.convert.icefall.folded import relative_positions
-from jaxasr.convert.icefall.zipformer import IcefallCheckpoint
+from jaxasr.convert.mapping import Checkpoint
 from jaxasr.errors import CheckpointError
 
 # Of a .pt, what no export holds: training-only projections and scales that no forward pass uses.
@@ -36,12 +36,12 @@ def test_the_tensors_of_the_pt_bit_for_bit(shared: Path, name: str) -> None:
         absent = {key for key in absent if not key.startswith(("decoder.", "joiner."))}
     assert all(key.startswith(ABSENT) or key.rsplit(".", 2)[-2].isdigit() for key in absent), absent
     assert_same(made.tensors, {key: expected[key] for key in made.tensors})
-    assert made.notes == [] and sorted(made.source) == golden(shared, name)
+    assert made.notes == [] and sorted(made.files) == golden(shared, name)
 
 
 @pytest.mark.parametrize("name", GOLDENS)
 def test_the_arguments_of_the_recipe(shared: Path, name: str) -> None:
-    made = read_models(golden(shared, name)).arguments
+    made = read_models(golden(shared, name)).settings
     recipe = yaml.safe_load((shared / "golden" / name / "config.yaml").read_text("utf-8"))
     stated = {**recipe["arguments"], "vocab_size": recipe["vocab_size"], "context_size": recipe["context_size"]}
     if not stated["causal"]:
@@ -76,7 +76,7 @@ def test_matrices_are_views_of_the_mapped_file(shared: Path) -> None:
 @pytest.mark.parametrize("name", GOLDENS)
 def test_int8_weights_are_within_half_a_step(shared: Path, name: str) -> None:
     made, exact = read_models(golden(shared, name, ".int8")), read_models(golden(shared, name))
-    assert made.arguments == exact.arguments and made.tensors.keys() == exact.tensors.keys()
+    assert made.settings == exact.settings and made.tensors.keys() == exact.tensors.keys()
     (note,) = made.notes
     assert note.count("int8 weights are dequantized to float32") == 1 and "\n" not in note
     rounded = 0
@@ -109,7 +109,7 @@ def test_float16_weights_are_widened(shared: Path, monkeypatch: pytest.MonkeyPat
     exact = read_models([file])
     monkeypatch.setattr(exports, "read_onnx", lambda path: halved(read_onnx(path)))
     made = read_models([file])
-    assert made.arguments == exact.arguments and made.tensors.keys() == exact.tensors.keys()
+    assert made.settings == exact.settings and made.tensors.keys() == exact.tensors.keys()
     assert made.notes == ["model.onnx: float16 weights are widened to float32"]
     for key, tensor in made.tensors.items():
         assert tensor.dtype == np.float32
@@ -122,11 +122,11 @@ def test_float16_weights_are_widened(shared: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="module")
-def published(shared: Path) -> IcefallCheckpoint:
+def published(shared: Path) -> Checkpoint:
     return read_models(published_files(shared))
 
 
-def test_published_tensors_are_those_of_its_list(shared: Path, published: IcefallCheckpoint) -> None:
+def test_published_tensors_are_those_of_its_list(shared: Path, published: Checkpoint) -> None:
     folder = shared / "published" / PUBLISHED
     graph = read_onnx(published_files(shared)[0])
     with open(folder / "encoder-initializers.tsv", encoding="utf-8", newline="") as file:
@@ -156,7 +156,7 @@ def re_joined(name: str) -> str:
     return f"joiner.{name}" if name.startswith("encoder_proj") else name
 
 
-def test_published_positions_give_its_tables(shared: Path, published: IcefallCheckpoint) -> None:
+def test_published_positions_give_its_tables(shared: Path, published: Checkpoint) -> None:
     graph = read_onnx(published_files(shared)[0])
     tables = [name for name, tensor in graph.initializers.items() if tensor.data_type == 3 and len(tensor.shape) == 4]
     weights = {key: value for key, value in published.tensors.items() if "linear_pos" in key}
@@ -176,8 +176,8 @@ def test_published_positions_give_its_tables(shared: Path, published: IcefallChe
         assert np.abs(made / step - expected).max() <= 0.715  # 0.71 as its README measured, and float32
 
 
-def test_published_arguments_and_notes(published: IcefallCheckpoint) -> None:
-    assert published.arguments == {
+def test_published_arguments_and_notes(published: Checkpoint) -> None:
+    assert published.settings == {
         "use_transducer": True,
         "use_ctc": False,
         "num_encoder_layers": (1,) * 6,
@@ -203,7 +203,7 @@ def test_published_arguments_and_notes(published: IcefallCheckpoint) -> None:
     assert "int8 weights are dequantized" in dequantized and "chunks of 16 frames with 64" in folded
 
 
-def test_published_repaired_and_int8_joiner(shared: Path, published: IcefallCheckpoint) -> None:
+def test_published_repaired_and_int8_joiner(shared: Path, published: Checkpoint) -> None:
     encoder, decoder, joiner = published_files(shared)
     repaired = encoder.parent / "derived/encoder-runnable.int8.onnx"
     again = read_models([repaired, decoder, joiner.with_name(joiner.name.replace(".onnx", ".int8.onnx"))])
