@@ -34,7 +34,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 
-from jaxasr.convert import named_configs  # noqa: E402
+from jaxasr.configs import named_configs  # noqa: E402
 from jaxasr.devices import Policy  # noqa: E402
 from jaxasr.manifests import read_manifest  # noqa: E402
 from jaxasr.speechlike import RATE, speechlike  # noqa: E402

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxasr.convert import named_configs
+from jaxasr.configs import named_configs
 from jaxasr.loading import load_model
 from jaxasr.model import Skeleton
 from jaxasr.recognizer import Recognizer

@@ -89,9 +89,9 @@ def locate(name_or_path: str | os.PathLike[str], precision: str = "float32") -> 
         return path
     if str(name_or_path) == EMBEDDED:
         return _embedded()
-    from jaxasr.convert import hub
+    from jaxasr.convert.hub import downloads
 
-    return hub.convert_once(str(name_or_path), precision=precision)
+    return downloads.convert_once(str(name_or_path), precision=precision)
 
 
 def _embedded() -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxasr.convert.pickles import read_torch
+from jaxasr.convert.formats.torch.pickles import read_torch
 
 GOLDENS = {
     "zipformer-tiny": "*-epoch-2-avg-1",

@@ -170,7 +170,7 @@ def test_tokens_that_do_not_fit(trio: Path, out: Path, tokens: bytes) -> None:
 
 def test_no_tokens_at_all(trio: Path, out: Path) -> None:
     (trio / "tokens.txt").unlink()
-    assert "--tokens" in complaint(run("convert", trio, out))
+    assert "as tokens" in complaint(run("convert", trio, out))
 
 
 def test_a_source_that_is_not_there(tmp_path: Path, out: Path) -> None:
@@ -197,7 +197,7 @@ def test_an_existing_directory_is_not_overwritten(golden: Path, tmp_path: Path) 
     directory.mkdir(parents=True)
     (directory / "thesis.txt").write_text("years of work")
     line = complaint(run("convert", golden / f"encoder-{STEM}.onnx", directory))
-    assert "--overwrite" in line and [path.name for path in directory.iterdir()] == ["thesis.txt"]
+    assert "overwrite" in line and [path.name for path in directory.iterdir()] == ["thesis.txt"]
     assert [path.name for path in directory.parent.iterdir()] == ["mine"]
 
 

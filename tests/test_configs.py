@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxasr.convert import named_configs
+from jaxasr.configs import named_configs
 from jaxasr.errors import ConfigError
 from jaxasr.model import ModelConfig, Skeleton
 from jaxasr.store import read_config

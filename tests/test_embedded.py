@@ -17,7 +17,7 @@ import soxr
 
 import jaxasr
 from jaxasr import batching, store
-from jaxasr.convert.published import MODELS
+from jaxasr.convert.hub.published import MODELS
 from jaxasr.errors import ModelError
 from jaxasr.evaluation import Errors, count_errors, evaluate
 from jaxasr.loading import EMBEDDED, NOTICE, locate

@@ -21,7 +21,7 @@ import jaxasr
 import jaxasr.configs
 import jaxasr.convert
 from conftest import REPOSITORY
-from jaxasr.convert.published import MODELS
+from jaxasr.convert.hub.published import MODELS
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

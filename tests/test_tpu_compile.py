@@ -21,7 +21,7 @@ SCRIPT = """
 import json, sys
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jaxasr.convert import named_configs
+from jaxasr.configs import named_configs
 from jaxasr.devices import Policy
 from jaxasr.recognizer import Recognizer
 from jaxasr.store import read_config

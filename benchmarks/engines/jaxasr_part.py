@@ -28,7 +28,7 @@ from work import encoder_operations  # noqa: E402
 
 from jaxasr import load_model  # noqa: E402
 from jaxasr.benchmark import random_recognizer  # noqa: E402
-from jaxasr.convert import named_configs  # noqa: E402
+from jaxasr.configs import named_configs  # noqa: E402
 from jaxasr.recognizer import Recognizer  # noqa: E402
 from jaxasr.speechlike import speechlike  # noqa: E402
 

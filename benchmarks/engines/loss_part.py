@@ -23,7 +23,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from jaxasr.convert import named_configs  # noqa: E402
+from jaxasr.configs import named_configs  # noqa: E402
 from jaxasr.devices import prepare  # noqa: E402
 from jaxasr.heads.predictors import StatelessConfig  # noqa: E402
 from jaxasr.heads.transducer import Transducer, TransducerConfig  # noqa: E402

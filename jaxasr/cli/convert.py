@@ -47,18 +47,19 @@ def convert(
         ),
     ] = None,
     precision: Annotated[
-        Literal["float32", "int8"] | None,
-        typer.Option(help="Which files to read where there are both; int8 is dequantized."),
+        Literal["float32", "int8", "int8-fp32"] | None,
+        typer.Option(help="Which files to prefer where there are several; int8 is dequantized."),
     ] = None,
     average: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE...", help="More training checkpoints to average SOURCE with; after OUT_DIR."),
     ] = None,
-    chunk: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Chunk of a causal model, in frames of 20 ms.")
+    chunk_seconds: Annotated[
+        float | None, typer.Option(metavar="S", min=0, help="Chunk of a model that streams, in seconds; inf for none.")
     ] = None,
-    left_context: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Left context of a causal model, in frames of 20 ms.")
+    left_context_seconds: Annotated[
+        float | None,
+        typer.Option(metavar="S", min=0, help="Left context of a model that streams, in seconds; inf for all."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model directory OUT_DIR.")] = False,
 ) -> None:
@@ -72,8 +73,8 @@ def convert(
         config=config,
         precision=precision,
         average=average or (),
-        chunk=chunk,
-        left_context=left_context,
+        chunk_seconds=chunk_seconds,
+        left_context_seconds=left_context_seconds,
         overwrite=overwrite,
     )
     for line in card.summary:

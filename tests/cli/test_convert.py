@@ -36,37 +36,38 @@ def test_defaults_and_what_is_printed(run: Run, calls: list[Any]) -> None:
         (
             (Path("source"), Path("out")),
             {
-                "tokens": None, "config": None, "precision": None, "average": (), "chunk": None, "left_context": None,
-                "overwrite": False,
+                "tokens": None, "config": None, "precision": None, "average": (), "chunk_seconds": None,
+                "left_context_seconds": None, "overwrite": False,
             },
         )
     ]  # fmt: skip
 
 
 def test_options(run: Run, calls: list[Any]) -> None:
-    options = "--tokens t.txt --config zipformer_small --precision int8 --chunk 32 --left-context 128 --overwrite"
+    options = "--tokens t.txt --config zipformer_small --precision int8 --chunk-seconds 0.64 "
+    options += "--left-context-seconds 2.56 --overwrite"
     assert run("convert", "source", "out", *options.split()).code == 0
     assert calls[0][1] == {
-        "tokens": Path("t.txt"), "config": "zipformer_small", "precision": "int8", "average": (), "chunk": 32,
-        "left_context": 128, "overwrite": True,
+        "tokens": Path("t.txt"), "config": "zipformer_small", "precision": "int8", "average": (),
+        "chunk_seconds": 0.64, "left_context_seconds": 2.56, "overwrite": True,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        "epoch-9.pt out --average epoch-8.pt epoch-7.pt --chunk 16",
-        "epoch-9.pt out --average epoch-8.pt --average epoch-7.pt --chunk 16",
-        "epoch-9.pt out --average=epoch-8.pt --average epoch-7.pt --chunk 16",
-        "--chunk 16 epoch-9.pt out --average epoch-8.pt epoch-7.pt",
-        "--chunk 16 --average epoch-8.pt epoch-7.pt -- epoch-9.pt out",
+        "epoch-9.pt out --average epoch-8.pt epoch-7.pt --chunk-seconds 0.32",
+        "epoch-9.pt out --average epoch-8.pt --average epoch-7.pt --chunk-seconds 0.32",
+        "epoch-9.pt out --average=epoch-8.pt --average epoch-7.pt --chunk-seconds 0.32",
+        "--chunk-seconds 0.32 epoch-9.pt out --average epoch-8.pt epoch-7.pt",
+        "--chunk-seconds 0.32 --average epoch-8.pt epoch-7.pt -- epoch-9.pt out",
     ],
 )
 def test_average_takes_all_that_follow_it(run: Run, calls: list[Any], arguments: str) -> None:
     assert run("convert", *arguments.split()).code == 0
     ((args, kwargs),) = calls
     assert args == (Path("epoch-9.pt"), Path("out"))
-    assert (list(kwargs["average"]), kwargs["chunk"]) == ([Path("epoch-8.pt"), Path("epoch-7.pt")], 16)
+    assert (list(kwargs["average"]), kwargs["chunk_seconds"]) == ([Path("epoch-8.pt"), Path("epoch-7.pt")], 0.32)
 
 
 def test_errors_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def test_what_is_no_model(run: Run, tmp_path: Path) -> None:
 )
 def test_a_published_checkpoint(run: Run, shared: Path, name: str) -> None:
     folder = shared / "golden" / name
-    # The export proves its configuration; a .pt in the same folder would be taken first.
+    # The export proves its configuration, and names the files that the folder would give as well.
     checkpoint = next(path for path in sorted(folder.glob("*.onnx")) if path.name.startswith(("encoder", "model")))
     result = run("info", checkpoint, "--json")
     assert (result.code, result.err) == (0, "")

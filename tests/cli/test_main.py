@@ -86,7 +86,7 @@ def test_version(run: Run) -> None:
         (["transcribe", "a.wav", "--pad-before", "inf"], "'--pad-before'"),
         (["convert", "a.pt"], "Missing argument"),
         (["convert", "a.pt", "out", "--average"], "--average"),
-        (["convert", "a.pt", "out", "--chunk", "0"], "'--chunk'"),
+        (["convert", "a.pt", "out", "--chunk-seconds", "-1"], "'--chunk-seconds'"),
         (["evaluate", "m.tsv", "--metric", "per"], "'--metric'"),
         (["translate"], "translate"),
     ],

@@ -1,0 +1,114 @@
+"""The hub's answers: what a repository holds, and its files, with the library's errors put into one line each."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jaxasr.convert.hub.names import COMMIT, Request
+from jaxasr.errors import DownloadError
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What the hub says of one commit: its id and, per path, size and hash (sha256 for LFS, else git's blob sha1)."""
+
+    commit: str
+    files: dict[str, tuple[int | None, str | None]]
+
+
+@dataclass(frozen=True)
+class Hub:
+    """The two questions that we put to huggingface_hub, with its errors put into one line each."""
+
+    request: Request
+    module: Any
+
+    def describe(self, commit: str | None, endpoint: str | None) -> Remote:
+        """Commit, sizes and hashes of the repository at `commit` (None: the newest)."""
+        info = self._ask(
+            lambda: self.module.HfApi(endpoint=endpoint).model_info(
+                self.request.repository, revision=commit, files_metadata=True, timeout=20
+            )
+        )
+        if not COMMIT.fullmatch(info.sha or "") or (commit and info.sha != commit):
+            raise DownloadError(f"{self.request.name}: the hub answered with commit {info.sha}, asked was {commit}")
+        files = {}
+        for entry in info.siblings or []:
+            size, sha256 = entry.size, None
+            if entry.lfs:
+                size, sha256 = entry.lfs.size, entry.lfs.sha256
+            files[entry.rfilename] = (size, sha256 or entry.blob_id)
+        return Remote(info.sha, files)
+
+    def download(self, path: str, commit: str, endpoint: str | None) -> Path:
+        """The local file of `path` at `commit`, in huggingface_hub's cache."""
+        return Path(
+            self._ask(
+                lambda: self.module.hf_hub_download(self.request.repository, path, revision=commit, endpoint=endpoint)
+            )
+        )
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        errors, request = self.module.errors, self.request
+        try:
+            return question()
+        except errors.OfflineModeIsEnabled as error:
+            raise DownloadError(
+                f"{request.name} is not in the cache and HF_HUB_OFFLINE forbids to download it: unset it once, "
+                "or give a model directory"
+            ) from error
+        except errors.RevisionNotFoundError as error:
+            raise DownloadError(f"{request.name}: the hub knows no commit {request.revision}") from error
+        except errors.GatedRepoError as error:
+            raise DownloadError(
+                f"{request.name}: its publisher asks for an agreement first: accept it on the hub and set HF_TOKEN"
+            ) from error
+        except errors.RepositoryNotFoundError as error:
+            raise DownloadError(
+                f"{request.repository} is neither a folder here nor a public repository of the hub"
+            ) from error
+        except errors.EntryNotFoundError as error:
+            raise DownloadError(f"{request.name}: a file is missing on the hub: {_first_line(error)}") from error
+        except errors.HFValidationError as error:
+            raise DownloadError(f"{request.name} is no name of a hub repository: {_first_line(error)}") from error
+        # The rest are refused connections, time-outs, server errors and full disks; which class they are changes with
+        # the library that huggingface_hub is built on.
+        except Exception as error:
+            raise DownloadError(
+                f"{request.name} could not be downloaded ({_first_line(error)}): check the network and the disk's free "
+                "space and try again, or give a model directory"
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    line = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line.strip()[:200]}" if line else type(error).__name__
+
+
+@contextlib.contextmanager
+def connect(request: Request) -> Iterator[Hub]:
+    """huggingface_hub, imported only now; its progress bars on terminals only, its warnings silent."""
+    import huggingface_hub
+    import huggingface_hub.errors
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    quiet = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if quiet:
+        disable_progress_bars()
+    logger.setLevel(logging.ERROR)  # our own error says it in one line
+    try:
+        yield Hub(request, huggingface_hub)
+    finally:
+        logger.setLevel(level)
+        if quiet:
+            enable_progress_bars()

@@ -1,0 +1,88 @@
+"""What every icefall model has on its encoder: a stateless transducer, a CTC output, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, linear, same
+from jaxasr.errors import CheckpointError
+from jaxasr.heads.ctc import CTCConfig
+from jaxasr.heads.predictors import StatelessConfig
+from jaxasr.heads.transducer import TransducerConfig
+from jaxasr.text.sherpa_onnx import SherpaOnnxConfig
+
+# The tensor that proves a head, and has a row for each id.
+OUTPUTS = {"transducer": "joiner.output_linear.weight", "ctc": "ctc_output.1.weight"}
+
+TABLE = (
+    Rule(r"decoder\.embedding\.weight", "transducer.predictor.embedding", same),
+    Rule(r"decoder\.conv\.weight", "transducer.predictor.kernel", conv1d),
+    Rule(r"joiner\.encoder_proj\.weight", "transducer.encoder_proj.kernel", linear),
+    Rule(r"joiner\.encoder_proj\.bias", "transducer.encoder_proj.bias", same),
+    Rule(r"joiner\.decoder_proj\.weight", "transducer.predictor_proj.kernel", linear),
+    Rule(r"joiner\.decoder_proj\.bias", "transducer.predictor_proj.bias", same),
+    Rule(r"joiner\.output_linear\.weight", "transducer.output.kernel", linear),
+    Rule(r"joiner\.output_linear\.bias", "transducer.output.bias", same),
+    Rule(r"ctc_output\.1\.weight", "ctc.output.kernel", linear),
+    Rule(r"ctc_output\.1\.bias", "ctc.output.bias", same),
+)
+
+IGNORED = (
+    Ignored(r"simple_(am|lm)_proj\.(weight|bias)", "projections of the pruned training loss"),
+    Ignored(r"attention_decoder\..*", "the attention decoder rescales during training"),
+)
+
+
+def transducer_config(
+    tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any], unknown_id: int | None
+) -> TransducerConfig | None:
+    """The sizes of the transducer, None where there is none; CheckpointError where only parts of it are there.
+
+    `unknown_id`: that of `<unk>`, which sherpa-onnx takes for blank.
+    """
+    if OUTPUTS["transducer"] not in tensors:
+        return None
+    for name in ("decoder.embedding.weight", "joiner.decoder_proj.weight", "joiner.encoder_proj.weight"):
+        if name not in tensors:
+            raise CheckpointError(f"tensor {name} is missing: the transducer is not whole")
+    vocabulary, joiner = tensors[OUTPUTS["transducer"]].shape
+    convolution = tensors.get("decoder.conv.weight")
+    return TransducerConfig(
+        vocabulary_size=vocabulary,
+        predictor=StatelessConfig(
+            dim=tensors["decoder.embedding.weight"].shape[1],
+            context_size=1 if convolution is None else convolution.shape[2],
+        ),
+        joiner_dim=joiner,
+        blank_id=int(settings.get("blank_id", 0)),
+        silent_ids=() if unknown_id is None else (unknown_id,),
+    )
+
+
+def ctc_config(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> CTCConfig | None:
+    """The sizes of the CTC output, None where there is none."""
+    if OUTPUTS["ctc"] not in tensors:
+        return None
+    return CTCConfig(vocabulary_size=tensors[OUTPUTS["ctc"]].shape[0], blank_id=int(settings.get("blank_id", 0)))
+
+
+def spellings(
+    transducer: TransducerConfig | None, ctc: CTCConfig | None, streams: bool
+) -> tuple[SherpaOnnxConfig, SherpaOnnxConfig | None]:
+    """How sherpa-onnx spells the model's ids, and those of the CTC head where the transducer's rules differ from its."""
+    of_ctc = SherpaOnnxConfig(recognizer="ctc")
+    if transducer is None:
+        return of_ctc, None
+    of_transducer = SherpaOnnxConfig(recognizer="online" if streams else "offline_transducer")
+    return of_transducer, of_ctc if ctc is not None else None
+
+
+def vocabulary_size(checkpoint: Checkpoint) -> int:
+    """Ids that the checkpoint's heads emit."""
+    for name in OUTPUTS.values():
+        if name in checkpoint.tensors and checkpoint.tensors[name].ndim == 2:
+            return int(checkpoint.tensors[name].shape[0])
+    raise CheckpointError("neither a transducer's joiner nor a CTC output is there: not a whole icefall model")

@@ -1,0 +1,356 @@
+"""icefall Zipformers, whichever file they came from: the table of names, and the configuration that shapes prove."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxasr.convert.icefall import heads
+from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, conv2d, linear, same
+from jaxasr.convert.protocol import Options
+from jaxasr.encoders.zipformer import ZipformerConfig
+from jaxasr.errors import CheckpointError, ConfigError
+from jaxasr.features.kaldi import KaldiConfig
+from jaxasr.model import AudioConfig, ModelConfig
+from jaxasr.search import GreedyConfig
+
+EMBED_CHANNELS = 128  # after the front end's last convolution, in every recipe
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def _edges(x: np.ndarray) -> np.ndarray:
+    """(2, channels, width) -> (2, width, channels)."""
+    return x.transpose(0, 2, 1)
+
+
+def _channels_last(x: np.ndarray) -> np.ndarray:
+    """(out, channels * frequencies) -> (frequencies * channels, out): our convolutions keep channels last."""
+    return x.reshape(x.shape[0], EMBED_CHANNELS, -1).transpose(2, 1, 0).reshape(-1, x.shape[0])
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    """Only differences of a softmax's bias count: the one form in which .pt and .onnx agree."""
+    shifted = x.astype(np.float64) - x.max()
+    logarithms: np.ndarray = shifted - np.log(np.exp(shifted).sum())
+    return logarithms.astype(np.float32)
+
+
+STACK = r"encoder\.encoders\.(?P<stack>\d+)"
+LAYER = STACK + r"\.(?:encoder\.)?layers\.(?P<layer>\d+)"
+LINEARS = {
+    "self_attn_weights.in_proj": "attention_weights.in_proj",
+    "self_attn1.in_proj": "attention1.in_proj",
+    "self_attn1.out_proj": "attention1.out_proj",
+    "self_attn2.in_proj": "attention2.in_proj",
+    "self_attn2.out_proj": "attention2.out_proj",
+    "feed_forward1.in_proj": "feed_forward1.in_proj",
+    "feed_forward1.out_proj": "feed_forward1.out_proj",
+    "feed_forward2.in_proj": "feed_forward2.in_proj",
+    "feed_forward2.out_proj": "feed_forward2.out_proj",
+    "feed_forward3.in_proj": "feed_forward3.in_proj",
+    "feed_forward3.out_proj": "feed_forward3.out_proj",
+    "nonlin_attention.in_proj": "nonlin_attention.in_proj",
+    "nonlin_attention.out_proj": "nonlin_attention.out_proj",
+    "conv_module1.in_proj": "conv1.in_proj",
+    "conv_module1.out_proj": "conv1.out_proj",
+    "conv_module2.in_proj": "conv2.in_proj",
+    "conv_module2.out_proj": "conv2.out_proj",
+}
+IN_LAYER = "encoder.stacks.{stack}.layers.{layer}."
+
+TABLE: tuple[Rule, ...] = (
+    Rule(r"encoder_embed\.conv\.0\.weight", "encoder.embed.conv1.kernel", conv2d),
+    Rule(r"encoder_embed\.conv\.0\.bias", "encoder.embed.conv1.bias", same),
+    Rule(r"encoder_embed\.conv\.4\.weight", "encoder.embed.conv2.kernel", conv2d),
+    Rule(r"encoder_embed\.conv\.4\.bias", "encoder.embed.conv2.bias", same),
+    Rule(r"encoder_embed\.conv\.7\.weight", "encoder.embed.conv3.kernel", conv2d),
+    Rule(r"encoder_embed\.conv\.7\.bias", "encoder.embed.conv3.bias", same),
+    Rule(r"encoder_embed\.convnext\.depthwise_conv\.weight", "encoder.embed.convnext.depthwise.kernel", conv2d),
+    Rule(r"encoder_embed\.convnext\.depthwise_conv\.bias", "encoder.embed.convnext.depthwise.bias", same),
+    Rule(
+        r"encoder_embed\.convnext\.pointwise_conv(?P<n>[12])\.weight",
+        "encoder.embed.convnext.pointwise{n}.kernel",
+        lambda x: x[:, :, 0, 0].T,
+    ),
+    Rule(r"encoder_embed\.convnext\.pointwise_conv(?P<n>[12])\.bias", "encoder.embed.convnext.pointwise{n}.bias", same),
+    Rule(r"encoder_embed\.out\.weight", "encoder.embed.out.kernel", _channels_last),
+    Rule(r"encoder_embed\.out\.bias", "encoder.embed.out.bias", same),
+    Rule(r"encoder_embed\.out_norm\.(?P<name>bias|log_scale)", "encoder.embed.norm.{name}", same),
+    *(Rule(LAYER + re.escape(f".{name}.weight"), f"{IN_LAYER}{ours}.kernel", linear) for name, ours in LINEARS.items()),
+    *(Rule(LAYER + re.escape(f".{name}.bias"), f"{IN_LAYER}{ours}.bias", same) for name, ours in LINEARS.items()),
+    Rule(LAYER + r"\.self_attn_weights\.linear_pos\.weight", IN_LAYER + "attention_weights.linear_pos.kernel", linear),
+    Rule(
+        LAYER + r"\.conv_module(?P<n>[12])\.depthwise_conv\.weight", IN_LAYER + "conv{n}.depthwise.conv.kernel", conv1d
+    ),
+    Rule(LAYER + r"\.conv_module(?P<n>[12])\.depthwise_conv\.bias", IN_LAYER + "conv{n}.depthwise.conv.bias", same),
+    Rule(
+        LAYER + r"\.conv_module(?P<n>[12])\.depthwise_conv\.(?P<kind>causal|chunkwise)_conv\.weight",
+        IN_LAYER + "conv{n}.depthwise.{kind}.kernel",
+        conv1d,
+    ),
+    Rule(
+        LAYER + r"\.conv_module(?P<n>[12])\.depthwise_conv\.(?P<kind>causal|chunkwise)_conv\.bias",
+        IN_LAYER + "conv{n}.depthwise.{kind}.bias",
+        same,
+    ),
+    Rule(
+        LAYER + r"\.conv_module(?P<n>[12])\.depthwise_conv\.chunkwise_conv_scale",
+        IN_LAYER + "conv{n}.depthwise.edge_scale",
+        _edges,
+    ),
+    Rule(LAYER + r"\.norm\.(?P<name>bias|log_scale)", IN_LAYER + "norm.{name}", same),
+    Rule(LAYER + r"\.(?P<which>bypass|bypass_mid)\.bypass_scale", IN_LAYER + "{which}.scale", same),
+    Rule(STACK + r"\.downsample\.bias", "encoder.stacks.{stack}.downsample.bias", _log_softmax),
+    Rule(STACK + r"\.out_combiner\.bypass_scale", "encoder.stacks.{stack}.combiner.scale", same),
+    Rule(r"encoder\.downsample_output\.bias", "encoder.downsample_output.bias", _log_softmax),
+    *heads.TABLE,
+)
+
+IGNORED: tuple[Ignored, ...] = (
+    Ignored(LAYER + r"\.bypass_scale", "stored by the layer, used by nothing in its forward pass"),
+    *heads.IGNORED,
+)
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+
+# egs/librispeech/ASR/zipformer/train.py's defaults for what shapes leave open.
+DEFAULT_HEADS = (4, 4, 4, 8, 4, 4)
+DEFAULT_QUERY_HEAD_DIM = 32
+DEFAULT_CHUNK, DEFAULT_LEFT_CONTEXT = 16, 64
+FRAME_SECONDS = 0.02  # between frames at 50 Hz, in which chunks are counted
+# Zeros that sherpa-onnx's examples feed after a stream, so that the last words leave the look-ahead (s).
+ONLINE_TAIL = 0.66
+
+
+def derive_config(checkpoint: Checkpoint, options: Options, unknown_id: int | None) -> ModelConfig:
+    """The configuration that the shapes of a checkpoint's tensors and the recipe's arguments prove.
+
+    What they leave open takes the publisher's default, and `checkpoint.notes` says so. ConfigError where arguments
+    and shapes contradict each other.
+    """
+    tensors, settings = checkpoint.tensors, checkpoint.settings
+    sizes = _derive_sizes(checkpoint)
+    for key, value in sizes.items():
+        _agree(key, settings.get(key), value)
+    causal = _is_causal(tensors)
+    if "causal" in settings and bool(settings["causal"]) != causal:
+        raise ConfigError(f"causal is {settings['causal']} in the configuration, but the tensors say {causal}")
+    output_downsampling = _shape(tensors, "encoder.downsample_output.bias")[0]
+    steps = (*sizes["downsampling_factor"], output_downsampling)
+    chunk, left_context = _chunks(settings, causal, steps, options, checkpoint.notes)
+    bins = int(settings.get("feature_dim", 80))
+    streams = causal and chunk > 0
+    try:
+        encoder = ZipformerConfig(
+            num_layers=sizes["num_encoder_layers"],
+            downsampling=sizes["downsampling_factor"],
+            encoder_dim=sizes["encoder_dim"],
+            feedforward_dim=sizes["feedforward_dim"],
+            num_heads=sizes["num_heads"],
+            query_head_dim=sizes["query_head_dim"],
+            value_head_dim=sizes["value_head_dim"],
+            pos_head_dim=sizes["pos_head_dim"],
+            conv_kernel=sizes["cnn_module_kernel"],
+            pos_dim=_shape(tensors, f"{_layer_prefixes(tensors)[0][0]}.self_attn_weights.linear_pos.weight")[1],
+            input_dim=bins,
+            output_downsampling=output_downsampling,
+            causal=causal,
+            chunk_size=chunk,
+            left_context=left_context,
+            whole_chunks=streams,
+        )
+        transducer = heads.transducer_config(tensors, settings, unknown_id)
+        ctc = heads.ctc_config(tensors, settings)
+        text, ctc_text = heads.spellings(transducer, ctc, streams)
+        return ModelConfig(
+            name=options.name,
+            encoder=encoder,
+            features=KaldiConfig(bins=bins),
+            text=text,
+            transducer=transducer,
+            ctc=ctc,
+            ctc_text=ctc_text,
+            audio=AudioConfig(silence_after=ONLINE_TAIL if streams else 0.0),
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def complete_config(config: ModelConfig, checkpoint: Checkpoint, options: Options) -> ModelConfig:
+    """A given configuration with the chunks of the options, else of the export, and the heads that the file holds.
+
+    An export has one head where the recipe trains two; `checkpoint.notes` says which one is left out.
+    """
+    absent = [
+        head
+        for head, name in heads.OUTPUTS.items()
+        if getattr(config, head) is not None and name not in checkpoint.tensors
+    ]
+    for head in absent:
+        checkpoint.notes.append(f"the file holds no {head} head, which {config.name} would have: it is left out")
+    settings, encoder = checkpoint.settings, config.encoder
+    exported = all(len(_per_stack(settings.get(key, ()), 1)) == 1 for key in ("chunk_size", "left_context_frames"))
+    asked = options.chunk_seconds is not None or options.left_context_seconds is not None
+    try:
+        if absent:  # and with it what was to be done with both
+            config = dataclasses.replace(
+                config,
+                search=GreedyConfig(),
+                transducer=None if "transducer" in absent else config.transducer,
+                ctc=None if "ctc" in absent else config.ctc,
+            )
+        if asked or (exported and encoder.causal):
+            steps = (*encoder.downsampling, encoder.output_downsampling)
+            chunk, left_context = _chunks(settings, encoder.causal, steps, options, [])
+            encoder = dataclasses.replace(encoder, chunk_size=chunk, left_context=left_context)
+            config = dataclasses.replace(config, encoder=encoder)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return config
+
+
+def _is_causal(tensors: Mapping[str, np.ndarray]) -> bool:
+    return f"{_layer_prefixes(tensors)[0][0]}.conv_module1.depthwise_conv.causal_conv.weight" in tensors
+
+
+def _derive_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The recipe's arguments that have a value per stack, from the shapes of each stack's first layer."""
+    tensors = checkpoint.tensors
+    prefixes = _layer_prefixes(tensors)
+    first = [layers[0] for layers in prefixes]
+    convolution = "chunkwise_conv.weight" if _is_causal(tensors) else "weight"
+
+    def rows(name: str, axis: int = 0) -> tuple[int, ...]:
+        return tuple(_shape(tensors, f"{prefix}.{name}")[axis] for prefix in first)
+
+    positions = rows("self_attn_weights.linear_pos.weight")
+    values = rows("self_attn1.in_proj.weight")
+    queries = tuple(
+        (total - width) // 2 for total, width in zip(rows("self_attn_weights.in_proj.weight"), positions, strict=True)
+    )
+    num_heads = _heads(checkpoint, queries, positions, values)
+    biases = [f"encoder.encoders.{stack}.downsample.bias" for stack in range(len(prefixes))]
+    return {
+        "num_encoder_layers": tuple(len(layers) for layers in prefixes),
+        "downsampling_factor": tuple(_shape(tensors, bias)[0] if bias in tensors else 1 for bias in biases),
+        "encoder_dim": rows("norm.bias"),
+        "feedforward_dim": rows("feed_forward2.in_proj.weight"),
+        "num_heads": num_heads,
+        "query_head_dim": _per_head(queries, num_heads),
+        "value_head_dim": _per_head(values, num_heads),
+        "pos_head_dim": _per_head(positions, num_heads),
+        "cnn_module_kernel": rows(f"conv_module1.depthwise_conv.{convolution}", -1),
+    }
+
+
+def _shape(tensors: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
+    if name not in tensors:
+        raise CheckpointError(f"tensor {name} is missing: this is not a whole icefall Zipformer")
+    return tensors[name].shape
+
+
+def _per_head(widths: tuple[int, ...], num_heads: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(width // number for width, number in zip(widths, num_heads, strict=True))
+
+
+def _layer_prefixes(tensors: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """Per stack, the prefixes of its layers' names, in order."""
+    found: dict[int, dict[int, str]] = {}
+    for name in tensors:
+        match = re.match(LAYER, name)
+        if match:
+            found.setdefault(int(match["stack"]), {})[int(match["layer"])] = match.group(0)
+    if not found:
+        raise CheckpointError("no tensor is named encoder.encoders.0...: this is not an icefall Zipformer (version 2)")
+    if sorted(found) != list(range(len(found))) or any(sorted(e) != list(range(len(e))) for e in found.values()):
+        raise CheckpointError("the numbers of the encoder's stacks and layers have holes: tensors are missing")
+    return [[found[stack][layer] for layer in sorted(found[stack])] for stack in sorted(found)]
+
+
+def _heads(
+    checkpoint: Checkpoint, queries: tuple[int, ...], positions: tuple[int, ...], values: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Attention heads per stack: a checkpoint's shapes give heads times width only."""
+    stated = checkpoint.settings.get("num_heads")
+    if stated is not None:
+        numbers = _per_stack(stated, len(queries))
+    elif len(queries) == len(DEFAULT_HEADS):
+        numbers = DEFAULT_HEADS
+    else:
+        numbers = tuple(max(width // DEFAULT_QUERY_HEAD_DIM, 1) for width in queries)
+    widths = zip(numbers, queries, positions, values, strict=True)
+    if any(width % number for number, *products in widths for width in products):
+        raise ConfigError(f"{numbers} attention heads do not fit the tensors: give the recipe's arguments as config")
+    if stated is None:
+        checkpoint.notes.append(
+            f"the tensors leave the number of attention heads open: the recipe's {','.join(map(str, numbers))} is taken"
+            " (config overrides)"
+        )
+    return numbers
+
+
+def _per_stack(value: Any, stacks: int) -> tuple[int, ...]:
+    numbers = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return numbers * stacks if len(numbers) == 1 else numbers
+
+
+def _agree(key: str, stated: Any, derived: tuple[int, ...]) -> None:
+    if stated is not None and _per_stack(stated, len(derived)) != derived:
+        raise ConfigError(f"{key} is {stated} in the configuration, but the tensors say {derived}")
+
+
+def _chunks(
+    settings: Mapping[str, Any], causal: bool, steps: tuple[int, ...], options: Options, notes: list[str]
+) -> tuple[int, int]:
+    """Chunk size and left context in frames at 50 Hz: those of the options, else the first of those trained with.
+
+    `steps`: the downsampling factors of the stacks, and that of the output, which must divide a chunk.
+    """
+    asked = (options.chunk_seconds, options.left_context_seconds)
+    if not causal:
+        if asked != (None, None):
+            raise ConfigError(
+                "chunk_seconds and left_context_seconds are for causal models, and this one is not causal"
+            )
+        return -1, -1
+    chosen = []
+    for key, name, seconds, default, step in (
+        ("chunk_size", "chunk_seconds", asked[0], DEFAULT_CHUNK, math.lcm(*steps)),
+        ("left_context_frames", "left_context_seconds", asked[1], DEFAULT_LEFT_CONTEXT, math.lcm(*steps[:-1])),
+    ):
+        trained = _per_stack(settings[key], 1) if settings.get(key) is not None else ()
+        listed = ", ".join("unlimited" if frames < 0 else f"{frames * FRAME_SECONDS:g}" for frames in trained)
+        if seconds is None:
+            value = next((frames for frames in trained if frames > 0), default)
+            if len(trained) != 1:
+                origin = f"the first of {listed}" if trained else "the recipe's first"
+                notes.append(f"{name} {value * FRAME_SECONDS:g} is taken, {origin} ({name} overrides)")
+        else:
+            value = _frames(seconds, name, step, listed)
+            if settings.get("fixed_chunk") and value != trained[0]:
+                raise ConfigError(
+                    f"this export holds weights for {name} {listed} only: {seconds:g} needs the .pt checkpoint"
+                )
+        chosen.append(value)
+    return chosen[0], chosen[1]
+
+
+def _frames(seconds: float, name: str, step: int, trained: str) -> int:
+    """`seconds` in frames at 50 Hz, a multiple of `step`; -1 for infinity. A chunk has at least one step."""
+    if seconds == math.inf:
+        return -1
+    frames = round(seconds / FRAME_SECONDS) if math.isfinite(seconds) else -1
+    least = step if name == "chunk_seconds" else 0
+    if frames < least or frames % step or abs(frames * FRAME_SECONDS - seconds) > 1e-6:
+        known = f"; the recipe trains with {trained}" if trained else ""
+        raise ConfigError(
+            f"{name} {seconds:g} is not possible: this model takes multiples of {step * FRAME_SECONDS:g} s{known}"
+        )
+    return frames

@@ -1,0 +1,155 @@
+"""From a publisher's tensors to the parameters of a model, through a table that is read like a document.
+
+A family hands its table in. What is not "one tensor, one parameter" (scales to fold, two biases to add) is done by the
+family before, on the dictionary of tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxasr.convert.formats.mapped import release
+from jaxasr.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import jax
+
+    from jaxasr.model import ModelConfig
+
+FAULTS_SHOWN = 20  # in one message
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as its files hold it, under the publisher's own names.
+
+    `tensors`: names to arrays in the publisher's layouts, views of the mapped files where the format allows.
+    `settings`: what the files state or prove about the model, by the names of the publisher's training program.
+    `notes`: lines for the user, to which the conversion adds. `files`: the files read.
+    """
+
+    tensors: dict[str, np.ndarray]
+    settings: dict[str, Any]
+    notes: list[str]
+    files: list[Path]
+
+
+class Rule(NamedTuple):
+    """One row of a family's table: names that match `pattern` as a whole fill `path`, their axes moved by `layout`.
+
+    `path` may hold the named groups of the pattern in braces: "encoder.layers.{layer}.norm.scale".
+    """
+
+    pattern: str
+    path: str
+    layout: Callable[[np.ndarray], np.ndarray]
+
+
+class Ignored(NamedTuple):
+    """Tensors that inference does not need, and why."""
+
+    pattern: str
+    reason: str
+
+
+# Layouts: PyTorch's on the left, ours on the right.
+
+
+def same(x: np.ndarray) -> np.ndarray:
+    """Biases, scales and embeddings, which need no transposition."""
+    return x
+
+
+def linear(x: np.ndarray) -> np.ndarray:
+    """(out, in) -> (in, out)."""
+    return x.T
+
+
+def conv1d(x: np.ndarray) -> np.ndarray:
+    """(out, in/groups, width) -> (width, in/groups, out)."""
+    return x.transpose(2, 1, 0)
+
+
+def conv2d(x: np.ndarray) -> np.ndarray:
+    """(out, in/groups, height, width) -> (height, width, in/groups, out); also of depthwise convolutions."""
+    return x.transpose(2, 3, 1, 0)
+
+
+def map_tensors(
+    tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], ignored: Sequence[Ignored] = ()
+) -> dict[str, np.ndarray]:
+    """`tensors` by the paths of our parameters, in our layouts; the first rule that matches a name decides.
+
+    CheckpointError lists every name that has no place, and every path that is filled twice.
+    """
+    patterns = [(re.compile(rule.pattern), rule) for rule in rules]
+    unneeded = [re.compile(row.pattern) for row in ignored]
+    mapped: dict[str, np.ndarray] = {}
+    faults = []
+    for name, tensor in tensors.items():
+        if any(pattern.fullmatch(name) for pattern in unneeded):
+            continue
+        found = ((match, rule) for pattern, rule in patterns if (match := pattern.fullmatch(name)))
+        match, rule = next(found, (None, None))
+        if match is None or rule is None:
+            faults.append(f"{name} {tensor.shape} is unknown")
+            continue
+        path = rule.path.format(**match.groupdict())
+        if path in mapped:
+            faults.append(f"{name} fills {path} a second time")
+        try:
+            mapped[path] = rule.layout(tensor)
+        except (ValueError, IndexError):
+            faults.append(f"{name} has the impossible shape {tensor.shape}")
+    if faults:
+        raise CheckpointError("; ".join(faults))
+    return mapped
+
+
+def match_parameters(mapped: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
+    """`mapped` in the order of the parameters of `Model(config)`, each of which it must hold, and nothing else.
+
+    CheckpointError lists what is missing, has no place, or has the wrong shape, type or values that are not finite.
+    """
+    from jaxasr.model import Skeleton
+    from jaxasr.store import flatten
+
+    wanted = {path: leaf.shape for path, leaf in flatten(Skeleton(config).parameters).items()}
+    faults = [f"{path} {wanted[path]} is missing" for path in wanted if path not in mapped]
+    for path, array in mapped.items():
+        if path not in wanted:
+            faults.append(f"{path} {array.shape} has no place in this configuration")
+        elif array.shape != wanted[path]:
+            faults.append(f"{path} has shape {array.shape} instead of {wanted[path]}")
+        elif not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
+            faults.append(f"{path} has type {array.dtype}, not a floating one")
+        elif not np.isfinite(array).all():
+            faults.append(f"{path} holds values that are not finite")
+        release(array)
+    if faults:
+        more = f"; and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
+        raise CheckpointError(f"the tensors do not fit: {'; '.join(faults[:FAULTS_SHOWN])}{more}")
+    return {path: mapped[path] for path in wanted}
+
+
+def parameters(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Nested float32 arrays on the device of `arrays` by path, which is emptied."""
+    from jaxasr.store import unflatten
+
+    # One by one: the file's pages are given back as soon as a tensor has been copied.
+    return unflatten({path: _on_device(arrays.pop(path)) for path in list(arrays)})
+
+
+def _on_device(array: np.ndarray) -> jax.Array:
+    """A float32 copy that no longer needs the file."""
+    import jax
+
+    copy: jax.Array = jax.device_put(np.array(array, np.float32, order="C")).block_until_ready()
+    release(array)
+    return copy

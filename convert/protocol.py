@@ -1,0 +1,99 @@
+"""What a family of converters is: a value with four parts, made once in its own folder and listed in families.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from jaxasr.convert.mapping import Checkpoint
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jaxasr.model import ModelConfig
+    from jaxasr.text.tokens import TokenTable
+
+# Which of a publisher's files to prefer where there are several; "int8-fp32": int8 with the small parts in float32.
+PRECISIONS = ("float32", "int8", "int8-fp32")
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A checkpoint among the names of a folder or repository; nothing of it has been opened yet.
+
+    `kind`: what `jaxasr info` calls it. `files`: in the order in which the family reads them. `precision`: one of
+    PRECISIONS. `tokens`: the vocabulary, where one lies among the names. `lacks`: what does not, and must be given
+    through the options. `family`, `folder`: filled in by families.py.
+    """
+
+    kind: str
+    files: tuple[PurePosixPath, ...]
+    precision: str = "float32"
+    tokens: PurePosixPath | None = None
+    lacks: str = ""
+    family: str = ""
+    folder: Path = Path()
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files on this machine."""
+        return [self.folder / file for file in self.files]
+
+    @property
+    def title(self) -> str:
+        """The names of its files in one line."""
+        return " + ".join(map(str, self.files))
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to convert. Every field has a default, and a family may ignore what it has no use for.
+
+    `name`: of the model. `tokens`: the vocabulary's file. `config`: a whole configuration, which then is not derived.
+    `recipe`: the publisher's own arguments, as their yaml file holds them. `config_file`: where `config` or `recipe`
+    stands. `precision`: one of PRECISIONS. `average`: further training checkpoints to average with. `chunk_seconds`,
+    `left_context_seconds`: of models that stream; infinity for no chunks and for unlimited context. `family`: a name of
+    FAMILIES, the only one to be asked. `overwrite`: whether a model directory may be replaced.
+    """
+
+    name: str = ""
+    tokens: Path | None = None
+    config: ModelConfig | None = None
+    recipe: Mapping[str, Any] | None = None
+    config_file: Path | None = None
+    precision: str | None = None
+    average: tuple[Path, ...] = ()
+    chunk_seconds: float | None = None
+    left_context_seconds: float | None = None
+    family: str | None = None
+    overwrite: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A model directory's contents: `arrays` by the path of the parameter, still as the files hold them."""
+
+    config: ModelConfig
+    arrays: dict[str, np.ndarray]
+    tokens: TokenTable
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One publisher's checkpoints.
+
+    `name`: its key in FAMILIES. `expected`: what its checkpoints consist of, for messages.
+    `companions`: patterns of files that may lie beside a checkpoint's folder instead of in it.
+    `find(names, precision, named)`: the candidates among `names`, the preferred one first, by names alone. With `named`
+    only the one that this file belongs to, whatever it is called; CheckpointError where parts of it are missing.
+    `read(candidate, options)`: its tensors and settings. `convert(checkpoint, options)`: a whole model.
+    """
+
+    name: str
+    expected: str
+    find: Callable[[Collection[PurePosixPath], str | None, PurePosixPath | None], Iterator[Candidate]]
+    read: Callable[[Candidate, Options], Checkpoint]
+    convert: Callable[[Checkpoint, Options], Converted]
+    companions: tuple[str, ...] = ()

@@ -1,0 +1,201 @@
+"""The walk over a graph: whatever exporters and optimisers do to names and order, the same tensors come out."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from icefall_exports import assert_same, golden, published_files
+from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxNode, OnnxTensor, read_onnx
+from jaxasr.convert.icefall import exports
+from jaxasr.convert.icefall.exports import read_models
+from jaxasr.errors import CheckpointError
+
+Change = Callable[[OnnxGraph], OnnxGraph]
+
+
+def renamed(graph: OnnxGraph) -> OnnxGraph:
+    """No name kept: nodes, values and stored tensors are numbered."""
+    fixed = {"", *graph.inputs, *graph.outputs}
+    numbers: dict[str, str] = {}
+
+    def new(name: str) -> str:
+        return name if name in fixed else numbers.setdefault(name, f"v{len(numbers)}")
+
+    def in_branches(value: object) -> object:
+        if isinstance(value, OnnxGraph):
+            return dataclasses.replace(
+                value, nodes=tuple(map(change, value.nodes)), outputs={new(k): () for k in value.outputs}
+            )
+        return value
+
+    def change(node: OnnxNode) -> OnnxNode:
+        return dataclasses.replace(
+            node,
+            name="",
+            inputs=tuple(map(new, node.inputs)),
+            outputs=tuple(map(new, node.outputs)),
+            attributes={key: in_branches(value) for key, value in node.attributes.items()},
+        )
+
+    return dataclasses.replace(
+        graph,
+        nodes=tuple(map(change, graph.nodes)),
+        initializers={new(name): dataclasses.replace(t, name=new(name)) for name, t in graph.initializers.items()},
+        constants={new(name): dataclasses.replace(t, name=new(name)) for name, t in graph.constants.items()},
+    )
+
+
+def shuffled(graph: OnnxGraph) -> OnnxGraph:
+    nodes = list(graph.nodes)
+    random.Random(0).shuffle(nodes)
+    return dataclasses.replace(graph, nodes=tuple(nodes))
+
+
+def turned_sums(graph: OnnxGraph) -> OnnxGraph:
+    """The inputs of sums and products the other way about."""
+    nodes = (dataclasses.replace(n, inputs=n.inputs[::-1]) if n.op_type in ("Add", "Mul") else n for n in graph.nodes)
+    return dataclasses.replace(graph, nodes=tuple(nodes))
+
+
+def as_constant_nodes(graph: OnnxGraph) -> OnnxGraph:
+    nodes = [OnnxNode("Constant", "", (), (name,), {"value": t}, "") for name, t in graph.initializers.items()]
+    constants = {**graph.constants, **graph.initializers}
+    return dataclasses.replace(graph, nodes=(*nodes, *graph.nodes), initializers={}, constants=constants)
+
+
+def stored_transposed(graph: OnnxGraph) -> OnnxGraph:
+    """Every matrix of a MatMul stored the other way, behind Transpose, Cast to its own type, and Identity."""
+    matrices = {n.inputs[1] for n in graph.nodes if n.op_type == "MatMul" and n.inputs[1] in graph.initializers}
+    nodes = []
+    initializers = dict(graph.initializers)
+    for name in matrices:
+        array = np.ascontiguousarray(initializers.pop(name).array().T)
+        initializers[f"{name}_T"] = OnnxTensor(f"{name}_T", array.shape, 1, "raw_data", array.tobytes(), graph.path)
+        nodes += [
+            OnnxNode("Identity", "", (f"{name}_T",), (f"{name}_1",), {}, ""),
+            OnnxNode("Transpose", "", (f"{name}_1",), (f"{name}_2",), {"perm": (1, 0)}, ""),
+            OnnxNode("Cast", "", (f"{name}_2",), (name,), {"to": 1}, ""),
+        ]
+    return dataclasses.replace(graph, nodes=(*nodes, *graph.nodes), initializers=initializers)
+
+
+def as_gemm(graph: OnnxGraph) -> OnnxGraph:
+    """MatMul and the Add behind it in one Gemm."""
+    users = {name: node for node in graph.nodes for name in node.inputs}
+    nodes, gone = [], set()
+    for node in graph.nodes:
+        total = users.get(node.outputs[0]) if node.outputs else None
+        if node.op_type == "MatMul" and node.inputs[1] in graph.initializers and total and total.op_type == "Add":
+            (bias,) = (name for name in total.inputs if name != node.outputs[0])
+            if bias in graph.initializers:
+                gone.add(total.outputs[0])
+                node = OnnxNode("Gemm", node.name, (*node.inputs, bias), total.outputs, {}, "")
+        if node.op_type == "Gemm" or not node.outputs or node.outputs[0] not in gone:
+            nodes.append(node)
+    return dataclasses.replace(graph, nodes=tuple(nodes))
+
+
+CHANGES: tuple[Change, ...] = (renamed, shuffled, turned_sums, as_constant_nodes, stored_transposed, as_gemm)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("name", ["zipformer-tiny", "zipformer-streaming-tiny", "zipformer-ctc-tiny"])
+def test_rewritten_graphs_give_the_same_tensors(
+    shared: Path, name: str, change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = read_models(golden(shared, name))
+    monkeypatch.setattr(exports, "read_onnx", lambda path: change(read_onnx(path)))
+    made = read_models(golden(shared, name))
+    assert_same(made.tensors, expected.tensors)
+    assert made.settings == expected.settings
+
+
+@pytest.mark.parametrize("change", [renamed, shuffled, turned_sums], ids=lambda change: change.__name__)
+def test_rewritten_int8_graphs_give_the_same_tensors(
+    shared: Path, change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = read_models(published_files(shared)).tensors
+    monkeypatch.setattr(exports, "read_onnx", lambda path: change(read_onnx(path)))
+    assert_same(read_models(published_files(shared)).tensors, expected)
+
+
+@pytest.mark.parametrize("name", ["zipformer-tiny", "zipformer-streaming-tiny"])
+def test_equal_tensors_stored_once(shared: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exporter keeps one of several equal tensors, under the name of its first user."""
+
+    def share(graph: OnnxGraph) -> OnnxGraph:
+        first: dict[tuple[int, ...], str] = {}
+        kept = {name: first.setdefault(tensor.shape, name) for name, tensor in graph.initializers.items()}
+        nodes = (dataclasses.replace(n, inputs=tuple(kept.get(i, i) for i in n.inputs)) for n in graph.nodes)
+        return dataclasses.replace(
+            graph,
+            nodes=tuple(nodes),
+            initializers={key: tensor for key, tensor in graph.initializers.items() if key in first.values()},
+        )
+
+    expected = read_models(golden(shared, name)).tensors
+    monkeypatch.setattr(exports, "read_onnx", lambda path: share(read_onnx(path)))
+    made = read_models(golden(shared, name)).tensors
+    assert made.keys() == expected.keys()
+    (encoder,) = (file for file in golden(shared, name) if file.name.startswith("encoder"))
+    first: dict[tuple[int, ...], str] = {}
+    for stored, tensor in read_onnx(encoder).initializers.items():
+        first.setdefault(tensor.shape, stored)
+    compared = 0
+    for key, tensor in made.items():
+        if key.startswith("encoder") and first.get(tensor.shape, "").startswith("encoder."):
+            np.testing.assert_array_equal(tensor, expected[first[tensor.shape]], err_msg=key)
+            compared += key != first[tensor.shape]
+    assert compared > 50
+
+
+def test_only_checkpoint_errors_come_out_of_random_graphs(shared: Path) -> None:
+    names = ("zipformer-tiny", "zipformer-ctc-tiny", "zipformer-streaming-tiny")
+    files = [file for name in names for suffix in ("", ".int8") for file in golden(shared, name, suffix)]
+    graphs = [read_onnx(file) for file in files]
+    generator = random.Random(20240601)
+    refused = 0
+    for _ in range(150):
+        graph = mangled(generator.choice(graphs), generator)
+        try:
+            exports._READERS[exports._role(graph)](graph).named_tensors()
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 50
+
+
+def mangled(graph: OnnxGraph, generator: random.Random) -> OnnxGraph:
+    """Some operations, inputs, attributes and stored tensors put in the place of others."""
+    nodes, initializers = list(graph.nodes), dict(graph.initializers)
+    operations = sorted(
+        {node.op_type for node in nodes} | {"Gemm", "Gather", "DequantizeLinear", "MatMulInteger", "Softmax"}
+    )
+    values = [name for node in nodes for name in (*node.inputs, *node.outputs)]
+    stored = sorted(initializers)
+    for _ in range(generator.choice([1, 1, 2, 5, 30])):
+        place = generator.randrange(len(nodes))
+        node = nodes[place]
+        inputs = list(node.inputs)
+        match generator.randrange(6):
+            case 0 | 1:
+                node = dataclasses.replace(node, op_type=generator.choice(operations))
+            case 2 if inputs:
+                inputs[generator.randrange(len(inputs))] = generator.choice(values)
+                node = dataclasses.replace(node, inputs=tuple(inputs))
+            case 3:
+                node = dataclasses.replace(node, inputs=tuple(inputs[: generator.randrange(len(inputs) + 1)]))
+            case 4 if node.attributes:
+                wrong = generator.choice([0, -1, 5, 2**40, b"x", 1.5, (), (0, 9), (1, 0)])
+                node = dataclasses.replace(node, attributes={**node.attributes, min(node.attributes): wrong})
+            case 5:
+                name, other = generator.choice(stored), generator.choice(stored)
+                initializers[name] = dataclasses.replace(initializers[other], name=name)
+        nodes[place] = node
+    return dataclasses.replace(graph, nodes=tuple(nodes), initializers=initializers)
