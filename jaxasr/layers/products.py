@@ -1,17 +1,24 @@
 """The one door for products with a weight: operand types, accumulation and precision are decided here and nowhere else.
 
-The type of a kernel decides how it is multiplied: the activation is cast to it, sums are kept in float32, and the
-result returns in the activation's type. So bfloat16 kernels run as bfloat16 products whether the activations around
-them are bfloat16 (GPU, TPU) or float32 (CPU, where narrow element-wise arithmetic is slow).
+Each kind of product is one function that takes the kernel as it is stored. The type of a kernel decides how a matrix or
+a convolution multiplies: the activation is cast to it, sums are kept in float32, and the result returns in the
+activation's type. So bfloat16 kernels run as bfloat16 products whether the activations around them are bfloat16 (GPU,
+TPU) or float32 (CPU, where narrow element-wise arithmetic is slow). Depthwise and grouped products are element-wise
+arithmetic, which runs in the activation's type.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+# Shifted products that XLA fuses into one loop; more of them at once spill registers and run at half the speed.
+TAPS_PER_LOOP = 8
 
 
 def precision_of(dtype: jnp.dtype) -> lax.Precision:
@@ -91,6 +98,94 @@ def _windows(
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
     return {(i, j): x[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)}
+
+
+def depthwise_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Valid depthwise convolution, in x's type, over one axis or two.
+
+    x (B, T, C), kernel (width, 1, C) -> (B, T - width + 1, C), or x (B, H, W, C), kernel (height, width, 1, C) ->
+    (B, H - height + 1, W - width + 1, C). On TPU XLA's own depthwise convolution reads its input once. Elsewhere the
+    product is a sum of shifted multiples: on a CPU XLA's own is tens of times slower (docs/benchmarks.md).
+    """
+    if kernel.ndim == 3:
+        return depthwise_product(x[:, :, None], kernel[:, None])[:, :, 0]
+
+    def native(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=x.shape[-1],
+            precision=precision_of(x.dtype),
+        )
+
+    return lax.platform_dependent(x, kernel.astype(x.dtype), tpu=native, default=_shifted_sums)
+
+
+@jax.custom_vjp
+def _shifted_sums(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x (B, H, W, C), kernel (h, w, 1, C): the taps' shifted multiples of x added up."""
+    height, width = kernel.shape[:2]
+    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
+    taps = [x[:, i : i + rows, j : j + columns] * kernel[i, j, 0] for i in range(height) for j in range(width)]
+    return _in_groups(taps, width if width > 1 else TAPS_PER_LOOP)
+
+
+def _shifted_sums_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _shifted_sums(x, kernel), (x, kernel)
+
+
+def _shifted_sums_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Again shifted sums, where the transposed program would be one padded copy of x for each tap."""
+    x, kernel = saved
+    height, width = kernel.shape[:2]
+    rows, columns = dy.shape[1:3]
+    surrounded = jnp.pad(dy, ((0, 0), (height - 1,) * 2, (width - 1,) * 2, (0, 0)))
+    dx = _shifted_sums(surrounded, kernel[::-1, ::-1])
+
+    def row_of_taps(i: jax.Array) -> jax.Array:
+        band = lax.dynamic_slice_in_dim(x, i, rows, axis=1)
+        products = [band[:, :, j : j + columns] * dy for j in range(width)]
+        return jnp.stack([product.sum((0, 1, 2), dtype=jnp.float32) for product in products])
+
+    dkernel = lax.map(row_of_taps, jnp.arange(height))  # (h, w, C)
+    return dx, dkernel[:, :, None].astype(kernel.dtype)
+
+
+_shifted_sums.defvjp(_shifted_sums_forward, _shifted_sums_backward)
+
+
+def _in_groups(taps: list[jax.Array], size: int) -> jax.Array:
+    """The sum of `taps`, `size` of them in a loop."""
+    total = None
+    for start in range(0, len(taps), size):
+        part = functools.reduce(operator.add, taps[start : start + size])
+        total = lax.optimization_barrier(part if total is None else total + part)
+    return total
+
+
+def grouped_product(steps: Sequence[jax.Array], kernel: jax.Array) -> jax.Array:
+    """One output of a grouped convolution over time: its window's steps (B, C), kernel (width, in, out) -> (B, out).
+
+    The kernel has C / in groups. It is multiplied in the type of the steps: a few numbers a group fill no matrix unit.
+    """
+    taps = kernel.astype(steps[0].dtype)
+    return sum(_grouped(step, taps[place]) for place, step in enumerate(steps))
+
+
+def _grouped(x: jax.Array, tap: jax.Array) -> jax.Array:
+    """x (B, groups * in), tap (in, groups * out): (B, groups * out), written out since `in` is small."""
+    inputs = tap.shape[0]
+    groups = x.reshape(x.shape[0], -1, 1, inputs)  # (B, groups, 1, in)
+    taps = tap.reshape(inputs, groups.shape[1], -1)  # (in, groups, out)
+    return sum(groups[..., k] * taps[k] for k in range(inputs)).reshape(x.shape[0], -1)
+
+
+def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of a table (vocabulary, D) in its own type: ids (...) int32 -> (..., D)."""
+    return table[ids]
 
 
 def batched_product(a: jax.Array, b: jax.Array) -> jax.Array:

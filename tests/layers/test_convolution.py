@@ -1,32 +1,16 @@
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jaxasr.layers.convolution import Conv2d, DepthwiseConv1d, DepthwiseConv2d, depthwise_conv1d, depthwise_conv2d
+from jaxasr.layers.convolution import Conv2d, DepthwiseConv1d, DepthwiseConv2d
+from jaxasr.layers.products import depthwise_product
 
 
 def random(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-@pytest.mark.parametrize("width", [1, 7, 8, 9, 31])  # fewer taps than one loop holds, as many, and more
-def test_depthwise_over_time(width: int) -> None:
-    x, kernel = random(0, 2, 40, 3), random(1, width, 1, 3)
-    expected = np.stack([(x[:, t : t + width] * kernel[:, 0]).sum(axis=1) for t in range(40 - width + 1)], axis=1)
-    np.testing.assert_allclose(jax.jit(depthwise_conv1d)(x, kernel), expected, atol=1e-5)
-
-
-def test_depthwise_over_time_and_frequency() -> None:
-    x, kernel = random(2, 2, 9, 8, 3), random(3, 7, 5, 1, 3)
-    expected = np.zeros((2, 3, 4, 3), np.float32)
-    for i in range(3):
-        for j in range(4):
-            expected[:, i, j] = (x[:, i : i + 7, j : j + 5] * kernel[:, :, 0]).sum(axis=(1, 2))
-    np.testing.assert_allclose(jax.jit(depthwise_conv2d)(x, kernel), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -54,18 +38,8 @@ def test_modules_add_their_bias_and_keep_types() -> None:
     two = DepthwiseConv2d(3, 3, 3, rngs=nnx.Rngs(0))
     one.bias[...] = two.bias[...] = jnp.array([1.0, 2.0, 3.0])
     x = random(5, 1, 6, 3)
-    np.testing.assert_allclose(one(x), depthwise_conv1d(x, one.kernel[...]) + one.bias[...], atol=1e-6)
+    np.testing.assert_allclose(one(x), depthwise_product(x, one.kernel[...]) + one.bias[...], atol=1e-6)
     assert one(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     y = random(6, 1, 6, 6, 3)
-    np.testing.assert_allclose(two(y), depthwise_conv2d(y, two.kernel[...]) + two.bias[...], atol=1e-6)
+    np.testing.assert_allclose(two(y), depthwise_product(y, two.kernel[...]) + two.bias[...], atol=1e-6)
     assert two(y.astype(jnp.float16)).dtype == jnp.float16
-
-
-def test_each_backend_gets_the_form_that_is_fast_there() -> None:
-    """Shifted sums on CPU and GPU, one native convolution on TPU: lowered for each, which needs none of them."""
-    traced = jax.jit(depthwise_conv1d).trace(jnp.zeros((1, 40, 8)), jnp.zeros((31, 1, 8)))
-    lowered = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda", "tpu")}
-    assert "stablehlo.convolution" not in lowered["cpu"]
-    assert "stablehlo.convolution" not in lowered["cuda"]
-    assert "stablehlo.convolution" in lowered["tpu"]
-    assert "HIGHEST" in lowered["tpu"]

@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxasr.layers.products import batched_product, convolution_product, linear_product
+from jaxasr.layers.products import (
+    batched_product,
+    convolution_product,
+    depthwise_product,
+    embed,
+    grouped_product,
+    linear_product,
+)
+
+
+def random(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("weights", [jnp.float32, jnp.bfloat16, jnp.float16])
@@ -71,3 +82,51 @@ def test_gradients_of_the_convolution_of_one_channel() -> None:
     expected = jax.grad(total, (0, 1))(*map(jnp.asarray, twice))
     np.testing.assert_allclose(made[0], expected[0][..., :1], atol=1e-5)
     np.testing.assert_allclose(made[1], expected[1][:, :, :1], atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 31])  # fewer taps than one loop holds, as many, and more
+def test_depthwise_over_time(width: int) -> None:
+    x, kernel = random(0, 2, 40, 3), random(1, width, 1, 3)
+    expected = np.stack([(x[:, t : t + width] * kernel[:, 0]).sum(axis=1) for t in range(40 - width + 1)], axis=1)
+    np.testing.assert_allclose(jax.jit(depthwise_product)(x, kernel), expected, atol=1e-5)
+
+
+def test_depthwise_over_time_and_frequency() -> None:
+    x, kernel = random(2, 2, 9, 8, 3), random(3, 7, 5, 1, 3)
+    expected = np.zeros((2, 3, 4, 3), np.float32)
+    for i in range(3):
+        for j in range(4):
+            expected[:, i, j] = (x[:, i : i + 7, j : j + 5] * kernel[:, :, 0]).sum(axis=(1, 2))
+    np.testing.assert_allclose(jax.jit(depthwise_product)(x, kernel), expected, atol=1e-5)
+
+
+def test_each_backend_gets_the_form_that_is_fast_there() -> None:
+    """Shifted sums on CPU and GPU, one native convolution on TPU: lowered for each, which needs none of them."""
+    traced = jax.jit(depthwise_product).trace(jnp.zeros((1, 40, 8)), jnp.zeros((31, 1, 8)))
+    lowered = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda", "tpu")}
+    assert "stablehlo.convolution" not in lowered["cpu"]
+    assert "stablehlo.convolution" not in lowered["cuda"]
+    assert "stablehlo.convolution" in lowered["tpu"]
+    assert "HIGHEST" in lowered["tpu"]
+
+
+@pytest.mark.parametrize(("width", "inputs", "outputs"), [(1, 4, 4), (2, 4, 4), (3, 2, 5)])
+@pytest.mark.parametrize("weights", [jnp.float32, jnp.bfloat16])
+def test_groups_of_channels(width: int, inputs: int, outputs: int, weights: type) -> None:
+    groups = 3
+    steps, kernel = random(0, width, 2, groups * inputs), random(1, width, inputs, groups * outputs)
+    kernel = np.asarray(jnp.asarray(kernel, weights).astype(jnp.float32))
+    expected = np.zeros((2, groups * outputs))
+    for out in range(groups * outputs):
+        group = slice(out // outputs * inputs, (out // outputs + 1) * inputs)
+        expected[:, out] = (steps[:, :, group] * kernel[:, None, :, out]).sum(axis=(0, 2))
+    made = grouped_product(list(jnp.asarray(steps)), jnp.asarray(kernel, weights))
+    assert made.dtype == jnp.float32
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+
+
+def test_rows_of_a_table_keep_its_type() -> None:
+    table = jnp.asarray(random(2, 5, 3), jnp.bfloat16)
+    rows = embed(table, jnp.array([[4, 0], [1, 1]], jnp.int32))
+    assert rows.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(rows, np.asarray(table)[[[4, 0], [1, 1]]])
