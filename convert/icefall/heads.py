@@ -72,7 +72,7 @@ def ctc_config(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -
 def spellings(
     transducer: TransducerConfig | None, ctc: CTCConfig | None, streams: bool
 ) -> tuple[SherpaOnnxConfig, SherpaOnnxConfig | None]:
-    """How sherpa-onnx spells the model's ids, and those of the CTC head where the transducer's rules differ from its."""
+    """How sherpa-onnx spells the model's ids, and those of a CTC head beside a transducer."""
     of_ctc = SherpaOnnxConfig(recognizer="ctc")
     if transducer is None:
         return of_ctc, None
