@@ -104,7 +104,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected {len(elements)} values, got {len(value)}: {list(value)}")
         pairs = zip(elements, value, strict=True)
         return tuple(_convert(element, item, f"{where}[{index}]") for index, (element, item) in enumerate(pairs))
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_mapping(hint, value, where)
     if hint is float and type(value) is int:
         return float(value)

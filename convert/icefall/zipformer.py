@@ -196,6 +196,8 @@ def complete_config(config: ModelConfig, checkpoint: Checkpoint, options: Option
     for head in absent:
         checkpoint.notes.append(f"the file holds no {head} head, which {config.name} would have: it is left out")
     settings, encoder = checkpoint.settings, config.encoder
+    if not isinstance(encoder, ZipformerConfig):
+        raise ConfigError(f"{config.name} describes a {encoder.kind}, but the checkpoint holds a Zipformer")
     exported = all(len(_per_stack(settings.get(key, ()), 1)) == 1 for key in ("chunk_size", "left_context_frames"))
     asked = options.chunk_seconds is not None or options.left_context_seconds is not None
     try:
@@ -205,6 +207,7 @@ def complete_config(config: ModelConfig, checkpoint: Checkpoint, options: Option
                 search=GreedyConfig(),
                 transducer=None if "transducer" in absent else config.transducer,
                 ctc=None if "ctc" in absent else config.ctc,
+                ctc_text=None if "ctc" in absent else config.ctc_text,
             )
         if asked or (exported and encoder.causal):
             steps = (*encoder.downsampling, encoder.output_downsampling)

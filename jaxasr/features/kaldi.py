@@ -172,8 +172,11 @@ def _mirror_ends(config: KaldiConfig, signal: jax.Array, lengths: jax.Array) -> 
     mirrored = jnp.take_along_axis(signal, folded, axis=1, mode="clip")
     extended = jnp.concatenate([mirrored[:, :left], jnp.pad(signal, ((0, 0), (0, right)))], axis=1)
     # Rows end at different places, but only `right` samples of each are written.
-    write = jax.vmap(lambda row, end, start: jax.lax.dynamic_update_slice(row, end, (start,)))
-    return write(extended, mirrored[:, left:], left + lengths)
+
+    def write(row: jax.Array, end: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(row, end, (start,))
+
+    return jax.vmap(write)(extended, mirrored[:, left:], left + lengths)
 
 
 def _frame(config: KaldiConfig, signal: jax.Array, total: int) -> jax.Array:

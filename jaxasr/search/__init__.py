@@ -160,10 +160,10 @@ def choose_search(
         raise ValueError(f"a {kind} search is by the {chosen.head} head, not by {head}: leave out head")
     elif beam is not None or own.beam > 1:
         changes = {"beam": own.beam if beam is None else beam}
-    chosen = dataclasses.replace(chosen, **changes)
-    if fault := chosen.fault(heads):
+    wanted: SearchConfig = dataclasses.replace(chosen, **changes)  # type: ignore[type-var]
+    if fault := wanted.fault(heads):
         raise ValueError(fault)
-    return chosen
+    return wanted
 
 
 def _kind(own: SearchConfig, head: str | None, beam: int | None) -> str:

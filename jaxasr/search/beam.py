@@ -183,7 +183,7 @@ def ctc_log_likelihood(
 def rank(hypotheses: Hypotheses, by: jax.Array) -> Hypotheses:
     """The same hypotheses, those with the highest `by` (B, N) first."""
     order = jnp.argsort(by, axis=1, descending=True, stable=True)
-    return jax.tree.map(functools.partial(_gather, places=order), hypotheses)
+    return Hypotheses(*(_gather(leaf, order) for leaf in hypotheses))
 
 
 def _gather(leaf: jax.Array, places: jax.Array) -> jax.Array:

@@ -85,7 +85,7 @@ class TransducerGreedy:
             onward = jnp.where(here & ~stays, jnp.maximum(duration, 1), onward)
             return number + 1, head, stays, onward, outputs
 
-        def going(loop: Any) -> jax.Array:
+        def going(loop: tuple[jax.Array, Any, jax.Array, jax.Array, Any]) -> jax.Array:
             number, _, here, _, _ = loop
             return (number < self.max_symbols) & here.any()
 
