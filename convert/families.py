@@ -52,12 +52,13 @@ def detect(
     for each in _asked(family):
         names |= _companions(folder, each.companions)
     try:
-        chosen, *others = (
-            dataclasses.replace(candidate, folder=folder) for candidate in find(names, precision, named, family)
-        )
-    except ValueError:
+        candidates = list(find(names, precision, named, family))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if not candidates:
         holds = "is" if named else "holds"
-        raise CheckpointError(f"{path} {holds} no checkpoint that jaxasr knows: expected {expected(family)}") from None
+        raise CheckpointError(f"{path} {holds} no checkpoint that jaxasr knows: expected {expected(family)}")
+    chosen, *others = (dataclasses.replace(candidate, folder=folder) for candidate in candidates)
     return chosen, tuple(others)
 
 
@@ -67,8 +68,10 @@ def expected(family: str | None = None) -> str:
 
 
 def list_names(folder: Path, depth: int) -> set[PurePosixPath]:
-    """The files in `folder` and up to `depth` folders below it, relative to it; hidden folders and links are not
-    entered."""
+    """The files in `folder` and up to `depth` folders below it, relative to `folder`.
+
+    Hidden folders and links to folders are not entered; what cannot be listed counts as empty.
+    """
     names: set[PurePosixPath] = set()
     level = [PurePosixPath()]
     for _ in range(depth + 1):

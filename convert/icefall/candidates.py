@@ -53,7 +53,7 @@ def _named(named: PurePosixPath, names: Collection[PurePosixPath], precision: st
     files = {other: named.name if other == part else _variant(beside, other, stem, precision) for other in _PARTS}
     missing = [other for other, file in files.items() if file is None]
     if missing:
-        raise CheckpointError(f"{named}: no {' and no '.join(missing)} of the same name lies beside it")
+        raise CheckpointError(f"no {' and no '.join(missing)} of the same name lies beside it")
     return _candidate(named.parent, [file for file in files.values() if file], names, precision)
 
 

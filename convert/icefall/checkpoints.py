@@ -45,6 +45,7 @@ INTEGER_ARGUMENTS = (
 )
 SWITCH_ARGUMENTS = ("causal", "use_transducer", "use_ctc")
 
+_PACKAGES = frozenset({"icefall", "k2", "lhotse"})  # whose objects lie beside the weights
 NAMES_SHOWN = 5  # tensors named in one message
 SWELLING_LIMIT = 4  # tensors may alias storage; together they may not exceed this multiple of the file's size
 
@@ -80,7 +81,7 @@ def read_checkpoint(path: str | Path, average: Sequence[str | Path] = ()) -> Che
 
 
 def _checkpoint(path: Path) -> Mapping[str, Any]:
-    checkpoint = read_torch(path)
+    checkpoint = read_torch(path, _PACKAGES)
     if not isinstance(checkpoint, dict) or "model" not in checkpoint:
         raise CheckpointError(f"{path}: holds no entry 'model': not a checkpoint that icefall wrote")
     return checkpoint

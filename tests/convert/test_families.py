@@ -55,6 +55,9 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
         detect(tmp_path)
     with pytest.raises(CheckpointError, match=r"weights\.bin is no checkpoint"):
         detect(tmp_path / "weights.bin")
+    touch(tmp_path, "encoder-a.onnx", "decoder-a.onnx")
+    with pytest.raises(CheckpointError, match=r"/encoder-a\.onnx: no joiner of the same name"):
+        detect(tmp_path / "encoder-a.onnx")
     with pytest.raises(CheckpointError, match="does not exist"):
         detect(tmp_path / "absent")
     with pytest.raises(ConfigError, match="float32, int8, int8-fp32"):

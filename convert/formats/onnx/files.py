@@ -23,9 +23,8 @@ from jaxasr.convert.formats.onnx.protobuf import Malformed
 from jaxasr.errors import CheckpointError
 
 MAX_FILE_BYTES = 2**31  # protobuf's own limit for one message
-MAX_PARTS = (
-    4_000_000  # fields in one file, a node or tensor counted as PARTS_OF_MESSAGE; the largest Zipformer has 0.3 million
-)
+# Fields in one file, a node or tensor counted as PARTS_OF_MESSAGE; an encoder of 160 M parameters has 0.3 million.
+MAX_PARTS = 4_000_000
 PARTS_OF_MESSAGE = 8
 MAX_NESTING = 8  # graphs inside the attributes of graphs
 MAX_DIMENSIONS = 32
@@ -147,8 +146,6 @@ class OnnxGraph:
     inputs: dict[str, Shape]
     outputs: dict[str, Shape]
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
-    opset: dict[str, int] = dataclasses.field(default_factory=dict)
-    producer: str = ""
     functions: int = 0
 
 
@@ -178,30 +175,22 @@ class _Reader:
     def model(self, data: memoryview) -> OnnxGraph:
         graph: OnnxGraph | None = None
         version = functions = 0
-        producer = {2: "", 3: ""}
         metadata: dict[str, str] = {}
-        opset: dict[str, int] = {}
         for number, wire, value in self._fields(data):
             match number:
                 case 1:
                     version = protobuf.integer(wire, value)
-                case 2 | 3:
-                    producer[number] = protobuf.text(wire, value)
                 case 7:
                     if graph is not None:
                         raise Malformed("two graphs")
                     graph = self._graph(protobuf.message(wire, value), 0)
-                case 8:
-                    _insert(opset, self._opset(protobuf.message(wire, value)), "operator set")
                 case 14:
                     _insert(metadata, self._pair(protobuf.message(wire, value)), "metadata entry")
                 case 25:
                     functions += 1
         if graph is None or version < 1:
             raise Malformed("no graph or no version")
-        return dataclasses.replace(
-            graph, metadata=metadata, opset=opset, producer=" ".join(producer.values()).strip(), functions=functions
-        )
+        return dataclasses.replace(graph, metadata=metadata, functions=functions)
 
     def _graph(self, data: memoryview, nesting: int) -> OnnxGraph:
         self.budget.spend(PARTS_OF_MESSAGE)
@@ -357,15 +346,6 @@ class _Reader:
                     yield inner
                 else:
                     yield from self._inside(inner, *numbers[1:])
-
-    def _opset(self, data: memoryview) -> tuple[str, int]:
-        domain, version = "", 0
-        for number, wire, value in self._fields(data):
-            if number == 1:
-                domain = protobuf.name(wire, value)
-            elif number == 2:
-                version = protobuf.integer(wire, value)
-        return domain, version
 
     def _pair(self, data: memoryview) -> tuple[str, str]:
         key = content = ""

@@ -17,7 +17,7 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,8 @@ INERT_CALLS = set(
     numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct numpy._core.numeric._frombuffer
     """.split()
 )
-INERT_PACKAGES = {"icefall", "k2", "lhotse"}  # the publisher's own classes, whichever
-STANDARD_LIBRARY = sys.stdlib_module_names | {
-    "__builtin__",
-    "commands",
-    "copy_reg",
-}  # Python 2's names occur in protocol 2
+# Python 2's names occur in protocol 2.
+STANDARD_LIBRARY = sys.stdlib_module_names | {"__builtin__", "commands", "copy_reg"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +62,7 @@ class Record:
     """A class or function that the pickle names; neither imported nor called, and never a weight.
 
     `arguments` is None for the bare name, else what the object was to be made from; `state` what was to fill it.
-    The items of an object that is a container as well (Counter, icefall's AttributeDict) are dropped.
+    The items of an object that is a container as well (Counter, other subclasses of dict) are dropped.
     """
 
     module: str
@@ -78,11 +74,13 @@ class Record:
         return f"{self.module}.{self.name}"
 
 
-def read_torch(path: str | Path) -> object:
+def read_torch(path: str | Path, inert_packages: Collection[str] = ()) -> object:
     """What torch.save wrote: dicts, lists, tuples, scalars, numpy arrays for tensors, `Record`s for everything else.
 
     Arrays are read-only views of the mapped file (bfloat16 through ml_dtypes), read when they are used; tensors that
-    shared a storage share memory. CheckpointError, one line, for a file that is of another kind, damaged or names code.
+    shared a storage share memory. `inert_packages`: whose functions become Records too where the pickle calls them, as
+    a publisher's training program stores its own objects. CheckpointError, one line, for a file that is of another
+    kind, damaged or names code.
     """
     path = Path(path)
     try:
@@ -90,7 +88,7 @@ def read_torch(path: str | Path) -> object:
             members = open_torch_zip(file, os.fstat(file.fileno()).st_size)
             pickled = contents(file, members["data.pkl"], PICKLE_LIMIT)
             mapped = map_whole(file)
-        return _Interpreter(pickled, members, mapped).run()
+        return _Interpreter(pickled, members, mapped, frozenset(inert_packages)).run()
     except CheckpointError as fault:
         message = str(fault)
         raise CheckpointError(message if message.startswith(f"{path}: ") else f"{path}: {message}") from None
@@ -99,8 +97,10 @@ def read_torch(path: str | Path) -> object:
 class _Interpreter:
     """A stack machine for the opcodes that torch.save writes (pickle protocols 2 to 5)."""
 
-    def __init__(self, pickled: bytes, members: dict[str, Member], mapped: mmap.mmap) -> None:
-        self.pickled, self.members, self.mapped = pickled, members, mapped
+    def __init__(
+        self, pickled: bytes, members: dict[str, Member], mapped: mmap.mmap, inert_packages: frozenset[str]
+    ) -> None:
+        self.pickled, self.members, self.mapped, self.inert_packages = pickled, members, mapped, inert_packages
         self.position = 0
         self.stack: list[Any] = []
         self.marks: list[int] = []  # heights of the stack
@@ -247,7 +247,7 @@ class _Interpreter:
             raise refused("data.pkl calls something that is not a function")
         if str(function) in _CALLS:
             self.push(_CALLS[str(function)](self, arguments))
-        elif str(function) in INERT_CALLS or function.module.partition(".")[0] in INERT_PACKAGES:
+        elif str(function) in INERT_CALLS or function.module.partition(".")[0] in self.inert_packages:
             self.push(dataclasses.replace(function, arguments=arguments))
         else:
             raise refused(f"it asks to call {shown(str(function))}")

@@ -67,7 +67,6 @@ def test_a_graph_with_everything(tmp_path: Path) -> None:
     )
     assert made.inputs == {"x": ("N", 45, 80)} and made.outputs == {"y": (1, "T")}
     assert made.metadata == {"model_type": "zipformer2", "comment": "é, T=45"}
-    assert made.opset == {"": 13} and made.producer == "tests"
     gemm, condition = made.nodes[1:]
     assert gemm.inputs == ("x", "", "w") and gemm.attributes == {"perm": (0, 2, 1), "alpha": 0.5}
     assert condition.attributes["then_branch"].nodes[0].op_type == "Identity"
@@ -149,7 +148,7 @@ def test_the_goldens_are_read(shared: Path) -> None:
     assert models
     for file in models:
         made = read_onnx(file)
-        assert made.nodes and made.initializers and made.opset[""] >= 13
+        assert made.nodes and made.initializers
         decode_all(made)
 
 
