@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import jaxasr
+from jaxasr import __version__
 from jaxasr.caches import cache_folder
 from jaxasr.convert.published import MODELS, PRECISIONS, PublishedFile, PublishedModel
 from jaxasr.errors import DownloadError
@@ -184,7 +184,7 @@ def _converted(request: _Request, root: Path) -> Path | None:
 
 def _model_directory(request: _Request, root: Path, commit: str) -> Path:
     # The version is part of the name: what an older converter wrote is not taken for what this one writes.
-    return root / "models" / request.folder / f"{commit[:12]}-{request.precision}-{jaxasr.__version__}"
+    return root / "models" / request.folder / f"{commit[:12]}-{request.precision}-{__version__}"
 
 
 def _pinned(request: _Request, root: Path) -> str | None:
