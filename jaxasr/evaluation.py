@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from jaxasr.errors import JaxasrError
 from jaxasr.manifests import Utterance, read_audio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy as np
 
     from jaxasr.recognizer import Recognizer
 
@@ -72,6 +72,8 @@ def count_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
     (util/edit-distance-inl.h; kaldialign has the same): per pair of prefixes a match or substitution only where it is
     strictly the best, else a deletion where that is better than an insertion.
     """
+    import numpy as np
+
     numbers: dict[str, int] = {}
     said = np.array([numbers.setdefault(unit, len(numbers)) for unit in reference], np.int64)
     heard = [numbers.setdefault(unit, len(numbers)) for unit in hypothesis]

@@ -8,10 +8,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from jaxasr.errors import AudioError, ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Silence after each piece of an utterance that is joined from several (s).
 JOINT_SECONDS = 0.1
@@ -131,6 +133,7 @@ def read_audio(utterance: Utterance) -> tuple[np.ndarray, int]:
 
     Pieces are joined with JOINT_SECONDS of zeros after each, at their own rate. Raises AudioError.
     """
+    import numpy as np
     import soundfile
 
     parts: list[np.ndarray] = []

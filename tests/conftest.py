@@ -41,6 +41,12 @@ def shared() -> Path:
     return folder
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-executed", action="store_true", help="name the public functions that no test executes, and fail"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """One cache of compiled programs for all workers of a run, thrown away at its end, unless the caller names one.
 
@@ -48,6 +54,10 @@ def pytest_configure(config: pytest.Config) -> None:
     stderr where there is no TPU, and the command line's tests count its lines.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if config.getoption("--all-executed"):
+        from executed import Recorder
+
+        config.pluginmanager.register(Recorder(), "executed")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # Started in the background: the programs that tests interrupt would ignore it too.
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -22,12 +22,13 @@ import jaxasr.configs
 import jaxasr.convert
 from conftest import REPOSITORY
 from jaxasr.convert.hub.published import MODELS
+from sources import PACKAGE_FOLDERS, imports, modules
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 COMMANDS = ("transcribe", "convert", "info", "evaluate", "train", "bench")
-# Top-level folders that hold packages, and the names they are installed under.
-PACKAGE_FOLDERS = {"jaxasr": "jaxasr", "convert": "jaxasr.convert", "configs": "jaxasr.configs"}
+# Packages in the core that no module imports yet.
+UNUSED = {"librosa"}  # designs the mel filterbanks that no checkpoint stores, as the next family's front end needs
 
 
 def jaxasr_command() -> str:
@@ -114,6 +115,40 @@ def test_the_two_folders_have_one_name_each() -> None:
 def test_versions_agree() -> None:
     assert jaxasr.__version__ == PROJECT["project"]["version"] == importlib.metadata.version("jaxasr")
     assert f"## {jaxasr.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def declared(requirements: list[str]) -> set[str]:
+    """The distributions that requirements name, in pip's spelling; not what an extra of our own stands for."""
+    names = {re.split(r"[^A-Za-z0-9._-]", requirement)[0] for requirement in requirements}
+    return {_normalized(name) for name in names} - {"jaxasr"}
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported() -> dict[str, str]:
+    """The distributions that the library imports, each with a place where it does."""
+    homes = importlib.metadata.packages_distributions()
+    found: dict[str, str] = {}
+    for module, path in modules().items():
+        for line, home, _ in imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py"):
+            package = home.partition(".")[0]
+            if package != "jaxasr" and package not in sys.stdlib_module_names:
+                for distribution in homes.get(package, [package]):
+                    found[_normalized(distribution)] = f"{path.relative_to(REPOSITORY)}:{line}"
+    return found
+
+
+def test_dependencies_are_what_is_imported() -> None:
+    """The core has what the library imports, but for what an extra brings; and nothing else."""
+    core = declared(PROJECT["project"]["dependencies"])
+    extras = PROJECT["project"]["optional-dependencies"]
+    optional = declared([*extras["media"], *extras["train"]])
+    found = imported()
+    assert not {name: where for name, where in found.items() if name not in core | optional}, "not declared"
+    assert core - found.keys() == UNUSED and optional <= found.keys(), "declared, but imported nowhere"
+    assert not core & optional
 
 
 def test_nothing_is_pinned_from_above() -> None:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import jaxasr
+from jaxasr import __version__
 from jaxasr.caches import cache_folder
 from jaxasr.convert.families import expected, find
 from jaxasr.convert.hub.client import Hub, Remote, connect
@@ -89,7 +89,7 @@ def _converted(request: Request, root: Path) -> Path | None:
 
 def _model_directory(request: Request, root: Path, commit: str) -> Path:
     # The version is part of the name: what an older converter wrote is not taken for what this one writes.
-    return root / "models" / request.folder / f"{commit[:12]}-{request.precision}-{jaxasr.__version__}"
+    return root / "models" / request.folder / f"{commit[:12]}-{request.precision}-{__version__}"
 
 
 def _pinned(request: Request, root: Path) -> str | None:

@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 
 import jaxasr
-from jaxasr.audio import find
 from jaxasr.cli.options import (
     BatchSecondsOption,
     BeamOption,
@@ -129,6 +128,8 @@ def _format_of(output: str | None) -> Format:
 
 def _find(arguments: list[str]) -> tuple[list[str], bool]:
     """The audio that the arguments mean, and whether one of them meant none; each of these is told in a line."""
+    from jaxasr.audio import find
+
     found: list[str] = []
     failed = False
     for argument in arguments:
