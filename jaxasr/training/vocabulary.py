@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxasr.errors import ConfigError
+from jaxasr.model import ModelConfig
 from jaxasr.text.encoding import MARK
 from jaxasr.text.tokens import TokenTable
 
@@ -16,10 +17,20 @@ BLANK, UNKNOWN = "<blk>", "<unk>"
 
 @dataclass(frozen=True)
 class VocabularyConfig:
-    """What tokens are: `bpe` pieces, at most `size` of them all told, or `characters`, in which case size is unused."""
+    """Tokens are `bpe` pieces, at most `size` of them with blank and `<unk>`, or `characters`, where size is unused."""
 
     kind: Literal["bpe", "characters"] = "bpe"
     size: int = 500
+
+
+def with_vocabulary(config: ModelConfig, tokens: TokenTable) -> ModelConfig:
+    """The configuration with the size, the blank and the unknown of a vocabulary."""
+    size, blank = len(tokens), tokens.blank_id or 0
+    transducer, ctc = (
+        replace(head, vocabulary_size=size, blank_id=blank) if head is not None else None
+        for head in (config.transducer, config.ctc)
+    )
+    return replace(config, transducer=transducer, ctc=ctc, text=replace(config.text, unknown_id=tokens.unk_id))
 
 
 def make_vocabulary(texts: Iterable[str], config: VocabularyConfig) -> TokenTable:
