@@ -119,11 +119,11 @@ def main() -> None:
 
             narrow = Policy(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"))  # what a process on a TPU chooses
             (chip,) = topologies.get_topology_desc(platform="tpu", topology_name=options.ahead).devices
-            arguments = abstract((run.state, *batch.arrays()), jax.sharding.SingleDeviceSharding(chip))
+            arguments = abstract((run.state, *run.arguments(0, batch)), jax.sharding.SingleDeviceSharding(chip))
             compiled = update.lower(dataclasses.replace(run.step, policy=narrow), *arguments).compile()
             print(f"{options.ahead}: {described(compiled)} (compiled in {time.monotonic() - begun:.0f} s)")
             return
-        compiled = update.lower(run.step, run.state, *run.on_devices(batch)).compile()
+        compiled = update.lower(run.step, run.state, *run.arguments(0, batch)).compile()
         print(f"this machine: {described(compiled)} (compiled in {time.monotonic() - begun:.0f} s)", flush=True)
         run.update = compiled
         seen: list[Progress] = []

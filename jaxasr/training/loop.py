@@ -24,11 +24,10 @@ from jaxasr.errors import AudioError, ConfigError, TrainingError
 from jaxasr.evaluation import Errors
 from jaxasr.model import Model, ModelConfig, Skeleton, named_parameters
 from jaxasr.text.tokens import TokenTable
-from jaxasr.training.data import Corpus, DataConfig, TrainingBatch, prefetch
+from jaxasr.training.data import Corpus, TrainingBatch, prefetch
 from jaxasr.training.objective import batch_losses, total_loss
 from jaxasr.training.recipe import Recipe
 from jaxasr.training.runs import Log, RunFolder, State, identify, stop_requests
-from jaxasr.training.vocabulary import VocabularyConfig
 
 Parameters = dict[str, Any]
 
@@ -63,44 +62,26 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one update of the weights depends on besides its arrays.
+    """What one update of the weights depends on besides its arrays. Equal steps share their compiled programs.
 
-    A value: steps that are equal share their compiled programs, whichever run they belong to.
+    `recipe` holds nothing that may differ between such steps: it comes from `Recipe.of_a_step`.
     """
 
     config: ModelConfig
     recipe: Recipe
-    steps_per_epoch: int
     policy: Policy
 
-    @classmethod
-    def of(cls, config: ModelConfig, recipe: Recipe, steps_per_epoch: int) -> Step:
-        """The step of a recipe, whose settings of data and of the run's course are left out."""
-        recipe = dataclasses.replace(
-            recipe,
-            model=None,
-            vocabulary=VocabularyConfig(),
-            data=DataConfig(),
-            stored="float32",
-            checkpoint_steps=1,
-            evaluate_steps=1,
-        )
-        return cls(config, recipe, steps_per_epoch, policy(recipe.compute))
-
-    def schedule(self) -> optax.Schedule:
-        """The learning rate as a function of the step."""
-        return self.recipe.optimizer.schedule(self.recipe.steps, self.steps_per_epoch)
-
-    def optimizer(self) -> optax.GradientTransformation:
-        """The optimizer under that learning rate."""
-        return self.recipe.optimizer.build(self.schedule())
+    def optimizer(self, learning_rate: jax.Array | float) -> optax.GradientTransformation:
+        """The optimizer at one learning rate."""
+        return self.recipe.optimizer.build(lambda _: learning_rate)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def update(step: Step, state: State, *batch: jax.Array) -> tuple[State, dict[str, Any]]:
+def update(step: Step, state: State, learning_rate: jax.Array, *batch: jax.Array) -> tuple[State, dict[str, Any]]:
     """One update of the weights: the new state, and `loss`, `losses` and `gradient_norm` of the batch.
 
     The batch is waveforms (B, S), lengths (B,), labels (B, U), label_lengths (B,). The state given is used up.
+    The learning rate () is an argument, since its schedule would make the program one of a run's length.
     """
     recipe, done = step.recipe, state["step"]
     key = jax.random.fold_in(jax.random.key(recipe.seed), done)
@@ -114,12 +95,13 @@ def update(step: Step, state: State, *batch: jax.Array) -> tuple[State, dict[str
         return total_loss(recipe, losses), losses
 
     (loss, losses), gradients = jax.value_and_grad(objective, has_aux=True)(state["parameters"])
-    changes, optimizer = step.optimizer().update(gradients, state["optimizer"], state["parameters"])
+    optimizer = step.optimizer(learning_rate)
+    changes, optimizer_state = optimizer.update(gradients, state["optimizer"], state["parameters"])
     parameters = optax.apply_updates(state["parameters"], changes)
     # The averaging decay ramps up, so early weights are forgotten quickly.
     decay = jnp.minimum(recipe.average, (1.0 + done) / (10.0 + done))
     averaged = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state["averaged"], parameters)
-    new = {"step": done + 1, "parameters": parameters, "averaged": averaged, "optimizer": optimizer}
+    new = {"step": done + 1, "parameters": parameters, "averaged": averaged, "optimizer": optimizer_state}
     return new, {"loss": loss, "losses": losses, "gradient_norm": optax.tree.norm(gradients)}
 
 
@@ -161,7 +143,8 @@ class Trainer:
         self._rows = NamedSharding(mesh, PartitionSpec("batch"))
         # Steps per epoch, counted on the first epoch after the growth of the items' lengths.
         epoch = corpus.plan_epoch(len(corpus.curriculum.growth), recipe.seed, len(self.devices))
-        self.step = Step.of(config, recipe, len(epoch))
+        self._schedule = jax.jit(recipe.optimizer.schedule(recipe.steps, len(epoch)))
+        self.step = Step(config, recipe.of_a_step(), policy(recipe.compute))
         self.update: Callable[..., tuple[State, dict[str, Any]]] = functools.partial(update, self.step)
         parameters = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), parameters)
         self.state: State = jax.device_put(
@@ -169,7 +152,7 @@ class Trainer:
                 "step": jnp.zeros((), jnp.int32),
                 "parameters": parameters,
                 "averaged": jax.tree.map(jnp.array, parameters),
-                "optimizer": self.step.optimizer().init(parameters),
+                "optimizer": self.step.optimizer(0.0).init(parameters),
             },
             self._everywhere,
         )
@@ -204,10 +187,9 @@ class Trainer:
         """The steps after step `done`."""
         begun = time.monotonic()
         audio_seconds = 0.0
-        schedule = self.step.schedule()
         with Log(self.folder, done) as log, stop_requests() as stop:
             for batch in prefetch(self.batches(done)):
-                self.state, facts = self.update(self.state, *self.on_devices(batch))
+                self.state, facts = self.update(self.state, *self.arguments(done, batch))
                 facts = jax.tree.map(float, jax.device_get(facts))
                 done += 1
                 if not (math.isfinite(facts["loss"]) and math.isfinite(facts["gradient_norm"])):
@@ -217,7 +199,7 @@ class Trainer:
                     step=done,
                     steps=self.recipe.steps,
                     epoch=batch.plan.epoch,
-                    learning_rate=float(schedule(done - 1)),
+                    learning_rate=float(self._schedule(done - 1)),
                     audio_seconds=round(audio_seconds, 2),
                     seconds=round(time.monotonic() - begun, 2),
                     **facts,
@@ -273,10 +255,10 @@ class Trainer:
             done = max(done - len(plans), 0)
             epoch += 1
 
-    def on_devices(self, batch: TrainingBatch) -> tuple[jax.Array, ...]:
-        """The arrays of a batch as `update` takes them, their rows shared among the devices."""
-        arrays: tuple[jax.Array, ...] = jax.device_put(batch.arrays(), self._rows)
-        return arrays
+    def arguments(self, done: int, batch: TrainingBatch) -> tuple[jax.Array, ...]:
+        """What `update` takes after the state in the step after `done` steps; the batch's rows lie across devices."""
+        learning_rate = jax.device_put(self._schedule(done), self._everywhere)
+        return (learning_rate, *jax.device_put(batch.arrays(), self._rows))
 
     def _identity(self) -> dict[str, Any]:
         return identify(self.recipe, self.corpus.examples, len(self.devices))

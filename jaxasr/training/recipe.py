@@ -57,11 +57,11 @@ class OptimizerConfig:
             return eden(self.peak, self.eden_steps, self.eden_epochs, steps_per_epoch, self.warmup_steps)
         return warmup_cosine(self.peak, self.warmup_steps, steps, self.final_share)
 
-    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
-        """The gradient transformation whose steps follow `schedule`."""
+    def build(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        """The gradient transformation; `learning_rate` is a function of the step."""
         if self.kind == "scaled_adam":
-            return scaled_adam(schedule)
-        return adamw(schedule, self.weight_decay, self.clip_norm)
+            return scaled_adam(learning_rate)
+        return adamw(learning_rate, self.weight_decay, self.clip_norm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +106,28 @@ class Recipe:
             raise ValueError("average must lie in 0..1, without 1")
         if self.ctc_weight < 0:
             raise ValueError("ctc_weight must not be negative")
+
+    def of_a_step(self) -> Recipe:
+        """The recipe with defaults in place of all that a step, given its batch and learning rate, does not depend on.
+
+        Steps of recipes that differ in nothing else share a compiled program.
+        """
+        return Recipe(
+            steps=1,
+            curriculum=CurriculumConfig(gentle_steps=self.curriculum.gentle_steps),
+            augmentation=self.augmentation,
+            optimizer=OptimizerConfig(
+                kind=self.optimizer.kind,
+                weight_decay=self.optimizer.weight_decay,
+                clip_norm=self.optimizer.clip_norm,
+            ),
+            dropout=self.dropout,
+            ctc_weight=self.ctc_weight,
+            average=self.average,
+            joiner_bytes=self.joiner_bytes,
+            compute=self.compute,
+            seed=self.seed,
+        )
 
 
 def read_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
