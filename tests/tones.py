@@ -30,9 +30,8 @@ RECIPE_TEXT = """
 steps: 20
 model:
   name: tones
-  encoder: {num_layers: [1, 1], downsampling: [1, 2], encoder_dim: [16, 16], feedforward_dim: [16, 16],
-    num_heads: [2, 2], query_head_dim: [8, 8], value_head_dim: [4, 4], pos_head_dim: [4, 4], conv_kernel: [7, 7],
-    embed_channels: [4, 4, 4]}
+  encoder: {num_layers: [1], downsampling: [2], encoder_dim: [16], feedforward_dim: [16], num_heads: [2],
+    query_head_dim: [8], value_head_dim: [4], pos_head_dim: [4], conv_kernel: [7], embed_channels: [4, 4, 4]}
   transducer: {vocabulary_size: 5, predictor_dim: 16, joiner_dim: 16}
   ctc: {vocabulary_size: 5}
 vocabulary: {kind: characters}

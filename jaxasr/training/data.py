@@ -239,7 +239,7 @@ class Corpus:
             return self._cache[index].astype(np.float32) / 32767
         samples = audio.load(*read_audio(self.examples[index].utterance))
         # Rounded whether kept or not: what is kept depends on where a run began.
-        rounded = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
+        rounded: np.ndarray = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
         if rounded.nbytes <= self._room:
             self._room -= rounded.nbytes
             self._cache[index] = rounded
@@ -311,7 +311,8 @@ def _name(utterance: Utterance) -> str:
 def encoded_frames(model: ModelConfig, seconds: float) -> int:
     """Encoded frames that a model makes of a clip: what must hold the clip's tokens."""
     frames = int(seconds * (1000 / model.features.frame_shift_ms))
-    return max(ceil_div((frames - 7) // 2, model.encoder.output_downsampling), 0)
+    encoded: int = ceil_div((frames - 7) // 2, model.encoder.output_downsampling)
+    return max(encoded, 0)
 
 
 Batch = TypeVar("Batch")

@@ -44,8 +44,9 @@ class Losses(NamedTuple):
 def _transducer(head: Transducer, targets: Targets, recipe: Recipe) -> jax.Array:
     """The loss of each row: (B,)."""
     encoded, encoded_lengths, labels, label_lengths = targets
+    rows, frames, _ = encoded.shape
     frames_at_once = choose_frames_at_once(
-        *encoded.shape[:2], labels.shape[1], head.config.vocabulary_size, recipe.joiner_bytes
+        rows, frames, labels.shape[1], head.config.vocabulary_size, recipe.joiner_bytes
     )
     return transducer_loss(
         head.combine,

@@ -196,7 +196,8 @@ def stop_requests() -> Iterator[list[int]]:
             signal.signal(number, before[number])
             signal.raise_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
         if signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, note)
     try:

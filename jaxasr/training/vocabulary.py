@@ -26,11 +26,13 @@ class VocabularyConfig:
 def with_vocabulary(config: ModelConfig, tokens: TokenTable) -> ModelConfig:
     """The configuration with the size, the blank and the unknown of a vocabulary."""
     size, blank = len(tokens), tokens.blank_id or 0
-    transducer, ctc = (
-        replace(head, vocabulary_size=size, blank_id=blank) if head is not None else None
-        for head in (config.transducer, config.ctc)
-    )
-    return replace(config, transducer=transducer, ctc=ctc, text=replace(config.text, unknown_id=tokens.unk_id))
+    text = replace(config.text, unknown_id=tokens.unk_id)
+    transducer, ctc = config.transducer, config.ctc
+    if transducer is not None:
+        transducer = replace(transducer, vocabulary_size=size, blank_id=blank)
+    if ctc is not None:
+        ctc = replace(ctc, vocabulary_size=size, blank_id=blank)
+    return replace(config, transducer=transducer, ctc=ctc, text=text)
 
 
 def make_vocabulary(texts: Iterable[str], config: VocabularyConfig) -> TokenTable:
