@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import yaml
 
+from jaxasr.configuration import from_mapping
 from jaxasr.manifests import read_manifest
 from jaxasr.model import ModelConfig
 from jaxasr.text.encoding import Encoder
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.data import Corpus, check
 from jaxasr.training.loop import Trainer, new_parameters
-from jaxasr.training.recipe import Recipe, read_recipe
+from jaxasr.training.recipe import Recipe
 from jaxasr.training.vocabulary import with_vocabulary
 
 RATE = 16000
@@ -42,15 +44,9 @@ optimizer: {learning_rate: 0.01, warmup_steps: 5}
 dropout: 0.1
 checkpoint_steps: 100
 """
+RECIPE = from_mapping(Recipe, yaml.safe_load(RECIPE_TEXT), "tests/tones.py")
 # What 600 steps of the recipe (at 0.003, without dropout) have made of the model; data/make_tones.py stores it.
 TRAINED = Path(__file__).parent / "training" / "data" / "tones.npz"
-
-
-def write_recipe(folder: Path) -> tuple[Path, Recipe]:
-    """The recipe as a file, and read from it."""
-    path = folder / "tones.yaml"
-    path.write_text(RECIPE_TEXT)
-    return path, read_recipe(path)
 
 
 def write_manifest(folder: Path, count: int = 12) -> Path:

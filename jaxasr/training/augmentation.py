@@ -111,7 +111,8 @@ def augment(
     samples = change_volume(samples, volume_db)
     if telephoned:
         samples = telephone(samples, sample_rate)
-    return np.clip(samples, -1.0, 1.0)
+    clipped: np.ndarray = np.clip(samples, -1.0, 1.0)
+    return clipped
 
 
 def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
@@ -262,12 +263,12 @@ def spec_augment(
     mean = jnp.sum(jnp.where(valid, frames, 0.0), axis=(1, 2)) / cells  # (B,)
 
     counts, widths = (jnp.asarray(values)[lengths] for values in _time_masks(config, total))  # (B,) each
-    band_limits = (config.frequency_masks, min(config.frequency_mask_bins, bins), bins)
+    widest = min(config.frequency_mask_bins, bins)
 
-    def row(key: jax.Array, *span_limits: jax.Array) -> jax.Array:  # (T, F) bool
+    def row(key: jax.Array, count: jax.Array, width: jax.Array, length: jax.Array) -> jax.Array:  # (T, F) bool
         band_key, span_key = jax.random.split(key)
-        bands = _hidden(band_key, config.frequency_masks, bins, *band_limits, strength)
-        spans = _hidden(span_key, config.time_masks, total, *span_limits, strength)
+        bands = _hidden(band_key, config.frequency_masks, bins, config.frequency_masks, widest, bins, strength)
+        spans = _hidden(span_key, config.time_masks, total, count, width, length, strength)
         return bands[None, :] | spans[:, None]
 
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))

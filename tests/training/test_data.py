@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxasr.encoders.zipformer import ZipformerConfig
-from jaxasr.heads.ctc import CTCConfig
+import tones
 from jaxasr.manifests import Piece, Utterance
-from jaxasr.model import ModelConfig
 from jaxasr.text.encoding import Encoder
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.augmentation import AugmentationConfig
@@ -22,7 +20,7 @@ from jaxasr.training.curriculum import CurriculumConfig
 from jaxasr.training.data import Corpus, DataConfig, Example, check
 
 TOKENS = TokenTable(("<blk>", "<unk>", "▁A", "▁B"))
-MODEL = ModelConfig("toy", ZipformerConfig(), ctc=CTCConfig(4))
+MODEL = tones.model_config(tones.RECIPE)
 CONFIG = DataConfig(bucket_seconds=(2.0, 4.0), batch_seconds=16.0)
 CURRICULUM = CurriculumConfig(join_below=1.0, join_most=4, gap_seconds=(0.05, 0.4))
 AUGMENTATION = AugmentationConfig(speed=(0.8, 1.1))

@@ -35,7 +35,7 @@ from jaxasr.training.loop import Trainer, new_parameters
 from jaxasr.training.objective import Losses, batch_losses
 from jaxasr.training.recipe import OptimizerConfig, Recipe
 from jaxasr.training.runs import LOG, MODEL, RUN
-from tones import changed, trainer
+from tones import RECIPE, changed, trainer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,19 +48,14 @@ def quick_to_compile() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    return tones.write_recipe(tmp_path_factory.mktemp("recipe"))[1]
-
-
-@pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tones.write_manifest(tmp_path_factory.mktemp("tones"))
 
 
 @pytest.fixture(scope="module")
-def fresh(recipe: Recipe) -> Any:
+def fresh() -> Any:
     """Parameters that a run begins with."""
-    return new_parameters(tones.model_config(recipe), recipe.seed)
+    return new_parameters(tones.model_config(RECIPE), RECIPE.seed)
 
 
 @pytest.fixture(scope="module")
@@ -80,20 +75,18 @@ def steps_of(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / LOG).read_text().splitlines()]
 
 
-def test_twenty_steps_are_ten_and_ten_resumed_bit_for_bit(
-    manifest: Path, recipe: Recipe, fresh: Any, tmp_path: Path
-) -> None:
+def test_twenty_steps_are_ten_and_ten_resumed_bit_for_bit(manifest: Path, fresh: Any, tmp_path: Path) -> None:
     # One schedule for all: it is a function of the step, and knows nothing of where a run was cut.
-    straight = trainer(manifest, tmp_path / "straight", recipe, fresh)
+    straight = trainer(manifest, tmp_path / "straight", RECIPE, fresh)
     straight.folder.path.mkdir()
     seen = []
     straight.train(lambda _: seen.append(jax.device_get(straight.state["parameters"])))
 
-    first = trainer(manifest, tmp_path / "pieces", dataclasses.replace(recipe, checkpoint_steps=10), fresh)
+    first = trainer(manifest, tmp_path / "pieces", dataclasses.replace(RECIPE, checkpoint_steps=10), fresh)
     first.folder.path.mkdir()
     with pytest.raises(_Cut):
         first.train(_cut_at(13))
-    second = trainer(manifest, tmp_path / "pieces", recipe, fresh)
+    second = trainer(manifest, tmp_path / "pieces", RECIPE, fresh)
     assert second.resume() == 10
     second.train()
 
@@ -105,7 +98,7 @@ def test_twenty_steps_are_ten_and_ten_resumed_bit_for_bit(
     # What is written is the running mean, and the heads' losses are weighted.
     mean = fresh
     for step, parameters in enumerate(seen):
-        decay = min(recipe.average, (1 + step) / (10 + step))
+        decay = min(RECIPE.average, (1 + step) / (10 + step))
         mean = jax.tree.map(lambda a, b, decay=decay: decay * a + (1 - decay) * b, mean, parameters)
     _, written, _ = store.load(straight.folder.model)
     for a, b in zip(jax.tree.leaves(mean), jax.tree.leaves(written), strict=True):
@@ -114,12 +107,12 @@ def test_twenty_steps_are_ten_and_ten_resumed_bit_for_bit(
         assert row["loss"] == pytest.approx(row["transducer"] + 0.3 * row["ctc"], rel=1e-5)
 
 
-def test_equal_steps_share_a_program(manifest: Path, recipe: Recipe, fresh: Any, tmp_path: Path) -> None:
+def test_equal_steps_share_a_program(manifest: Path, fresh: Any, tmp_path: Path) -> None:
     """Whatever their length, learning rate, buckets and checkpoints are."""
-    other = changed(recipe, steps=7, optimizer={"learning_rate": 0.02}, curriculum={"join_most": 3}, evaluate_steps=1)
-    runs = [trainer(manifest, tmp_path, each, fresh) for each in (recipe, other)]
+    other = changed(RECIPE, steps=7, optimizer={"learning_rate": 0.02}, curriculum={"join_most": 3}, evaluate_steps=1)
+    runs = [trainer(manifest, tmp_path, each, fresh) for each in (RECIPE, other)]
     assert runs[0].step == runs[1].step and hash(runs[0].step) == hash(runs[1].step)
-    assert trainer(manifest, tmp_path, dataclasses.replace(recipe, dropout=0.2), fresh).step != runs[0].step
+    assert trainer(manifest, tmp_path, dataclasses.replace(RECIPE, dropout=0.2), fresh).step != runs[0].step
 
 
 @pytest.mark.parametrize(
@@ -136,41 +129,41 @@ def test_equal_steps_share_a_program(manifest: Path, recipe: Recipe, fresh: Any,
     ids=["augmentation", "dropout"],
 )
 def test_each_way_of_hiding_changes_the_losses(
-    manifest: Path, recipe: Recipe, fresh: Any, tmp_path: Path, hiding: dict[str, Any]
+    manifest: Path, fresh: Any, tmp_path: Path, hiding: dict[str, Any]
 ) -> None:
-    hidden = changed(recipe, **{"augmentation": {"time_masks": 0}, **hiding})
-    batch = next(trainer(manifest, tmp_path, recipe, fresh).batches(0))
+    hidden = changed(RECIPE, **{"augmentation": {"time_masks": 0}, **hiding})
+    batch = next(trainer(manifest, tmp_path, RECIPE, fresh).batches(0))
 
     def at(recipe: Recipe, key: jax.Array | None, strength: float) -> np.ndarray:
         losses = losses_of(tones.model_config(recipe), recipe, fresh, key, strength, *batch.arrays())
         return np.stack([losses.sums["transducer"], losses.sums["ctc"]])
 
-    seen, none, whole = at(recipe, None, 1.0), at(hidden, jax.random.key(3), 0.0), at(hidden, jax.random.key(3), 1.0)
+    seen, none, whole = at(RECIPE, None, 1.0), at(hidden, jax.random.key(3), 0.0), at(hidden, jax.random.key(3), 1.0)
     np.testing.assert_allclose(seen, none, rtol=1e-5)
     # Little, since fresh modules add little.
     assert (np.abs(seen - whole) > 1e-3).all()
 
 
-def test_masks_and_dropout_begin_gently(manifest: Path, recipe: Recipe, trained: Any, tmp_path: Path) -> None:
+def test_masks_and_dropout_begin_gently(manifest: Path, trained: Any, tmp_path: Path) -> None:
     """At their first step, counted from 1, nothing is hidden, from their second step on everything that they hide."""
-    gentle, full = recipe.curriculum.gentle_steps
+    gentle, full = RECIPE.curriculum.gentle_steps
     assert (gentle, full) == (3, 15)
-    config = tones.model_config(recipe)
+    config = tones.model_config(RECIPE)
     differences = []
     for done in (gentle - 1, full - 1):
-        run = trainer(manifest, tmp_path, recipe, trained)
+        run = trainer(manifest, tmp_path, RECIPE, trained)
         batch = next(run.batches(0))
-        losses = losses_of(config, recipe, run.state["parameters"], None, 1.0, *batch.arrays())
+        losses = losses_of(config, RECIPE, run.state["parameters"], None, 1.0, *batch.arrays())
         run.state["step"] = run.state["step"] + done
         run.state, facts = run.update(run.state, *run.arguments(done, batch))
         differences.append(abs(float(facts["losses"]["ctc"]) - float(losses.per_token()["ctc"])))
     assert differences[0] < 1e-5 < 1e-3 < differences[1]
 
 
-def test_bfloat16_computes_what_float32_does(manifest: Path, recipe: Recipe, fresh: Any, tmp_path: Path) -> None:
+def test_bfloat16_computes_what_float32_does(manifest: Path, fresh: Any, tmp_path: Path) -> None:
     facts = []
     for compute in ("float32", "bfloat16"):
-        run = trainer(manifest, tmp_path, dataclasses.replace(recipe, compute=compute), fresh)
+        run = trainer(manifest, tmp_path, dataclasses.replace(RECIPE, compute=compute), fresh)
         run.state, made = run.update(run.state, *run.arguments(0, next(run.batches(0))))
         facts.append({**made["losses"], "gradient_norm": made["gradient_norm"]})
         floats = [leaf for leaf in jax.tree.leaves(run.state) if leaf.dtype.kind == "f"]
@@ -180,16 +173,16 @@ def test_bfloat16_computes_what_float32_does(manifest: Path, recipe: Recipe, fre
         assert wide != narrow and narrow == pytest.approx(wide, rel=0.05), name
 
 
-def test_the_first_epochs_are_clean(manifest: Path, recipe: Recipe) -> None:
+def test_the_first_epochs_are_clean(manifest: Path) -> None:
     always, never = (
         {"noise_probability": p, "reverberation_probability": p, "telephone_probability": p} for p in (1.0, 0.0)
     )
     corpora = [
-        tones.corpus(manifest, changed(recipe, augmentation=each, curriculum={"clean_epochs": 1}))
+        tones.corpus(manifest, changed(RECIPE, augmentation=each, curriculum={"clean_epochs": 1}))
         for each in (always, never)
     ]
     for epoch in (0, 1):
-        plans = zip(*(corpus.plan_epoch(epoch, recipe.seed) for corpus in corpora), strict=True)
+        plans = zip(*(corpus.plan_epoch(epoch, RECIPE.seed) for corpus in corpora), strict=True)
         same = [
             np.array_equal(*(corpus.batch(plan).waveforms for corpus, plan in zip(corpora, pair, strict=True)))
             for pair in plans
@@ -210,18 +203,18 @@ def _cut_at(step: int) -> Any:
 
 
 def test_it_learns_two_tones_and_writes_a_model_that_knows_them(
-    manifest: Path, recipe: Recipe, fresh: Any, trained: Any, tmp_path: Path
+    manifest: Path, fresh: Any, trained: Any, tmp_path: Path
 ) -> None:
     """The first steps halve the loss; the last ones start from stored weights, since rounding decides where a run ends.
 
     600 steps led to the stored weights: their texts are beyond doubt, and the steps taken here are small.
     """
     (tmp_path / "first").mkdir()
-    trainer(manifest, tmp_path / "first", recipe, fresh).train()
+    trainer(manifest, tmp_path / "first", RECIPE, fresh).train()
     first = [row["loss"] for row in steps_of(tmp_path / "first")]
     assert np.mean(first[-5:]) < 0.5 * first[0]
 
-    small = changed(recipe, optimizer={"learning_rate": 1e-5}, stored="float16")
+    small = changed(RECIPE, optimizer={"learning_rate": 1e-5}, stored="float16")
     run = trainer(manifest, tmp_path, small, trained)
     run.train()
     last = [row["loss"] for row in steps_of(tmp_path)]
@@ -236,9 +229,9 @@ def test_it_learns_two_tones_and_writes_a_model_that_knows_them(
 
 
 def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_the_checkpoint(
-    manifest: Path, recipe: Recipe, fresh: Any, tmp_path: Path
+    manifest: Path, fresh: Any, tmp_path: Path
 ) -> None:
-    recipe = dataclasses.replace(recipe, checkpoint_steps=2)
+    recipe = dataclasses.replace(RECIPE, checkpoint_steps=2)
     run = trainer(manifest, tmp_path, recipe, fresh)
 
     def poison(progress: Any) -> None:
@@ -264,19 +257,17 @@ def limited_files(size: int) -> Iterator[None]:
 
 
 def test_a_log_that_cannot_be_written_is_named_and_leaves_no_checkpoint(
-    manifest: Path, recipe: Recipe, fresh: Any, tmp_path: Path
+    manifest: Path, fresh: Any, tmp_path: Path
 ) -> None:
     (tmp_path / LOG).mkdir()
     with pytest.raises(TrainingError, match=f"{LOG}: cannot be written"):
-        trainer(manifest, tmp_path, recipe, fresh).train()
+        trainer(manifest, tmp_path, RECIPE, fresh).train()
     assert [path.name for path in tmp_path.iterdir()] == [LOG]
 
 
 @pytest.mark.filterwarnings("ignore:Exception ignored")  # of Orbax' threads; the command line keeps them from users
-def test_a_full_disk_leaves_the_checkpoint_before_whole(
-    manifest: Path, recipe: Recipe, fresh: Any, tmp_path: Path
-) -> None:
-    run = trainer(manifest, tmp_path, recipe, fresh)
+def test_a_full_disk_leaves_the_checkpoint_before_whole(manifest: Path, fresh: Any, tmp_path: Path) -> None:
+    run = trainer(manifest, tmp_path, RECIPE, fresh)
     run.save()
     run.state["step"] = run.state["step"] + 1
     named = (tmp_path / RUN).read_text()
@@ -287,20 +278,20 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(
         assert str(told.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(told.value)
         assert (tmp_path / RUN).read_text() == named
     assert "make room and resume" in str(told.value)
-    again = trainer(manifest, tmp_path, recipe, fresh)
+    again = trainer(manifest, tmp_path, RECIPE, fresh)
     assert again.resume() == 0
     for a, b in zip(jax.tree.leaves(run.state["parameters"]), jax.tree.leaves(again.state["parameters"]), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     again.state["step"] = again.state["step"] + 1
     again.save()  # there is room again, and what the failed one left is not in the way
-    assert trainer(manifest, tmp_path, recipe, fresh).resume() == 1
+    assert trainer(manifest, tmp_path, RECIPE, fresh).resume() == 1
 
 
-def test_a_finished_run_takes_no_further_step(manifest: Path, recipe: Recipe, tmp_path: Path) -> None:
+def test_a_finished_run_takes_no_further_step(manifest: Path, tmp_path: Path) -> None:
     """Of a model with nothing but a CTC head, and by ScaledAdam."""
-    assert recipe.model is not None
-    model = dataclasses.replace(recipe.model, transducer=None)
-    recipe = dataclasses.replace(recipe, steps=2, model=model, optimizer=OptimizerConfig(kind="scaled_adam"))
+    assert RECIPE.model is not None
+    model = dataclasses.replace(RECIPE.model, transducer=None)
+    recipe = dataclasses.replace(RECIPE, steps=2, model=model, optimizer=OptimizerConfig(kind="scaled_adam"))
     done = trainer(manifest, tmp_path, recipe)
     before = jax.device_get(done.state["parameters"])
     done.train()
@@ -320,22 +311,20 @@ def test_a_finished_run_takes_no_further_step(manifest: Path, recipe: Recipe, tm
         fewer.train()
 
 
-def test_a_model_in_16_bits_is_tuned_in_32(manifest: Path, recipe: Recipe, fresh: Any, tmp_path: Path) -> None:
+def test_a_model_in_16_bits_is_tuned_in_32(manifest: Path, fresh: Any, tmp_path: Path) -> None:
     narrow = jax.tree.map(lambda leaf: leaf.astype("float16"), fresh)
-    run = trainer(manifest, tmp_path, recipe, narrow)
+    run = trainer(manifest, tmp_path, RECIPE, narrow)
     floats = [leaf for leaf in jax.tree.leaves(run.state) if leaf.dtype.kind == "f"]
     assert {str(leaf.dtype) for leaf in floats} == {"float32"}
 
 
-def test_a_converted_model_is_tuned(
-    goldens: Callable[[str], Golden], shared: Path, recipe: Recipe, tmp_path: Path
-) -> None:
+def test_a_converted_model_is_tuned(goldens: Callable[[str], Golden], shared: Path, tmp_path: Path) -> None:
     golden = goldens("zipformer-streaming-tiny")
     rows = [f"{shared}/golden/audio/{clip}.wav\tTHE SO" for clip in ("digits_a", "espeak_sentence")]
     (tmp_path / "manifest.tsv").write_text("\n".join(["path\ttext", *rows]) + "\n")
     data = DataConfig(bucket_seconds=(10.0,), batch_seconds=20.0)
     augmentation = AugmentationConfig(frequency_masks=0, time_masks=0)
-    recipe = dataclasses.replace(recipe, steps=6, model=None, data=data, dropout=0.0, augmentation=augmentation)
+    recipe = dataclasses.replace(RECIPE, steps=6, model=None, data=data, dropout=0.0, augmentation=augmentation)
     curriculum = CurriculumConfig()
     good, bad = check(read_manifest(tmp_path / "manifest.tsv"), Encoder(golden.tokens), golden.config, data, curriculum)
     assert not bad
@@ -351,18 +340,18 @@ def test_a_converted_model_is_tuned(
 
 @pytest.mark.parametrize("change", [{"seed": 9}, {"data": DataConfig(bucket_seconds=(2.0,), batch_seconds=10.0)}])
 def test_a_run_is_resumed_with_what_it_began_with(
-    manifest: Path, recipe: Recipe, fresh: Any, tmp_path: Path, change: dict[str, Any]
+    manifest: Path, fresh: Any, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    trainer(manifest, tmp_path, recipe, fresh).save()
+    trainer(manifest, tmp_path, RECIPE, fresh).save()
     (name,) = change
     with pytest.raises(TrainingError, match=f"the recipe's {name} were others"):
-        trainer(manifest, tmp_path, dataclasses.replace(recipe, **change), fresh).resume()
-    assert trainer(manifest, tmp_path, dataclasses.replace(recipe, steps=9), fresh).resume() == 0
+        trainer(manifest, tmp_path, dataclasses.replace(RECIPE, **change), fresh).resume()
+    assert trainer(manifest, tmp_path, dataclasses.replace(RECIPE, steps=9), fresh).resume() == 0
 
 
-def test_a_run_of_an_earlier_version_goes_on(manifest: Path, recipe: Recipe, fresh: Any, tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_goes_on(manifest: Path, fresh: Any, tmp_path: Path) -> None:
     """What its recipe did not name was at its default; and how the model is searched decides nothing."""
-    recipe = dataclasses.replace(recipe, dropout=0.0)
+    recipe = dataclasses.replace(RECIPE, dropout=0.0)
     trainer(manifest, tmp_path, recipe, fresh).save()
     before = json.loads((tmp_path / RUN).read_text())
     del before["recipe"]["dropout"], before["recipe"]["curriculum"]["repeat_share"]
@@ -374,28 +363,28 @@ def test_a_run_of_an_earlier_version_goes_on(manifest: Path, recipe: Recipe, fre
         trainer(manifest, tmp_path, dataclasses.replace(recipe, dropout=0.1), fresh).resume()
 
 
-def test_resuming_nothing_says_so(manifest: Path, recipe: Recipe, fresh: Any, tmp_path: Path) -> None:
+def test_resuming_nothing_says_so(manifest: Path, fresh: Any, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no checkpoint"):
-        trainer(manifest, tmp_path, recipe, fresh).resume()
+        trainer(manifest, tmp_path, RECIPE, fresh).resume()
 
 
-def test_two_devices_train_as_one(manifest: Path, recipe: Recipe, fresh: Any, tmp_path: Path) -> None:
+def test_two_devices_train_as_one(manifest: Path, fresh: Any, tmp_path: Path) -> None:
     """Two devices in a process of their own, where the CPU is two.
 
     Compared are the losses and the moving means of the gradients: AdamW makes a whole step of a gradient that is
     nothing but rounding, so that equal parameters would be luck.
     """
-    one = trainer(manifest, tmp_path, dataclasses.replace(recipe, steps=4), fresh)
+    one = trainer(manifest, tmp_path, dataclasses.replace(RECIPE, steps=4), fresh)
     one.train()
     script = f"""
 import sys; sys.path[:0] = {[str(Path(__file__).parent.parent)]!r}
 from pathlib import Path
 import dataclasses, jax, numpy as np, tones
 from jaxasr import store
-recipe = tones.write_recipe(Path({str(tmp_path)!r}))[1]
 output = Path({str(tmp_path)!r}) / "two"
 output.mkdir()
-run = tones.trainer(Path({str(manifest)!r}), output, dataclasses.replace(recipe, steps=4), devices=jax.devices()[:2])
+recipe = dataclasses.replace(tones.RECIPE, steps=4)
+run = tones.trainer(Path({str(manifest)!r}), output, recipe, devices=jax.devices()[:2])
 run.train()
 assert len(jax.tree.leaves(run.state["parameters"])[0].sharding.device_set) == 2
 means = run.state["optimizer"][1][0].mu

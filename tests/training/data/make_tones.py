@@ -25,7 +25,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe = tones.changed(
-            tones.write_recipe(folder)[1],
+            tones.RECIPE,
             steps=600,
             average=0.95,
             dropout=0.0,
