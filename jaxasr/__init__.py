@@ -14,6 +14,7 @@ _HOME = {
     "Transcript": "jaxasr.recognizer",
     "Failure": "jaxasr.recognizer",
     "convert_checkpoint": "jaxasr.convert",
+    "train": "jaxasr.training.train",
     "JaxasrError": "jaxasr.errors",
 }
 __all__ = ["__version__", *_HOME]
