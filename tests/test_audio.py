@@ -481,19 +481,21 @@ def test_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert audio.find(["b"]) == ["b/1.mp3", "b/2.WAV", "b/c/3.flac"]
-    assert audio.find(["z.opus", "b", "-", "a.wav"]) == ["z.opus", "b/1.mp3", "b/2.WAV", "b/c/3.flac", "-", "a.wav"]
-    assert audio.find(["missing.wav", "b/notes.txt"]) == ["missing.wav", "b/notes.txt"]
-    assert audio.find(["?.*"]) == ["a.wav", "z.opus"]
-    assert audio.find(["b/*"]) == ["b/1.mp3", "b/2.WAV", "b/c/3.flac", "b/notes.txt"]
-    assert audio.find(["b/**"]) == ["b/1.mp3", "b/2.WAV", "b/c/3.flac", "b/notes.txt"]
-    assert audio.find(["**/*.wav"]) == ["a.wav", "odd[1].wav"]
-    assert audio.find(["odd[1].wav"]) == ["odd[1].wav"]
-    assert audio.find([str(tmp_path / "b")]) == [str(tmp_path / "b" / name) for name in ("1.mp3", "2.WAV", "c/3.flac")]
-    assert audio.find([]) == []
+    assert audio.expand_paths(["b"]) == ["b/1.mp3", "b/2.WAV", "b/c/3.flac"]
+    listed = ["z.opus", "b/1.mp3", "b/2.WAV", "b/c/3.flac", "-", "a.wav"]
+    assert audio.expand_paths(["z.opus", "b", "-", "a.wav"]) == listed
+    assert audio.expand_paths(["missing.wav", "b/notes.txt"]) == ["missing.wav", "b/notes.txt"]
+    assert audio.expand_paths(["?.*"]) == ["a.wav", "z.opus"]
+    assert audio.expand_paths(["b/*"]) == ["b/1.mp3", "b/2.WAV", "b/c/3.flac", "b/notes.txt"]
+    assert audio.expand_paths(["b/**"]) == ["b/1.mp3", "b/2.WAV", "b/c/3.flac", "b/notes.txt"]
+    assert audio.expand_paths(["**/*.wav"]) == ["a.wav", "odd[1].wav"]
+    assert audio.expand_paths(["odd[1].wav"]) == ["odd[1].wav"]
+    listed = [str(tmp_path / "b" / name) for name in ("1.mp3", "2.WAV", "c/3.flac")]
+    assert audio.expand_paths([str(tmp_path / "b")]) == listed
+    assert audio.expand_paths([]) == []
     for wrong, message in [("*.ogg", "no audio file matches"), ("empty", "no audio file in this folder")]:
         with pytest.raises(AudioError, match=message) as caught:
-            audio.find(["a.wav", wrong])
+            audio.expand_paths(["a.wav", wrong])
         assert str(caught.value).startswith(f"{wrong}: ")
 
 

@@ -16,7 +16,7 @@ import soundfile
 import soxr
 
 import jaxasr
-from jaxasr import batching, store
+from jaxasr import store
 from jaxasr.convert.published import MODELS
 from jaxasr.errors import ModelError
 from jaxasr.evaluation import Errors, count_errors, evaluate
@@ -29,15 +29,12 @@ WORDS = {name: words for name, (words, _) in runpy.run_path(str(SAMPLES / "make.
 AUDIO = {name: SAMPLES / f"{name}.wav" for name in WORDS}
 
 
-@pytest.fixture(autouse=True)
-def one_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All clips share a program, which saves minutes of compilation; what buckets do is in test_promises.py."""
-    monkeypatch.setattr(batching, "SHORTEST", 10.0)
+ONE_BUCKET = 10.0  # seconds: all clips share a program, which saves minutes of compilation
 
 
 @pytest.fixture(scope="module")
 def recognizer() -> Recognizer:
-    return jaxasr.load_model(EMBEDDED)
+    return jaxasr.load_model(EMBEDDED, shortest_seconds=ONE_BUCKET)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +67,12 @@ def test_arrays(recognizer: Recognizer, samples: np.ndarray, cast: Callable[[np.
 
 
 def test_bfloat16() -> None:
-    recognizer = jaxasr.load_model(EMBEDDED, dtype="bfloat16")
+    recognizer = jaxasr.load_model(EMBEDDED, dtype="bfloat16", shortest_seconds=ONE_BUCKET)
     assert [each.text for each in recognizer.transcribe([str(AUDIO["digits"])])] == [WORDS["digits"]]
 
 
 def test_numbers_beyond_float16_are_no_text() -> None:
-    recognizer = jaxasr.load_model(EMBEDDED, dtype="float16")
+    recognizer = jaxasr.load_model(EMBEDDED, dtype="float16", shortest_seconds=ONE_BUCKET)
     try:
         texts = [each.text for each in recognizer.transcribe([str(AUDIO["digits"])])]
     except ModelError as error:

@@ -10,6 +10,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -63,9 +64,9 @@ def test_fields_run_side_by_side(recognizer: Recognizer) -> None:
 
 def test_repeated_calls_compile_nothing_new(recognizer: Recognizer, clips: list[np.ndarray]) -> None:
     list(recognizer.transcribe(clips))
-    known = set(recognizer.programs)
+    known = set(recognizer.programs.compiled)
     list(recognizer.transcribe(clips))
-    assert set(recognizer.programs) == known
+    assert set(recognizer.programs.compiled) == known
 
 
 def test_unreadable_inputs_among_good_ones(recognizer: Recognizer, tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_the_search_is_the_models_unless_another_is_asked_for(bundled: Golden) -
 def test_what_is_no_number_is_no_text(bundled: Golden, head: str, beam: int | None) -> None:
     """As when activations leave the range of float16: a beam goes on with blanks then, and says so all the same."""
     recognizer = Recognizer(bundled.config, bundled.params, bundled.tokens, head=head, beam=beam)
-    recognizer.use(jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), bundled.params))
+    recognizer.programs.replace_params(jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), bundled.params))
     with pytest.raises(ModelError, match="leaves the range of float32"):
         list(recognizer.transcribe([str(CLIP)]))
 
@@ -153,15 +154,15 @@ def test_reading_goes_on_while_the_device_works(
             read.set()
         return original(source, rate)
 
-    run = slow.run
+    run = slow.programs.run
 
-    def wait_for_reader(*batch: np.ndarray) -> object:
+    def wait_for_reader(*batch: Any) -> object:
         # The first group is on the device; with no reading meanwhile this would never end.
         assert read.wait(timeout=60)
         return run(*batch)
 
-    monkeypatch.setattr("jaxasr.recognizer.audio_files.load", load)
-    monkeypatch.setattr(slow, "run", wait_for_reader)
+    monkeypatch.setattr(audio, "load", load)
+    monkeypatch.setattr(slow.programs, "run", wait_for_reader)
     results = list(slow.transcribe([clips[1]] * 12))
     assert len(results) == 12 and len(set(spoken(results))) == 1
 
@@ -225,7 +226,7 @@ from jaxasr import audio
 sound = audio.load(sys.argv[2])
 clips = [sound, sound[:20000], sound[8000:40000], sound[:9000], sound[100:30000]]
 model = jaxasr.load_model(sys.argv[1])
-print(len(model.devices))
+print(len(model.programs.devices))
 for t in model.transcribe(clips):
     print(*t.token_ids)
 """

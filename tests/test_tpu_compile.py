@@ -33,8 +33,8 @@ config = read_config(named_configs()[model])
 tokens = TokenTable(tuple(f"<{i}>" for i in range(config.vocabulary_size)))
 chips = list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
 recognizer = Recognizer(config, {}, tokens, dtype="bfloat16", devices=chips, beam=beam)
-recognizer.policy = Policy(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"))  # what a process on a TPU chooses
-program = recognizer.compile(rows, samples)
+recognizer.programs.policy = Policy(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"))  # what a process on a TPU chooses
+program = recognizer.programs.compile(rows, samples)
 memory, cost, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
 print(json.dumps({
     "chips": len(chips),

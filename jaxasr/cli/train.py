@@ -57,6 +57,7 @@ def train(
     from jaxasr import loading, store
     from jaxasr.evaluation import Errors, evaluate
     from jaxasr.manifests import duration, read_manifest
+    from jaxasr.process import configure_process
     from jaxasr.recognizer import Recognizer
     from jaxasr.text.encoding import Encoder
     from jaxasr.text.tokens import TokenTable
@@ -65,6 +66,7 @@ def train(
     from jaxasr.training.recipe import read_recipe
     from jaxasr.training.vocabulary import make_vocabulary
 
+    configure_process()
     settings = read_recipe(recipe)
     if steps is not None:
         settings = dataclasses.replace(settings, steps=steps)
@@ -114,7 +116,7 @@ def train(
     def score(given: dict[str, Any]) -> Errors:
         if not kept:
             kept.append(Recognizer(config, given, tokens, devices=trainer.devices[:1]))
-        kept[0].use(given)
+        kept[0].programs.replace_params(given)
         total = Errors()
         for scored in evaluate(kept[0], tested):
             if scored.error is not None:

@@ -22,11 +22,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxasr import store
+from jaxasr.caches import programs_kept
 from jaxasr.configuration import from_mapping, to_mapping
-from jaxasr.devices import policy, prepare
+from jaxasr.devices import policy
 from jaxasr.errors import AudioError, ConfigError, TrainingError
 from jaxasr.evaluation import Errors
 from jaxasr.features.kaldi import fbank
+from jaxasr.files import first_line, writing_file
 from jaxasr.layers.dropout import Dropout
 from jaxasr.model import Model, ModelConfig, Skeleton, named_parameters
 from jaxasr.text.tokens import TokenTable
@@ -34,7 +36,6 @@ from jaxasr.training.augmentation import spec_augment
 from jaxasr.training.data import Corpus, TrainingBatch, prefetch
 from jaxasr.training.losses import choose_frames_at_once, ctc_loss, transducer_loss
 from jaxasr.training.recipe import Recipe
-from jaxasr.writers import writing
 
 Parameters = dict[str, Any]
 CHECKPOINTS, LOG, MODEL, RUN = "checkpoints", "log.jsonl", "model", "run.json"
@@ -136,7 +137,6 @@ class Trainer:
         devices: list[jax.Device] | None = None,
     ) -> None:
         """`score` evaluates parameters on held-out utterances. `card` is the README of the model that is written."""
-        prepare()
         if config.transducer is not None and config.transducer.vocabulary_size != len(tokens):
             raise ConfigError(f"the model has {config.transducer.vocabulary_size} tokens, the table {len(tokens)}")
         self.recipe, self.config, self.tokens, self.corpus, self.output = recipe, config, tokens, corpus, output
@@ -164,6 +164,7 @@ class Trainer:
         )
         self._update = jax.jit(self._step, donate_argnums=0)
 
+    @programs_kept()
     def train(self, report: Callable[[Progress], None] | None = None) -> Parameters:
         """Run all steps that are left and return the averaged parameters.
 
@@ -241,7 +242,7 @@ class Trainer:
                 manager.wait_until_finished()
         except Exception as error:  # Orbax and TensorStore raise many kinds for one cause: a folder that takes no more
             raise TrainingError(
-                f"{self.output / CHECKPOINTS}: cannot be written ({store.first_line(error)}); make room and --resume"
+                f"{self.output / CHECKPOINTS}: cannot be written ({first_line(error)}); make room and --resume"
             ) from None
 
     def resume(self) -> int:
@@ -260,7 +261,7 @@ class Trainer:
             except Exception as error:
                 raise TrainingError(
                     f"{self.output / CHECKPOINTS}: step {step} cannot be read into this recipe's model "
-                    f"({store.first_line(error)}); use the recipe that began it"
+                    f"({first_line(error)}); use the recipe that began it"
                 ) from None
         return step
 
@@ -376,11 +377,8 @@ def require_checkpoint(output: Path) -> None:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file of a run, whole or not at all; TrainingError, since a ConfigError would mean a bad recording."""
-    try:
-        with writing(path) as write:
-            write(text)
-    except ConfigError as error:
-        raise TrainingError(str(error)) from None
+    with writing_file(path, TrainingError) as write:
+        write(text)
 
 
 class _Log:
