@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from jaxasr.errors import AudioError
-from jaxasr.files import first_line
+from jaxasr.files import reason
 from jaxasr.process import mpg123_silence
 
 AudioSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | np.ndarray"
@@ -120,14 +120,14 @@ def _load_path(path: str) -> np.ndarray:
     except PermissionError:
         raise AudioError(f"{path}: permission denied; make the file readable for this user") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise AudioError(f"{path}: cannot be read ({first_line(error)}); check the path and the disk") from None
+        raise AudioError(f"{path}: cannot be read ({reason(error)}); check the path and the disk") from None
 
 
 def _load_stream(stream: Any, name: str) -> np.ndarray:
     try:
         content = stream.read()
     except Exception as error:  # a file object of the caller's may raise anything
-        raise AudioError(f"{name}: cannot be read ({first_line(error)}); open it again, in binary mode") from error
+        raise AudioError(f"{name}: cannot be read ({reason(error)}); open it again, in binary mode") from error
     if not isinstance(content, (bytes, bytearray, memoryview)):
         raise AudioError(f"{name}: gives {type(content).__name__} instead of bytes; open it in binary mode")
     return _load_file(io.BytesIO(content), name)
@@ -176,8 +176,8 @@ def _load_file(file: Any, name: str) -> np.ndarray:
         return _load_by_libsndfile(soundfile, file, head, name)
     except soundfile.LibsndfileError as error:
         if error.code != _UNRECOGNISED:
-            reason = error.error_string.rstrip(".") or f"error {error.code}"
-            raise AudioError(f"{name}: damaged or cut off (libsndfile: {reason}); copy or export it again") from error
+            fault = error.error_string.rstrip(".") or f"error {error.code}"
+            raise AudioError(f"{name}: damaged or cut off (libsndfile: {fault}); copy or export it again") from error
     file.seek(0)
     return _load_by_av(file, head, name)
 
@@ -274,7 +274,7 @@ def _load_by_av(file: Any, head: bytes, name: str) -> np.ndarray:
             return _gather(_av_blocks(av, container, stream), stream.rate or 0, name)
     except (av.FFmpegError, ValueError) as error:
         raise AudioError(
-            f"{name}: is no audio that libsndfile or FFmpeg can decode ({first_line(error)}); convert it to WAV or FLAC"
+            f"{name}: is no audio that libsndfile or FFmpeg can decode ({reason(error)}); convert it to WAV or FLAC"
         ) from error
 
 
@@ -334,7 +334,8 @@ def _upsample(samples: np.ndarray, rate: float) -> np.ndarray:
     from scipy import signal
 
     ratio = Fraction(SAMPLE_RATE / rate).limit_denominator(1000)
-    return signal.resample_poly(samples, ratio.numerator, ratio.denominator).astype(np.float32, copy=False)
+    raised: np.ndarray = signal.resample_poly(samples, ratio.numerator, ratio.denominator)
+    return raised.astype(np.float32, copy=False)
 
 
 class _CalmFile:
@@ -354,7 +355,7 @@ class _CalmFile:
 
     def readinto(self, buffer: Any) -> int:
         try:
-            return self._file.readinto(buffer)
+            return int(self._file.readinto(buffer))
         except OSError as error:
             self.error = error
             return 0

@@ -16,13 +16,13 @@ import yaml
 from jaxasr.errors import ConfigError, JaxasrError
 
 
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, for messages of one line: the system's words if it has any, else its first line.
+def reason(error: BaseException) -> str:
+    """What a library's error says, in one line of at most 200 characters: the system's words if it has any.
 
     An error that says nothing is named by its type.
     """
-    message = str((isinstance(error, OSError) and error.strerror) or error)
-    return (message.strip().splitlines() or [type(error).__name__])[0].strip()[:200]
+    message = (isinstance(error, OSError) and error.strerror) or str(error)
+    return " ".join(message.split())[:200] or type(error).__name__
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:
@@ -36,7 +36,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{os.fspath(path)} cannot be read ({first_line(error)})") from None
+        raise ConfigError(f"{os.fspath(path)} cannot be read ({reason(error)})") from None
     except (yaml.YAMLError, RecursionError):
         raise ConfigError(f"{os.fspath(path)} is not valid yaml") from None
 
@@ -101,4 +101,4 @@ def _reported(path: str | os.PathLike[str], error: type[JaxasrError]) -> Iterato
     try:
         yield
     except OSError as raised:
-        raise error(f"{os.fspath(path)}: cannot be written ({first_line(raised)}); choose another path") from None
+        raise error(f"{os.fspath(path)}: cannot be written ({reason(raised)}); choose another path") from None

@@ -59,15 +59,17 @@ def load_model(
     # The package's own without a name, also where a folder of the name lies in the working directory.
     directory = _embedded() if name_or_path is None else locate(name_or_path, precision)
     stored = store.open_model(directory, verify=verify)
-    padding = {
-        key: value for key, value in (("silence_before", pad_before), ("silence_after", pad_after)) if value is not None
-    }
+    audio = stored.config.audio
+    if pad_before is not None:
+        audio = dataclasses.replace(audio, silence_before=pad_before)
+    if pad_after is not None:
+        audio = dataclasses.replace(audio, silence_after=pad_after)
 
     def read() -> store.Parameters:
         return stored.params(verify=verify)
 
     return Recognizer(
-        dataclasses.replace(stored.config, audio=dataclasses.replace(stored.config.audio, **padding)),
+        dataclasses.replace(stored.config, audio=audio),
         read if lazy else read(),
         stored.tokens,
         dtype=dtype,

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, Self, TypeGuard, overload
+from typing import Literal, Self, cast, overload
 
 import jax
 import numpy as np
@@ -123,7 +123,7 @@ class Recognizer:
         """
         if on_error not in ("raise", "yield"):
             raise ConfigError(f"on_error must be 'raise' or 'yield', not {on_error!r}")
-        return self._transcribe([sources] if _is_one(sources) else sources, sample_rate, on_error, progress)
+        return self._transcribe(_listed(sources), sample_rate, on_error, progress)
 
     def close(self) -> None:
         """Let go of parameters and programs, after the parameters have been read; nothing can be transcribed then.
@@ -233,8 +233,9 @@ class Recognizer:
         )
 
 
-def _is_one(sources: Iterable[AudioSource] | AudioSource) -> TypeGuard[AudioSource]:
-    """Whether `sources` is one recording rather than many."""
-    return isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike)) or any(
-        hasattr(sources, name) for name in ("read", "__array__")
-    )
+def _listed(sources: Iterable[AudioSource] | AudioSource) -> Iterable[AudioSource]:
+    """Many recordings, or one as a list: arrays, bytes and open files can be iterated too, but over other things."""
+    one = isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike))
+    if one or hasattr(sources, "read") or hasattr(sources, "__array__"):
+        return [cast(AudioSource, sources)]
+    return cast(Iterable[AudioSource], sources)

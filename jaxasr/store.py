@@ -24,7 +24,7 @@ import yaml
 
 from jaxasr.configuration import from_mapping, to_mapping
 from jaxasr.errors import ModelError
-from jaxasr.files import file_hash, first_line, read_yaml, writing_folder
+from jaxasr.files import file_hash, read_yaml, reason, writing_folder
 from jaxasr.model import ModelConfig
 from jaxasr.text.tokens import TokenTable
 
@@ -130,11 +130,9 @@ class StoredModel:
         )
         try:
             with ocp.StandardCheckpointer() as checkpointer:
-                params = checkpointer.restore((self.folder / PARAMS).absolute(), abstract)
+                params: Parameters = checkpointer.restore((self.folder / PARAMS).absolute(), abstract)
         except Exception as error:  # Orbax and TensorStore raise many kinds for one cause: a damaged params folder
-            raise ModelError(
-                f"{self.folder / PARAMS} is damaged ({first_line(error)}): convert the model again"
-            ) from None
+            raise ModelError(f"{self.folder / PARAMS} is damaged ({reason(error)}): convert the model again") from None
         if verify:
             _verify_arrays(self.folder, self.manifest["arrays"], params)
         return params
@@ -239,7 +237,7 @@ def _save_arrays(path: Path, params: Mapping[str, Any]) -> None:
             _uninterrupted(checkpointer.save, path.absolute(), args=ocp.args.PyTreeSave(params))
     except ValueError as error:
         full = os.strerror(errno.ENOSPC)
-        raise OSError(errno.EIO, full if full in str(error) else first_line(error)) from None
+        raise OSError(errno.EIO, full if full in str(error) else reason(error)) from None
 
 
 def _uninterrupted(call: Callable[..., None], *arguments: Any, **options: Any) -> None:
@@ -261,7 +259,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise ModelError(f"{folder} does not exist: make a model directory with `jaxasr convert`")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except OSError:
         raise ModelError(
             f"{folder} is no model directory: it has no {MANIFEST}; make one with `jaxasr convert`"
@@ -272,7 +270,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder / MANIFEST} is damaged: convert the model again")
     if manifest["format"] != FORMAT:
         raise ModelError(f"{folder} has format {manifest['format']}, this jaxasr reads {FORMAT}: convert it again")
-    return manifest
+    checked: dict[str, Any] = manifest
+    return checked
 
 
 def _is_manifest(manifest: Any) -> bool:
@@ -291,7 +290,7 @@ def _verify_files(folder: Path, files: Mapping[str, str]) -> None:
         try:
             digest = file_hash(folder / name)
         except OSError as error:
-            raise ModelError(f"{folder / name} cannot be read ({first_line(error)}): convert the model again") from None
+            raise ModelError(f"{folder / name} cannot be read ({reason(error)}): convert the model again") from None
         if digest != files.get(name):
             raise ModelError(f"{folder / name} is not what was converted (its hash differs): convert the model again")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,7 +23,8 @@ from golden_models import Golden
 from jaxasr import audio
 from jaxasr.errors import AudioError, ConfigError, ModelError
 from jaxasr.model import JOINT_BEAM, SearchConfig
-from jaxasr.recognizer import Failure, Recognizer, Transcript
+from jaxasr.recognizer import Recognizer
+from jaxasr.transcripts import Failure, Transcript
 
 CLIP = Path(__file__).parent / "data" / "espeak_sentence.wav"
 
@@ -62,6 +65,44 @@ def test_fields_run_side_by_side(recognizer: Recognizer) -> None:
     assert all(p <= 0 for p in result.log_probs)
 
 
+def test_one_recording_in_any_form_is_one_recording(recognizer: Recognizer, clips: list[np.ndarray]) -> None:
+    expected = next(recognizer.transcribe(str(CLIP))).token_ids
+    content = CLIP.read_bytes()
+    for source in (content, bytearray(content), memoryview(content), io.BytesIO(content), CLIP, jnp.asarray(clips[0])):
+        (transcript,) = recognizer.transcribe(source)
+        assert transcript.token_ids == expected
+
+
+def test_short_clips_are_padded_to_the_shortest(bundled: Golden, clips: list[np.ndarray]) -> None:
+    padded = bundled.recognizer(shortest_seconds=4.0)
+    list(padded.transcribe(clips[1:3]))
+    assert set(padded.programs.compiled) == {(1, 4 * 16000)}
+
+
+def test_a_recognizer_is_closed_after_its_parameters_have_been_read(bundled: Golden) -> None:
+    reading = threading.Event()
+
+    def read() -> dict[str, Any]:
+        reading.wait(60)
+        return bundled.params
+
+    with Recognizer(bundled.config, read, bundled.tokens) as recognizer:
+        alive = [thread for thread in threading.enumerate() if thread.name == "jaxasr-params"]
+        assert len(alive) == 1
+        reading.set()
+    assert not alive[0].is_alive()
+    recognizer.close()
+    with pytest.raises(ModelError, match="closed"):
+        list(recognizer.transcribe(str(CLIP)))
+
+
+def test_a_refused_option_leaves_no_thread(bundled: Golden) -> None:
+    for option in ({"dtype": "float33"}, {"head": "rnnt"}, {"shortest_seconds": 0.0}):
+        with pytest.raises(ConfigError):
+            Recognizer(bundled.config, lambda: bundled.params, bundled.tokens, **option)
+    assert not [thread for thread in threading.enumerate() if thread.name == "jaxasr-params"]
+
+
 def test_repeated_calls_compile_nothing_new(recognizer: Recognizer, clips: list[np.ndarray]) -> None:
     list(recognizer.transcribe(clips))
     known = set(recognizer.programs.compiled)
@@ -73,6 +114,7 @@ def test_unreadable_inputs_among_good_ones(recognizer: Recognizer, tmp_path: Pat
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"RIFF nothing")
     first, second, third = recognizer.transcribe([str(CLIP), str(bad), str(CLIP)], on_error="yield")
+    assert isinstance(first, Transcript) and isinstance(third, Transcript)
     assert isinstance(second, Failure) and second.audio == str(bad) and isinstance(second.error, AudioError)
     assert first.text == third.text != ""
     results = recognizer.transcribe([str(bad), str(CLIP)])

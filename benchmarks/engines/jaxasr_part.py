@@ -26,7 +26,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from work import encoder_operations  # noqa: E402
 
-from jaxasr import load_model  # noqa: E402
+from jaxasr import configure_process, load_model  # noqa: E402
 from jaxasr.benchmark import random_recognizer  # noqa: E402
 from jaxasr.convert import named_configs  # noqa: E402
 from jaxasr.features.kaldi import fbank  # noqa: E402
@@ -43,9 +43,11 @@ def load() -> Recognizer:
     return load_model(options.model, dtype=options.dtype, pad_before=0.0, pad_after=0.0)
 
 
+configure_process()
 started = time.perf_counter()
 recognizer = load()
-jax.block_until_ready(recognizer.params)
+programs = recognizer.programs
+jax.block_until_ready(programs.params)
 loaded = time.perf_counter() - started
 config = recognizer.config
 
@@ -55,7 +57,7 @@ def whole() -> Any:
 
 
 def prepare_whole() -> dict[str, Any]:
-    return whole() | {"programs": [list(shape) for shape in recognizer.programs]}
+    return whole() | {"programs": [list(shape) for shape in programs.compiled]}
 
 
 def part(name: str) -> tuple[Any, tuple[Any, ...]]:
@@ -66,18 +68,18 @@ def part(name: str) -> tuple[Any, tuple[Any, ...]]:
         return fbank(config.features, waveforms, lengths)
 
     def encoder(params: Any, frames: jax.Array, lengths: jax.Array) -> Any:
-        return recognizer.skeleton.fill(params).encoder(frames, lengths)
+        return programs.skeleton.fill(params).encoder(frames, lengths)
 
     def search(params: Any, encoded: jax.Array, lengths: jax.Array) -> Any:
-        return recognizer.skeleton.fill(params).search(encoded, lengths, recognizer.head, beam=recognizer.beam)
+        return programs.skeleton.fill(params).search(encoded, lengths, programs.head, beam=programs.beam)
 
     if name == "features":
         return features, (waveforms, lengths)
     frames, frame_lengths = jax.jit(features)(waveforms, lengths)
-    frames = frames.astype(recognizer.policy.activations)
+    frames = frames.astype(programs.policy.activations)
     if name == "encoder":
-        return encoder, (recognizer.params, frames, frame_lengths)
-    return search, (recognizer.params, *jax.jit(encoder)(recognizer.params, frames, frame_lengths))
+        return encoder, (programs.params, frames, frame_lengths)
+    return search, (programs.params, *jax.jit(encoder)(programs.params, frames, frame_lengths))
 
 
 if options.part == "whole":

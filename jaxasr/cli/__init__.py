@@ -20,7 +20,7 @@ from jaxasr import __version__
 from jaxasr.cli import bench, convert, evaluate, info, train, transcribe
 from jaxasr.cli.progress import debugging, log_to_stderr, say
 from jaxasr.errors import JaxasrError
-from jaxasr.files import first_line
+from jaxasr.files import reason
 
 app = typer.Typer(
     name="jaxasr",
@@ -111,7 +111,7 @@ def _exit_code(work: Callable[[], Any]) -> int:
             message = error.format_message().rstrip(".")
             say(f"{message} (see {command} --help)")
             return int(error.exit_code)
-        say(_in_one_line(error))
+        say(_message(error))
         try:
             sys.stdout.flush()
         except OSError:
@@ -125,14 +125,14 @@ def _stopped() -> int:
     return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
 
 
-def _in_one_line(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, JaxasrError):
         return str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return "out of memory: try a smaller --batch-seconds, or --dtype bfloat16"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'standard output'}: {error.strerror}"
-    return f"unexpected {type(error).__name__}: {first_line(error)} (JAXASR_DEBUG=1 shows where; please report it)"
+    return f"unexpected {type(error).__name__}: {reason(error)} (JAXASR_DEBUG=1 shows where; please report it)"
 
 
 def _drop_stdout() -> None:

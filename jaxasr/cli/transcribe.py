@@ -17,7 +17,7 @@ from jaxasr.audio import expand_paths
 from jaxasr.cli.options import RecognizerOptions, with_recognizer_options
 from jaxasr.cli.progress import metered, say
 from jaxasr.errors import ConfigError, JaxasrError
-from jaxasr.files import first_line, writing_file
+from jaxasr.files import reason, writing_file
 from jaxasr.writers import FORMATS, Document, Format
 
 EXAMPLE = "Example: jaxasr transcribe talks/ extra.mp3 --model model/ --format srt --output subtitles/ --skip-existing"
@@ -124,7 +124,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder}: the folder cannot be made ({first_line(error)}); give another --output") from None
+        raise ConfigError(f"{folder}: the folder cannot be made ({reason(error)}); give another --output") from None
 
 
 def _protect(inputs: list[str], targets: list[Path]) -> None:

@@ -28,7 +28,7 @@ from jaxasr.devices import policy
 from jaxasr.errors import AudioError, ConfigError, TrainingError
 from jaxasr.evaluation import Errors
 from jaxasr.features.kaldi import fbank
-from jaxasr.files import first_line, writing_file
+from jaxasr.files import reason, writing_file
 from jaxasr.layers.dropout import Dropout
 from jaxasr.model import Model, ModelConfig, Skeleton, named_parameters
 from jaxasr.text.tokens import TokenTable
@@ -242,7 +242,7 @@ class Trainer:
                 manager.wait_until_finished()
         except Exception as error:  # Orbax and TensorStore raise many kinds for one cause: a folder that takes no more
             raise TrainingError(
-                f"{self.output / CHECKPOINTS}: cannot be written ({first_line(error)}); make room and --resume"
+                f"{self.output / CHECKPOINTS}: cannot be written ({reason(error)}); make room and --resume"
             ) from None
 
     def resume(self) -> int:
@@ -261,7 +261,7 @@ class Trainer:
             except Exception as error:
                 raise TrainingError(
                     f"{self.output / CHECKPOINTS}: step {step} cannot be read into this recipe's model "
-                    f"({first_line(error)}); use the recipe that began it"
+                    f"({reason(error)}); use the recipe that began it"
                 ) from None
         return step
 

@@ -50,6 +50,7 @@ def test_options_reach_the_library(run: Run, talks: Path, recognizers: list[Any]
     options = "--dtype bfloat16 --batch-seconds 30 --blank-penalty 1.5 --head joint --beam 8".split()
     options += "--pad-before 0.9 --pad-after 0".split()
     assert run("transcribe", talks, "--model", "m", *options, "--precision", "int8").code == 0
+    assert recognizers[0].closed
     assert run("transcribe", talks, "--model", "m").code == 0
     assert recognizers[0].options == {
         "model": "m", "dtype": "bfloat16", "batch_seconds": 30.0, "blank_penalty": 1.5, "head": "joint",
