@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jaxasr.errors import ConfigError, JaxasrError
 
 
@@ -33,6 +31,8 @@ def file_hash(path: str | os.PathLike[str]) -> str:
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
     """What a yaml file holds, as mappings, lists and scalars. Raises ConfigError."""
+    import yaml
+
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
