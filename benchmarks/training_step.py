@@ -35,6 +35,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 
+from jaxasr import configure_process  # noqa: E402
 from jaxasr.configs import named_configs  # noqa: E402
 from jaxasr.devices import Policy  # noqa: E402
 from jaxasr.manifests import read_manifest  # noqa: E402
@@ -102,6 +103,7 @@ def abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
 
 
 def main() -> None:
+    configure_process()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "run").mkdir()

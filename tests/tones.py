@@ -33,7 +33,8 @@ steps: 20
 model:
   name: tones
   encoder: {kind: zipformer, num_layers: [1], downsampling: [2], encoder_dim: [16], feedforward_dim: [16],
-    num_heads: [2], query_head_dim: [8], value_head_dim: [4], pos_head_dim: [4], conv_kernel: [7], embed_channels: [4, 4, 4]}
+    num_heads: [2], query_head_dim: [8], value_head_dim: [4], pos_head_dim: [4], conv_kernel: [7],
+    embed_channels: [4, 4, 4]}
   features: {kind: kaldi}
   text: {kind: sherpa_onnx, recognizer: offline_transducer}
   transducer: {vocabulary_size: 5, predictor: {kind: stateless, dim: 16}, joiner_dim: 16}

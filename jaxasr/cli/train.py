@@ -53,6 +53,7 @@ def train(
     """Train a recogniser on your own recordings; Ctrl-C leaves a checkpoint that --resume goes on from."""
     if held_out_where and not held_out:
         raise typer.BadParameter("--held-out-where needs --held-out")
+    jaxasr.configure_process()
     chosen, tested = conditions(where or []), conditions(held_out_where or [])
     with _meter() as report:
         result = jaxasr.train(

@@ -19,7 +19,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxasr import store
-from jaxasr.devices import Policy, policy, prepare
+from jaxasr.caches import programs_kept
+from jaxasr.devices import Policy, policy
 from jaxasr.errors import AudioError, ConfigError, TrainingError
 from jaxasr.evaluation import Errors
 from jaxasr.model import Model, ModelConfig, Skeleton, named_parameters
@@ -131,7 +132,6 @@ class Trainer:
         `output`: the run's folder, which exists. `score` evaluates parameters on held-out utterances. `card` is the
         README of the model that is written. `devices` share each batch, all local ones if unset.
         """
-        prepare()
         if config.transducer is not None and config.transducer.vocabulary_size != len(tokens):
             raise ConfigError(f"the model has {config.transducer.vocabulary_size} tokens, the table {len(tokens)}")
         self.recipe, self.config, self.tokens, self.corpus = recipe, config, tokens, corpus
@@ -157,6 +157,7 @@ class Trainer:
             self._everywhere,
         )
 
+    @programs_kept()
     def train(self, report: Callable[[Progress], None] | None = None) -> Parameters:
         """Run all steps that are left, write the averaged model, and return its parameters.
 

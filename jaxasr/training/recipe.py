@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 import optax
-import yaml
 
 from jaxasr.configuration import from_mapping
 from jaxasr.errors import ConfigError
+from jaxasr.files import read_yaml
 from jaxasr.model import ModelConfig
 from jaxasr.training.augmentation import AugmentationConfig
 from jaxasr.training.curriculum import CurriculumConfig
@@ -137,13 +137,7 @@ def read_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
         path = Path(str(files("jaxasr.configs.training") / f"{name_or_path}.yaml"))
         if not path.exists():
             raise ConfigError(f"{name_or_path}: no such recipe file, nor one of {', '.join(named_recipes())}")
-    try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except (yaml.YAMLError, RecursionError):
-        raise ConfigError(f"{path} is not valid yaml") from None
-    return from_mapping(Recipe, mapping, str(path))
+    return from_mapping(Recipe, read_yaml(path), str(path))
 
 
 def named_recipes() -> list[str]:

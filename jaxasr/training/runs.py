@@ -13,12 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from jaxasr import store
 from jaxasr.configuration import from_mapping, to_mapping
 from jaxasr.errors import ConfigError, TrainingError
+from jaxasr.files import reason, writing_file
 from jaxasr.training.data import Example
 from jaxasr.training.recipe import Recipe
-from jaxasr.writers import writing
 
 if TYPE_CHECKING:
     from orbax.checkpoint import CheckpointManager
@@ -79,7 +78,7 @@ class RunFolder:
                 manager.wait_until_finished()
         except Exception as error:  # Orbax and TensorStore raise many kinds for one cause: a folder that takes no more
             raise TrainingError(
-                f"{self.path / CHECKPOINTS}: cannot be written ({store.first_line(error)}); make room and resume"
+                f"{self.path / CHECKPOINTS}: cannot be written ({reason(error)}); make room and resume"
             ) from None
 
     def restore(self, abstract: State, identity: Identity) -> tuple[int, State]:
@@ -95,7 +94,7 @@ class RunFolder:
             except Exception as error:
                 raise TrainingError(
                     f"{self.path / CHECKPOINTS}: step {step} cannot be read into this recipe's model "
-                    f"({store.first_line(error)}); use the recipe that began it"
+                    f"({reason(error)}); use the recipe that began it"
                 ) from None
 
     def _checkpoints(self) -> CheckpointManager:
@@ -129,11 +128,8 @@ class RunFolder:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file of a run, whole or not at all; TrainingError, since a ConfigError would mean a bad recording."""
-    try:
-        with writing(path) as write:
-            write(text)
-    except ConfigError as error:
-        raise TrainingError(str(error)) from None
+    with writing_file(path, TrainingError) as write:
+        write(text)
 
 
 class Log:

@@ -167,7 +167,7 @@ class _Score:
     def __call__(self, parameters: Parameters) -> Errors:
         if self._recognizer is None:
             self._recognizer = Recognizer(self._config, parameters, self._tokens, devices=[self._device])
-        self._recognizer.use(parameters)
+        self._recognizer.programs.replace_params(parameters)
         errors = Errors()
         for scored in evaluate(self._recognizer, self._utterances):
             if scored.error is not None:
