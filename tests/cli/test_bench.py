@@ -1,54 +1,61 @@
-"""`jaxasr bench`: what is measured, for people and as JSON."""
+"""`jaxasr bench`, end to end on small models: what is measured, for people and as JSON."""
 
 from __future__ import annotations
 
-import inspect
+import functools
 import json
-import sys
 from collections.abc import Callable
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-import jaxasr
-from jaxasr.errors import ModelError
+from jaxasr import benchmark
+from jaxasr.configs import named_configs
+from jaxasr.loading import EMBEDDED
+from jaxasr.testing import tiny_model_directory
 
 Run = Callable[..., Any]
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    calls: list[tuple[Any, ...]] = []
-
-    def measure(model: str | None = None, *, dtype: str, head: str | None, beam: int | None) -> dict[str, Any]:
-        if model == "absent":
-            raise ModelError("absent is no model")
-        calls.append((model, dtype, head, beam))
-        return {"model": model, "real_time_factor": 31.25, "programs": 3, "compile_s": 2.5}
-
-    module = ModuleType("jaxasr.benchmark")
-    module.measure = measure  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "jaxasr.benchmark", module)
-    monkeypatch.setattr(jaxasr, "benchmark", module, raising=False)
-    return calls
+@pytest.fixture(autouse=True)
+def one_size_one_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "measure", functools.partial(benchmark.measure, sizes=((2, 1.0),), repeats=1))
 
 
-def test_figures(run: Run, asked: list[tuple[Any, ...]]) -> None:
-    result = run("bench", "--model", "m", "--dtype", "bfloat16")
+@pytest.mark.slow
+def test_the_embedded_model(run: Run) -> None:
+    result = run("bench", "--model", EMBEDDED, "--json")
     assert (result.code, result.err) == (0, "")
-    assert result.out.splitlines()[:-1] == ["model: m", "real time factor: 31.25", "programs: 3", "compile: 2.5 s"]
-    assert json.loads(run("bench", "--model", "m", "--json").out)["real_time_factor"] == 31.25
-    assert run("bench", "--search", "joint", "--beam", "8").code == 0
-    assert asked == [("m", "bfloat16", None, None), ("m", "float32", None, None), (None, "float32", "joint", 8)]
+    facts = json.loads(result.out)
+    assert (facts["model"], facts["search"], facts["beam"], facts["dtype"]) == ("embedded", "joint", 8, "float32")
+    assert facts["programs"] == 1 and facts["cores"] >= 1 and facts["peak_memory_mib"] > 50
+    (row,) = facts["sizes"]
+    assert (row["clips"], row["seconds"]) == (2, 1.0) and row["first_call_s"] > 0 and row["tokens"] >= 0
+    assert all(row[part] > 0 for part in ("whole", "features", "encoder", "search"))
 
 
-def test_errors_are_one_line(run: Run, asked: list[tuple[Any, ...]]) -> None:
-    result = run("bench", "--model", "absent", "--json")
-    assert (result.code, result.out, result.lines) == (1, "", ["jaxasr: absent is no model"])
+def test_lines_for_people_and_options(run: Run, tmp_path: Path) -> None:
+    model = tiny_model_directory(tmp_path / "tiny")
+    result = run("bench", "--model", model, "--dtype", "bfloat16", "--search", "beam", "--beam", "2")
+    assert (result.code, result.err) == (0, "")
+    lines = result.out.splitlines()
+    for line in ("model: tiny", "search: beam", "beam: 2", "dtype: bfloat16", "programs: 1"):
+        assert line in lines
+    assert lines[-1].startswith("whole, features, encoder, search: seconds of audio in a second")
 
 
-def test_the_library_has_what_the_command_calls() -> None:
-    from jaxasr import benchmark
+def test_a_model_that_is_not_there_is_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = run("bench", "--model", tmp_path / "empty", "--json")
+    assert (result.code, result.out, len(result.lines)) == (1, "", 1)
+    assert "empty is no model directory" in result.err
 
-    assert {"model", "dtype", "head", "beam"} <= set(inspect.signature(benchmark.measure).parameters)
+
+def test_a_configuration_is_filled_with_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert benchmark.DEFAULT in named_configs()
+    recognizer = benchmark.random_recognizer("gigaspeech_kws_zipformer", seed=1, beam=4)
+    assert recognizer.config.name == "gigaspeech_kws_zipformer" and recognizer.search.beam == 4
+    kernel = np.asarray(recognizer.params["transducer"]["output"]["kernel"])
+    assert 0.02 < kernel.std() < 0.04

@@ -1,82 +1,100 @@
-"""`jaxasr convert`: its options as they reach the library, and the published forms through to a model directory."""
+"""`jaxasr convert`: its options as they take effect on the reference model that lies in the repository."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-import jaxasr.convert
-from jaxasr.errors import CheckpointError
+from conftest import DATA
+from golden_models import BUNDLED
+from jaxasr import store
 
 Run = Callable[..., Any]
+MODEL = DATA / BUNDLED
+RECIPE = ("--config", str(MODEL / "config.yaml"))
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    made: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+def checkpoints(tmp_path: Path) -> Path:
+    """A folder with three checkpoints of the same weights, epoch-7.pt to epoch-9.pt, and their tokens as t.txt."""
+    folder = tmp_path / "exp"
+    folder.mkdir()
+    for epoch in (7, 8, 9):
+        shutil.copy(MODEL / "pretrained.pt", folder / f"epoch-{epoch}.pt")
+    shutil.copy(MODEL / "tokens.txt", folder / "t.txt")
+    return folder
 
-    def convert_checkpoint(*args: Any, **kwargs: Any) -> Any:
-        made.append((args, kwargs))
-        return SimpleNamespace(summary=("takes chunk 16", "int8 weights are dequantized"))
 
-    monkeypatch.setattr(jaxasr.convert, "convert_checkpoint", convert_checkpoint)
-    return made
+def sources(model: Path) -> list[str]:
+    """The files that a model directory was made of."""
+    return [row["file"] for row in json.loads((model / "manifest.json").read_text(encoding="utf-8"))["source"]]
 
 
-def test_defaults_and_what_is_printed(run: Run, calls: list[Any]) -> None:
-    result = run("convert", "source", "out")
+def test_a_checkpoint_becomes_a_model(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("convert", MODEL / "pretrained.pt", out, *RECIPE)
+    result = run(*arguments)
     assert (result.code, result.err) == (0, "")
-    assert result.out.splitlines()[:2] == ["takes chunk 16", "int8 weights are dequantized"]
-    assert result.out.splitlines()[2] == "out is ready: jaxasr transcribe AUDIO --model out"
-    assert calls == [
-        (
-            (Path("source"), Path("out")),
-            {
-                "tokens": None, "config": None, "precision": None, "average": (), "chunk_seconds": None,
-                "left_context_seconds": None, "overwrite": False,
-            },
-        )
-    ]  # fmt: skip
-
-
-def test_options(run: Run, calls: list[Any]) -> None:
-    options = "--tokens t.txt --config zipformer_small --precision int8 --chunk-seconds 0.64 "
-    options += "--left-context-seconds 2.56 --overwrite"
-    assert run("convert", "source", "out", *options.split()).code == 0
-    assert calls[0][1] == {
-        "tokens": Path("t.txt"), "config": "zipformer_small", "precision": "int8", "average": (),
-        "chunk_seconds": 0.64, "left_context_seconds": 2.56, "overwrite": True,
-    }  # fmt: skip
+    assert result.out.splitlines()[-1] == f"{out} is ready: jaxasr transcribe AUDIO --model {out}"
+    _, _, tokens = store.load(out)
+    lines = (MODEL / "tokens.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.split()[0] for line in lines] == list(tokens.pieces)
+    refused = run(*arguments)
+    assert (refused.code, refused.out, len(refused.lines)) == (1, "", 1) and "overwrite" in refused.err
+    assert run(*arguments, "--overwrite").code == 0
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        "epoch-9.pt out --average epoch-8.pt epoch-7.pt --chunk-seconds 0.32",
-        "epoch-9.pt out --average epoch-8.pt --average epoch-7.pt --chunk-seconds 0.32",
-        "epoch-9.pt out --average=epoch-8.pt --average epoch-7.pt --chunk-seconds 0.32",
-        "--chunk-seconds 0.32 epoch-9.pt out --average epoch-8.pt epoch-7.pt",
-        "--chunk-seconds 0.32 --average epoch-8.pt epoch-7.pt -- epoch-9.pt out",
+        "epoch-9.pt out --average epoch-8.pt epoch-7.pt --tokens t.txt",
+        "epoch-9.pt out --average epoch-8.pt --average epoch-7.pt --tokens t.txt",
+        "epoch-9.pt out --average=epoch-8.pt --average epoch-7.pt --tokens t.txt",
+        "--tokens t.txt epoch-9.pt out --average epoch-8.pt epoch-7.pt",
+        "--tokens t.txt --average epoch-8.pt epoch-7.pt -- epoch-9.pt out",
     ],
 )
-def test_average_takes_all_that_follow_it(run: Run, calls: list[Any], arguments: str) -> None:
-    assert run("convert", *arguments.split()).code == 0
-    ((args, kwargs),) = calls
-    assert args == (Path("epoch-9.pt"), Path("out"))
-    assert (list(kwargs["average"]), kwargs["chunk_seconds"]) == ([Path("epoch-8.pt"), Path("epoch-7.pt")], 0.32)
+def test_average_takes_all_that_follow_it(
+    run: Run, checkpoints: Path, monkeypatch: pytest.MonkeyPatch, arguments: str
+) -> None:
+    monkeypatch.chdir(checkpoints)
+    result = run("convert", *RECIPE, *arguments.split())
+    assert (result.code, result.err) == (0, "")
+    assert "the weights are the plain mean of epoch-9.pt, epoch-8.pt, epoch-7.pt" in result.out.splitlines()
+    assert sources(checkpoints / "out") == ["epoch-9.pt", "epoch-8.pt", "epoch-7.pt"]
 
 
-def test_errors_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise CheckpointError("x.pt: tensors are missing: a, b")
+def test_chunks_in_seconds(run: Run, shared: Path, tmp_path: Path) -> None:
+    folder = shared / "golden" / "zipformer-streaming-tiny"
+    arguments = ("convert", folder / "pretrained.pt", tmp_path / "out", "--config", folder / "config.yaml")
+    assert run(*arguments, "--chunk-seconds", "0.64", "--left-context-seconds", "2.56").code == 0
+    encoder = store.load_config(tmp_path / "out").encoder
+    assert (encoder.chunk_size, encoder.left_context) == (32, 128)
 
-    monkeypatch.setattr(jaxasr.convert, "convert_checkpoint", refuse)
-    result = run("convert", "x.pt", "out")
-    assert (result.code, result.out, result.lines) == (1, "", ["jaxasr: x.pt: tensors are missing: a, b"])
+
+@pytest.mark.parametrize(("precision", "ending"), [("float32", "-avg-1.onnx"), ("int8", ".int8.onnx")])
+def test_precision(run: Run, shared: Path, tmp_path: Path, precision: str, ending: str) -> None:
+    """A folder holds one model's files in both; the checkpoint of the same model is left out."""
+    (tmp_path / "exp").mkdir()
+    for path in (*(shared / "golden" / "zipformer-tiny").glob("*.onnx"), shared / "golden/zipformer-tiny/tokens.txt"):
+        (tmp_path / "exp" / path.name).symlink_to(path)
+    assert run("convert", tmp_path / "exp", tmp_path / "out", "--precision", precision).code == 0
+    (encoder,) = [name for name in sources(tmp_path / "out") if name.startswith("encoder")]
+    assert encoder.endswith(ending)
+
+
+def test_tensors_that_are_missing_are_one_line(run: Run, checkpoints: Path, tmp_path: Path) -> None:
+    recipe = (MODEL / "config.yaml").read_text(encoding="utf-8").replace("1,1,1", "1,1,2")
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    arguments = (checkpoints / "epoch-9.pt", tmp_path / "out", "--tokens", checkpoints / "t.txt")
+    result = run("convert", *arguments, "--config", tmp_path / "recipe.yaml")
+    assert (result.code, result.out, len(result.lines)) == (1, "", 1)
+    assert "epoch-9.pt" in result.err and not (tmp_path / "out").exists()
 
 
 def test_a_source_that_is_not_there(run: Run, tmp_path: Path) -> None:
