@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--audio", nargs="+", required=True, metavar="FILE")
     arguments = parser.parse_args()
+    jaxasr.configure_process()
     print(f"Device: {jax.devices()[0].device_kind}, jax {jax.__version__}.\n")
     print("| model | type | clips | clips changed | tokens | edits | moved | largest change of a log-probability |")
     print("|---|---|---|---|---|---|---|---|")

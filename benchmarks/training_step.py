@@ -10,6 +10,7 @@ parts. `--ahead` compiles it for a TPU that need not be there and runs nothing; 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import resource
 import tempfile
@@ -34,16 +35,18 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 
+from jaxasr import configure_process  # noqa: E402
 from jaxasr.configs import named_configs  # noqa: E402
 from jaxasr.devices import Policy  # noqa: E402
 from jaxasr.manifests import read_manifest  # noqa: E402
 from jaxasr.speechlike import RATE, speechlike  # noqa: E402
 from jaxasr.store import read_config  # noqa: E402
-from jaxasr.text.encoding import Encoder  # noqa: E402
+from jaxasr.text.encoding import TextEncoder  # noqa: E402
 from jaxasr.text.tokens import TokenTable  # noqa: E402
 from jaxasr.training.augmentation import AugmentationConfig  # noqa: E402
+from jaxasr.training.curriculum import CurriculumConfig  # noqa: E402
 from jaxasr.training.data import Corpus, DataConfig, check  # noqa: E402
-from jaxasr.training.loop import Progress, Trainer, new_parameters  # noqa: E402
+from jaxasr.training.loop import Progress, Trainer, new_parameters, update  # noqa: E402
 from jaxasr.training.recipe import OptimizerConfig, Recipe  # noqa: E402
 
 MIB = 2**20
@@ -58,9 +61,8 @@ def trainer(folder: Path) -> Trainer:
         bucket_seconds=(options.seconds + 0.01,),
         batch_seconds=options.rows * (options.seconds + 0.01),
         labels_per_second=(options.labels - 4) / options.seconds,
-        join_below=0.0,
-        edge_share=0.0,
     )
+    curriculum = CurriculumConfig(join_below=0.0, edge_share=0.0)
     plain = AugmentationConfig(
         speed=(1.0, 1.0), noise_probability=0.0, reverberation_probability=0.0, telephone_probability=0.0
     )
@@ -73,14 +75,16 @@ def trainer(folder: Path) -> Trainer:
     recipe = Recipe(
         steps=options.steps,
         data=data,
+        curriculum=curriculum,
         augmentation=plain,
         optimizer=OptimizerConfig(warmup_steps=0),
         dropout=0.1,
         compute="bfloat16" if options.ahead else options.compute,
     )
-    good, bad = check(read_manifest(folder / "manifest.tsv"), Encoder(tokens), data)
+    good, bad = check(read_manifest(folder / "manifest.tsv"), TextEncoder(tokens), config, data, curriculum)
     assert not bad, bad
-    return Trainer(recipe, config, new_parameters(config, recipe.seed), tokens, Corpus(good, data), folder / "run")
+    corpus = Corpus(good, data, curriculum, plain)
+    return Trainer(recipe, config, new_parameters(config, recipe.seed), tokens, corpus, folder / "run")
 
 
 def described(compiled: Any) -> str:
@@ -99,11 +103,12 @@ def abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
 
 
 def main() -> None:
+    configure_process()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "run").mkdir()
         run = trainer(folder)
-        _, batch = next(run._batches(0))
+        batch = next(run.batches(0))
         count = sum(leaf.size for leaf in jax.tree.leaves(run.state["parameters"]))
         print(
             f"{options.model}: {count / 1e6:.1f} M parameters, {run.config.vocabulary_size:,} tokens; "
@@ -114,15 +119,15 @@ def main() -> None:
         if options.ahead:
             from jax.experimental import topologies
 
-            run.policy = Policy(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"))  # what a process on a TPU chooses
+            narrow = Policy(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"))  # what a process on a TPU chooses
             (chip,) = topologies.get_topology_desc(platform="tpu", topology_name=options.ahead).devices
-            arguments = abstract((run.state, *batch.arrays()), jax.sharding.SingleDeviceSharding(chip))
-            compiled = run._update.lower(*arguments).compile()
+            arguments = abstract((run.state, *run.arguments(0, batch)), jax.sharding.SingleDeviceSharding(chip))
+            compiled = update.lower(dataclasses.replace(run.step, policy=narrow), *arguments).compile()
             print(f"{options.ahead}: {described(compiled)} (compiled in {time.monotonic() - begun:.0f} s)")
             return
-        compiled = run._update.lower(run.state, *jax.device_put(batch.arrays(), run._rows)).compile()
+        compiled = update.lower(run.step, run.state, *run.arguments(0, batch)).compile()
         print(f"this machine: {described(compiled)} (compiled in {time.monotonic() - begun:.0f} s)", flush=True)
-        run._update = compiled
+        run.update = compiled
         seen: list[Progress] = []
         run.train(seen.append)
         for before, now in zip([None, *seen], seen, strict=False):

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from jaxasr.configs import named_configs
 from jaxasr.convert.families import FAMILIES, detect
 from jaxasr.convert.mapping import Checkpoint, parameters
 from jaxasr.convert.protocol import Candidate, Converted, Options
 from jaxasr.errors import CheckpointError, ConfigError
+from jaxasr.files import file_hash, read_yaml
 
 if TYPE_CHECKING:
     from jaxasr.model import ModelConfig
@@ -72,7 +70,7 @@ def convert_checkpoint(
     _, checkpoint, converted = _read(Path(source), options)
     card = store.ModelCard(
         name=converted.config.name,
-        source=tuple((file.name, file.stat().st_size, _hash(file)) for file in checkpoint.files),
+        source=tuple((file.name, file.stat().st_size, file_hash(file)) for file in checkpoint.files),
         summary=tuple(checkpoint.notes),
         origin=origin,
         licence=licence,
@@ -128,30 +126,17 @@ def _with_config(options: Options, config: str | os.PathLike[str] | None) -> Opt
     path = named.get(str(config), Path(config))
     if not path.is_file():
         raise ConfigError(f"config {config}: neither a file nor one of {', '.join(sorted(named))}")
-    mapping = _read_yaml(path)
-    whole: ModelConfig | None = store.read_config(path) if "encoder" in mapping else None
-    return dataclasses.replace(options, config=whole, recipe=None if whole else mapping, config_file=path)
-
-
-def _read_yaml(path: Path) -> Mapping[str, Any]:
-    try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-        raise ConfigError(f"{path} is not valid yaml") from None
+    mapping = read_yaml(path)
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{path} must be a mapping of keys")
-    return mapping
+    whole: ModelConfig | None = store.read_config(path) if "encoder" in mapping else None
+    return dataclasses.replace(options, config=whole, recipe=None if whole else mapping, config_file=path)
 
 
 def _model_name(source: Path) -> str:
     """A model is called after the folder that holds its checkpoint."""
     path = source.resolve()
     return path.name if path.is_dir() else (path.parent.name or path.stem)
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = ["convert_checkpoint", "describe"]

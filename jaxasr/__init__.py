@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxasr.convert import convert_checkpoint as convert_checkpoint
+    from jaxasr.errors import JaxasrError as JaxasrError
+    from jaxasr.loading import load_model as load_model
+    from jaxasr.process import configure_process as configure_process
+    from jaxasr.recognizer import Recognizer as Recognizer
+    from jaxasr.transcripts import Failure as Failure
+    from jaxasr.transcripts import Segment as Segment
+    from jaxasr.transcripts import Transcript as Transcript
+    from jaxasr.transcripts import Word as Word
 
 __version__ = "0.1.0"
 
@@ -11,9 +22,13 @@ __version__ = "0.1.0"
 _HOME = {
     "load_model": "jaxasr.loading",
     "Recognizer": "jaxasr.recognizer",
-    "Transcript": "jaxasr.recognizer",
-    "Failure": "jaxasr.recognizer",
+    "Transcript": "jaxasr.transcripts",
+    "Segment": "jaxasr.transcripts",
+    "Word": "jaxasr.transcripts",
+    "Failure": "jaxasr.transcripts",
     "convert_checkpoint": "jaxasr.convert",
+    "train": "jaxasr.training.train",
+    "configure_process": "jaxasr.process",
     "JaxasrError": "jaxasr.errors",
 }
 __all__ = ["__version__", *_HOME]

@@ -9,20 +9,21 @@ import io
 import os
 import re
 import sys
-import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
 from jaxasr.errors import AudioError
+from jaxasr.files import reason
+from jaxasr.process import mpg123_silence
 
-Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | np.ndarray"
+AudioSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | np.ndarray"
 
 SAMPLE_RATE = 16000  # Hz: what every recogniser here listens to
-# What `find` looks for in folders; `load` goes by content alone.
+# What `expand_paths` looks for in folders; `load` goes by content alone.
 EXTENSIONS = frozenset(
     "wav wave w64 rf64 flac ogg oga opus mp3 aif aiff aifc au snd caf "
     "m4a m4b mp4 mov 3gp aac webm mka mkv wma amr".split()
@@ -40,7 +41,7 @@ _MP3_PADDING = SAMPLE_RATE // 4  # samples; what encoders add and a length heade
 _FFMPEG_FORMATS = "mov,mp4,m4a,3gp,matroska,webm,aac,asf,amr,flv,avi,mpegts,mp3,ogg,wav,flac"
 
 
-def load(source: Source, sample_rate: float | None = None) -> np.ndarray:
+def load(source: AudioSource, sample_rate: float | None = None) -> np.ndarray:
     """Decode, mix down to one channel (their mean) and resample to 16 kHz: (samples,) float32, full scale at 1.
 
     source: a path, "-" (standard input), the bytes of a file, a binary file object, or an array. Files go by content,
@@ -67,7 +68,7 @@ def load(source: Source, sample_rate: float | None = None) -> np.ndarray:
     )
 
 
-def find(inputs: Sequence[str]) -> list[str]:
+def expand_paths(inputs: Sequence[str]) -> list[str]:
     """The audio files that command line arguments mean, in their order.
 
     A folder stands for its audio files (by extension) in all its subfolders, sorted, without hidden ones and without
@@ -119,14 +120,14 @@ def _load_path(path: str) -> np.ndarray:
     except PermissionError:
         raise AudioError(f"{path}: permission denied; make the file readable for this user") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise AudioError(f"{path}: cannot be read ({_reason(error)}); check the path and the disk") from None
+        raise AudioError(f"{path}: cannot be read ({reason(error)}); check the path and the disk") from None
 
 
 def _load_stream(stream: Any, name: str) -> np.ndarray:
     try:
         content = stream.read()
     except Exception as error:  # a file object of the caller's may raise anything
-        raise AudioError(f"{name}: cannot be read ({_reason(error)}); open it again, in binary mode") from error
+        raise AudioError(f"{name}: cannot be read ({reason(error)}); open it again, in binary mode") from error
     if not isinstance(content, (bytes, bytearray, memoryview)):
         raise AudioError(f"{name}: gives {type(content).__name__} instead of bytes; open it in binary mode")
     return _load_file(io.BytesIO(content), name)
@@ -175,8 +176,8 @@ def _load_file(file: Any, name: str) -> np.ndarray:
         return _load_by_libsndfile(soundfile, file, head, name)
     except soundfile.LibsndfileError as error:
         if error.code != _UNRECOGNISED:
-            reason = error.error_string.rstrip(".") or f"error {error.code}"
-            raise AudioError(f"{name}: damaged or cut off (libsndfile: {reason}); copy or export it again") from error
+            fault = error.error_string.rstrip(".") or f"error {error.code}"
+            raise AudioError(f"{name}: damaged or cut off (libsndfile: {fault}); copy or export it again") from error
     file.seek(0)
     return _load_by_av(file, head, name)
 
@@ -184,10 +185,10 @@ def _load_file(file: Any, name: str) -> np.ndarray:
 def _load_by_libsndfile(soundfile: Any, file: Any, head: bytes, name: str) -> np.ndarray:
     # libsndfile tells MPEG audio by the same bytes, and only that decoder talks.
     mpeg = head[:3] == b"ID3" or (head[0] == 0xFF and len(head) > 1 and head[1] >= 0xE0)
-    quiet = _MPG123_SILENCE if mpeg else contextlib.nullcontext()
+    quiet = mpg123_silence.reading if mpeg else contextlib.nullcontext
     calm = _CalmFile(file)
     try:
-        with quiet:
+        with quiet():
             sound = soundfile.SoundFile(calm)
         with sound:
             samples = _gather(_soundfile_blocks(sound, quiet), sound.samplerate, name)
@@ -231,13 +232,13 @@ def _load_endless_mp3(soundfile: Any, content: bytes, name: str) -> np.ndarray:
             pipe.write(memoryview(content)[len(head) :])
 
     def blocks(sound: Any) -> Iterator[np.ndarray]:
-        with contextlib.suppress(soundfile.LibsndfileError):  # at tags behind the audio, for one
-            yield from _soundfile_blocks(sound, _MPG123_SILENCE)
+        with contextlib.suppress(soundfile.LibsndfileError):  # at tags after the audio, for one
+            yield from _soundfile_blocks(sound, mpg123_silence.reading)
 
     feeder = threading.Thread(target=feed, daemon=True)
     feeder.start()
     try:
-        with _MPG123_SILENCE:
+        with mpg123_silence.reading():
             sound = soundfile.SoundFile(source, closefd=False)
         with sound:
             return _gather(blocks(sound), sound.samplerate, name)
@@ -246,9 +247,9 @@ def _load_endless_mp3(soundfile: Any, content: bytes, name: str) -> np.ndarray:
         feeder.join()
 
 
-def _soundfile_blocks(sound: Any, quiet: contextlib.AbstractContextManager[Any]) -> Iterator[np.ndarray]:
+def _soundfile_blocks(sound: Any, quiet: Callable[[], contextlib.AbstractContextManager[None]]) -> Iterator[np.ndarray]:
     while True:
-        with quiet:
+        with quiet():
             block = sound.read(max(1, _BLOCK // sound.channels), dtype="float32", always_2d=True)
         if not len(block):
             return
@@ -273,7 +274,7 @@ def _load_by_av(file: Any, head: bytes, name: str) -> np.ndarray:
             return _gather(_av_blocks(av, container, stream), stream.rate or 0, name)
     except (av.FFmpegError, ValueError) as error:
         raise AudioError(
-            f"{name}: is no audio that libsndfile or FFmpeg can decode ({_reason(error)}); convert it to WAV or FLAC"
+            f"{name}: is no audio that libsndfile or FFmpeg can decode ({reason(error)}); convert it to WAV or FLAC"
         ) from error
 
 
@@ -327,18 +328,14 @@ def _upsample(samples: np.ndarray, rate: float) -> np.ndarray:
     """From below 16 kHz, through a short filter that lets some of the mirror image above the old band pass.
 
     A steep filter leaves that band empty, which recognisers trained on 16 kHz have never heard: on spoken digits at
-    8 kHz the published Zipformer makes 79 % word errors behind soxr's HQ filter and 45 % behind this one
+    8 kHz the published Zipformer makes 79 % word errors after soxr's HQ filter and 45 % after this one
     (docs/decisions.md).
     """
     from scipy import signal
 
     ratio = Fraction(SAMPLE_RATE / rate).limit_denominator(1000)
-    return signal.resample_poly(samples, ratio.numerator, ratio.denominator).astype(np.float32, copy=False)
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())
+    raised: np.ndarray = signal.resample_poly(samples, ratio.numerator, ratio.denominator)
+    return raised.astype(np.float32, copy=False)
 
 
 class _CalmFile:
@@ -358,51 +355,7 @@ class _CalmFile:
 
     def readinto(self, buffer: Any) -> int:
         try:
-            return self._file.readinto(buffer)
+            return int(self._file.readinto(buffer))
         except OSError as error:
             self.error = error
             return 0
-
-
-class _Mpg123Silence:
-    """A context in which the MPEG decoder inside libsndfile does not write on file descriptor 2.
-
-    It prints on every oddity of a file and has no switch that libsndfile hands on. What other threads write meanwhile
-    goes out when the last reader leaves: entered per block, so that this takes milliseconds.
-    """
-
-    _LINE = re.compile(rb"Note: |Warning: |\[src/libmpg123/")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._terminal: int | None = None
-        self._captured: Any = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside > 1:
-                return
-            with contextlib.suppress(OSError):  # no descriptor 2, or nowhere to write: nothing to keep silent
-                self._captured = tempfile.TemporaryFile()
-                self._terminal = os.dup(2)
-                os.dup2(self._captured.fileno(), 2)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside or self._captured is None:
-                return
-            if self._terminal is not None:
-                os.dup2(self._terminal, 2)
-                os.close(self._terminal)
-                self._captured.seek(0)
-                others = b"".join(line for line in self._captured if not self._LINE.match(line))
-                with contextlib.suppress(OSError):
-                    os.write(2, others)
-            self._captured.close()
-            self._captured = self._terminal = None
-
-
-_MPG123_SILENCE = _Mpg123Silence()

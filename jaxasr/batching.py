@@ -9,9 +9,8 @@ import numpy as np
 
 from jaxasr.arrays import bucket
 
-# The smallest bucket (s): shorter clips are padded to it.
-SHORTEST = 1.0
-# Where a window may end: in the last part of the longest allowed (share), at the quietest stretch of this length (s).
+# Long audio is cut inside the last CUT_SEARCH (fraction) of the longest window, in the middle of its quietest
+# CUT_STRETCH seconds.
 CUT_SEARCH, CUT_STRETCH = 0.3, 0.2
 
 
@@ -51,19 +50,20 @@ def cut(samples: np.ndarray, longest: int, rate: int) -> list[tuple[int, int]]:
     return [*windows, (start, len(samples))]
 
 
-def plan(windows: Sequence[Window], padding: int, rate: int, budget: float, multiple: int) -> list[Batch]:
-    """Sort windows by length into batches: equal buckets, rows a power of four times `multiple`, `budget` seconds.
+def plan(windows: Sequence[Window], *, padding: int, shortest: int, most_samples: float, multiple: int) -> list[Batch]:
+    """Sort windows by length into batches: equal buckets, rows a power of four times `multiple`.
 
-    `padding`: samples of silence that every window gets. Powers of four keep the number of programs small: a bucket
-    with six windows runs as 4 + 1 + 1 rather than in a program of its own. `multiple`: devices that share a batch.
+    `padding`: samples of silence that every window gets. `shortest`: samples of the smallest bucket. `most_samples`:
+    what a batch may hold, padding included; one row of every device it holds always. `multiple`: devices that share a
+    batch. Powers of four keep the number of programs small: a bucket with six windows runs as 4 + 1 + 1 rather than in
+    a program of its own.
     """
-    smallest = int(SHORTEST * rate)
     buckets: dict[int, list[Window]] = {}
     for window in sorted(windows, key=lambda w: w.stop - w.start):
-        buckets.setdefault(bucket(window.stop - window.start + padding, smallest), []).append(window)
+        buckets.setdefault(bucket(window.stop - window.start + padding, shortest), []).append(window)
     batches = []
     for samples, members in buckets.items():
-        most = max(int(budget * rate / samples / multiple), 1)
+        most = max(int(most_samples / samples / multiple), 1)
         while members:
             rows = 1
             while 4 * rows <= most and 4 * rows * multiple <= len(members):
@@ -73,15 +73,15 @@ def plan(windows: Sequence[Window], padding: int, rate: int, budget: float, mult
     return batches
 
 
-def assemble(batch: Batch, clips: Sequence[np.ndarray], before: int) -> tuple[np.ndarray, np.ndarray]:
-    """The padded rows of a batch: (rows, samples) float32; and where each window's sound ends, (rows,) int32.
+def assemble(batch: Batch, clips: Sequence[np.ndarray], *, before: int, after: int) -> tuple[np.ndarray, np.ndarray]:
+    """The padded rows of a batch, (rows, samples) float32, and their lengths in samples, (rows,) int32.
 
-    `before`: samples of silence in front of every window. An empty row has length 0.
+    `before`, `after`: samples of silence around every window, which count into its length. An empty row has length 0.
     """
     waveforms = np.zeros((batch.rows, batch.samples), np.float32)
-    ends = np.zeros((batch.rows,), np.int32)
+    lengths = np.zeros((batch.rows,), np.int32)
     for row, window in enumerate(batch.windows):
         size = window.stop - window.start
         waveforms[row, before : before + size] = clips[window.clip][window.start : window.stop]
-        ends[row] = before + size
-    return waveforms, ends
+        lengths[row] = before + size + after
+    return waveforms, lengths

@@ -53,16 +53,16 @@ def measure(
     units_per_mib = 1 << (20 if sys.platform == "darwin" else 10)  # bytes there, KiB elsewhere
     return {
         "model": recognizer.config.name,
-        "search": recognizer.search.kind,
-        "beam": recognizer.search.beam,
+        "search": recognizer.programs.search.kind,
+        "beam": recognizer.programs.search.beam,
         "dtype": dtype,
-        "device": f"{recognizer.devices[0].device_kind} x {len(recognizer.devices)}",
+        "device": f"{recognizer.programs.devices[0].device_kind} x {len(recognizer.programs.devices)}",
         "machine": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "sizes": rows,
-        "programs": len(recognizer.programs),
+        "programs": len(recognizer.programs.compiled),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units_per_mib),
     }
 
@@ -101,15 +101,15 @@ def _size(recognizer: Recognizer, clips: int, seconds: float, repeats: int, part
 
 
 def _parts(recognizer: Recognizer, audio: np.ndarray, total: float, repeats: int) -> dict[str, Any]:
-    params = recognizer.params
+    programs, params = recognizer.programs, recognizer.programs.params
     waveforms = jnp.asarray(audio)
     lengths = jnp.full((audio.shape[0],), audio.shape[1], jnp.int32)
-    features = jax.jit(lambda p, x, n: recognizer.skeleton.fill(p).features(x, n))
+    features = jax.jit(lambda p, x, n: programs.skeleton.fill(p).features(x, n))
     frames, frame_lengths = features(params, waveforms, lengths)
-    frames = frames.astype(recognizer.policy.activations)
-    encoder = jax.jit(lambda p, x, n: recognizer.skeleton.fill(p).encoder(x, n))
+    frames = frames.astype(programs.policy.activations)
+    encoder = jax.jit(lambda p, x, n: programs.skeleton.fill(p).encoder(x, n))
     encoded, encoded_lengths = encoder(params, frames, frame_lengths)
-    search = jax.jit(lambda p, x, n: recognizer.skeleton.fill(p).search(x, n, recognizer.search))
+    search = jax.jit(lambda p, x, n: programs.skeleton.fill(p).search(x, n, programs.search))
     return {
         "features": _factor(total, lambda: features(params, waveforms, lengths), repeats),
         "encoder": _factor(total, lambda: encoder(params, frames, frame_lengths), repeats),

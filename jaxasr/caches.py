@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+_DIRECTORY = "jax_compilation_cache_dir"
+# Every program is worth keeping: by default JAX keeps only those that took over a second to compile.
+_KEEP_ALL = {"jax_persistent_cache_min_compile_time_secs": 0, "jax_persistent_cache_min_entry_size_bytes": -1}
+
+_lock = threading.Lock()
+_inside = 0
+_replaced: dict[str, tuple[Any, Any]] = {}  # option -> (the host's value, ours)
 
 
 def cache_folder() -> Path:
@@ -19,3 +31,51 @@ def cache_folder() -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "jaxasr"
+
+
+def compilation_options() -> dict[str, Any]:
+    """JAX's options by which all compiled programs are kept: in the process's own folder, or in ours if it has none."""
+    import jax
+
+    own = getattr(jax.config, _DIRECTORY)
+    return {**_KEEP_ALL, _DIRECTORY: own or str(cache_folder() / "programs")}
+
+
+@contextlib.contextmanager
+def programs_kept() -> Iterator[None]:
+    """Keep the programs that are compiled inside, and take from the cache those that an earlier process kept.
+
+    JAX has one such cache in a process, so its options change while any thread is inside, and are put back when the
+    last one leaves: programs that the host compiles in the meantime may be kept too. An option that the host has set
+    in the meantime stays as the host set it.
+    """
+    global _inside
+    import jax
+
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            for name, value in compilation_options().items():
+                _replaced[name] = (getattr(jax.config, name), value)
+                jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _put_back()
+
+
+def _put_back() -> None:
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    for name, (before, ours) in _replaced.items():
+        if getattr(jax.config, name) == ours:
+            jax.config.update(name, before)
+    lent = not _replaced[_DIRECTORY][0]
+    _replaced.clear()
+    if lent:
+        # JAX opens a cache once in a process, and would go on with ours whatever the host chooses later.
+        compilation_cache.reset_cache()

@@ -1,17 +1,13 @@
-"""Types and settings of the machine that a model runs on, decided once and in one place."""
+"""The types that a model computes in on the machine that it runs on, decided once and in one place."""
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import functools
-import os
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
-from jaxasr.caches import cache_folder
 from jaxasr.errors import ConfigError
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
@@ -44,26 +40,3 @@ def policy(dtype: str) -> Policy:
         raise ConfigError(f"dtype {dtype!r} is none of {', '.join(get_args(DTypeName))}")
     weights = jnp.dtype(dtype)
     return Policy(weights, jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else weights)
-
-
-@functools.cache
-def prepare() -> None:
-    """Settings of the process that must stand before the first computation: compilation cache and memory reuse."""
-    if not jax.config.jax_compilation_cache_dir and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
-    # Every program is worth keeping: by default only those that took over a second to compile are.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if jax.default_backend() == "cpu":
-        _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Ask glibc to keep freed blocks: XLA allocates anew on every call, and page faults cost up to a third of it."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # not glibc
-        return
-    mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped on its own
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
-    mallopt(-8, 1)  # M_ARENA_MAX: one heap for all of XLA's threads

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jaxasr.errors import JaxasrError
 from jaxasr.manifests import Utterance, read_audio
+from jaxasr.transcripts import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,7 +133,7 @@ def evaluate(
             yield Scored(utterances[index], error=unreadable[index])
         upcoming = fed[number] + 1
         utterance = utterances[fed[number]]
-        if hasattr(result, "error"):
+        if isinstance(result, Failure):
             yield Scored(utterance, error=result.error)
             continue
         errors = count_errors(units(utterance.text, metric), units(result.text, metric))

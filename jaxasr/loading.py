@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import threading
-from concurrent.futures import Future
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from jaxasr import store
 from jaxasr.errors import ModelError
@@ -18,11 +15,11 @@ from jaxasr.recognizer import Recognizer
 logger = logging.getLogger("jaxasr")
 
 EMBEDDED = "embedded"
-# What is said wherever the model inside the package is taken without having been asked for.
-NOTICE = (
-    "no --model is given: the small one inside jaxasr knows English letters, digits, numbers and dates only; "
-    "for all words: --model librispeech-zipformer-medium (a download, once)"
-)
+# What the embedded model knows, and the published model for those who want more.
+LIMITS = "the small one inside jaxasr knows English letters, digits, numbers and dates only"
+SUGGESTED = "librispeech-zipformer-medium"
+# Logged where the embedded model is loaded without having been asked for.
+NOTICE = f'no model is named: {LIMITS}; for all words load "{SUGGESTED}" (a download, once)'
 
 
 def load_model(
@@ -30,6 +27,7 @@ def load_model(
     *,
     dtype: str = "float32",
     batch_seconds: float | None = None,
+    shortest_seconds: float = 1.0,
     blank_penalty: float = 0.0,
     search: str | None = None,
     head: str | None = None,
@@ -40,39 +38,46 @@ def load_model(
     verify: bool = True,
     lazy: bool = False,
 ) -> Recognizer:
-    """Load a model directory, or a published model by its name (downloaded and converted once), ready to transcribe.
+    """Load a model that is ready to transcribe. Raises a JaxasrError whose message is one line.
 
-    Without a name, or by the name "embedded", it is the small one inside the package; without, a line of the log says
-    what that knows.
-
-    `dtype`: float32, bfloat16 or float16. `batch_seconds`: sound that one batch may hold. `search`: greedy,
-    beam or joint. `head`: transducer or ctc. `beam`: hypotheses that a search keeps, 1 for greedy search. All three by
-    the model if unset, as `ModelConfig.choose_search` has it.
-    `pad_before`, `pad_after`: silence around clips (s) instead of the model's own. `precision`: which of a published
-    model's files to take. `verify`: check every hash. `lazy`: return while the arrays are still being read and compile
-    meanwhile; damage then shows at the first transcript. Raises a JaxasrError whose message is one line.
+    `name_or_path`: a model directory; a published model's name (downloaded and converted once); or "embedded", the
+        small model inside the package. Without a name it is that one, and a line of the log says what that knows.
+    `dtype`: the type that the network computes in: float32, bfloat16 or float16.
+    `batch_seconds`: sound in one batch, padding included; by the device if unset.
+    `shortest_seconds`: shorter clips are padded to it. With a larger one fewer programs are compiled.
+    `blank_penalty`: subtracted from the blank's logit: more of it, fewer words left out.
+    `search`: how tokens are found: greedy, beam (a transducer's) or joint (that, ranked by the CTC head too); the
+        model's own if unset.
+    `head`: the role of the head to decode with, transducer or ctc; the model's own choice if unset.
+    `beam`: hypotheses that a search keeps, 1 for greedy search; the model's own choice if unset.
+    `pad_before`: silence before every clip (s); the model's own if unset.
+    `pad_after`: silence after every clip (s); the model's own if unset.
+    `precision`: which of a published model's files to take.
+    `verify`: check the hash of every file and array.
+    `lazy`: return while the arrays are still being read, in a thread of the recognizer's, and compile meanwhile. Damage
+        then shows at the first transcript, and the process must not end before the recognizer is closed.
     """
     if name_or_path is None:
         logger.warning(NOTICE)
     # The package's own without a name, also where a folder of the name lies in the working directory.
     directory = _embedded() if name_or_path is None else locate(name_or_path, precision)
     stored = store.open_model(directory, verify=verify)
-    params: Future[dict[str, Any]] = Future()
-    # No daemon: a process that ends while TensorStore reads would abort.
-    reader = threading.Thread(target=_fulfil, args=(params, stored, verify), name="jaxasr-params")
-    reader.start()
-    if not lazy:
-        params.result()
-    padding = {
-        key: value for key, value in (("silence_before", pad_before), ("silence_after", pad_after)) if value is not None
-    }
-    config = dataclasses.replace(stored.config, audio=dataclasses.replace(stored.config.audio, **padding))
+    audio = stored.config.audio
+    if pad_before is not None:
+        audio = dataclasses.replace(audio, silence_before=pad_before)
+    if pad_after is not None:
+        audio = dataclasses.replace(audio, silence_after=pad_after)
+
+    def read() -> store.Parameters:
+        return stored.params(verify=verify)
+
     return Recognizer(
-        config,
-        params,
+        dataclasses.replace(stored.config, audio=audio),
+        read if lazy else read(),
         stored.tokens,
         dtype=dtype,
         batch_seconds=batch_seconds,
+        shortest_seconds=shortest_seconds,
         blank_penalty=blank_penalty,
         search=search,
         head=head,
@@ -81,7 +86,7 @@ def load_model(
 
 
 def locate(name_or_path: str | os.PathLike[str], precision: str = "float32") -> Path:
-    """The model directory behind a path, a published name or "embedded"; an existing path is always meant as a path."""
+    """The model directory that a path, a published name or "embedded" means; an existing path is always a path."""
     path = Path(name_or_path)
     if path.exists():
         if not store.is_model_directory(path):
@@ -89,17 +94,10 @@ def locate(name_or_path: str | os.PathLike[str], precision: str = "float32") -> 
         return path
     if str(name_or_path) == EMBEDDED:
         return _embedded()
-    from jaxasr.convert.hub import downloads
+    from jaxasr.convert.hub.downloads import convert_once
 
-    return downloads.convert_once(str(name_or_path), precision=precision)
+    return convert_once(str(name_or_path), precision=precision)
 
 
 def _embedded() -> Path:
     return Path(str(files("jaxasr") / EMBEDDED))
-
-
-def _fulfil(params: Future[dict[str, Any]], stored: store.StoredModel, verify: bool) -> None:
-    try:
-        params.set_result(stored.params(verify=verify))
-    except BaseException as error:  # whatever it is, it belongs to who waits for the parameters
-        params.set_exception(error)

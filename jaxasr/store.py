@@ -13,9 +13,8 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ import numpy as np
 import yaml
 
 from jaxasr.configuration import from_mapping, to_mapping
-from jaxasr.errors import ConfigError, ModelError
+from jaxasr.errors import ModelError
+from jaxasr.files import file_hash, read_yaml, reason, writing_folder
 from jaxasr.model import ModelConfig
 from jaxasr.text.tokens import TokenTable
 
@@ -41,8 +41,9 @@ _TRANSPOSED = (
 class ModelCard:
     """What a person should know of a model directory.
 
-    `source`: (file name, bytes, SHA-256) of each file converted. `origin` and `licence` as far as they are known.
-    `summary`: lines that the conversion told its user. `trained`: `source` are manifests and not a checkpoint.
+    `source`: (file name, bytes, SHA-256) of each file that the model was made from. `summary`: lines that the
+    conversion reported. `origin`, `licence`: as far as they are known. `trained`: the model was trained on the
+    manifests in `source` instead of converted from a checkpoint.
     """
 
     name: str
@@ -78,34 +79,29 @@ def save(
     overwrite: bool = False,
 ) -> None:
     """Write a model directory. `params` is a nested dictionary of arrays; ModelError where it cannot be written."""
-    import orbax.checkpoint as ocp
-
     target = Path(directory)
     if target.exists():
         if not overwrite:
-            raise ModelError(f"{target} exists: choose another folder or give --overwrite")
+            raise ModelError(f"{target} exists: choose another folder or set overwrite")
         if target.samefile(os.curdir):
             raise ModelError(f"{target} is the folder that you are in: go elsewhere to overwrite it")
         if not is_model_directory(target):
-            raise ModelError(f"{target} exists and is no model directory: --overwrite will not remove it")
-    with _writing(target) as folder:
+            raise ModelError(f"{target} exists and is no model directory: overwrite will not remove it")
+    with writing_folder(target, ModelError) as folder:
         (folder / CONFIG).write_text(_yaml(config), encoding="utf-8")
         tokens.write(folder / TOKENS)
         leaves = flatten(params)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
         if shutil.disk_usage(folder).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        # One array at a time: by default Orbax holds a second copy of everything until it is written.
-        handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=SAVE_CONCURRENT_GB)
-        with ocp.Checkpointer(handler) as checkpointer:
-            _uninterrupted(checkpointer.save, (folder / PARAMS).absolute(), args=ocp.args.PyTreeSave(params))
+        _save_arrays(folder / PARAMS, params)
         count = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
         (folder / CARD).write_text(card.text(config, count), encoding="utf-8")
         manifest = {
             "format": FORMAT,
             "name": card.name,
             "source": [dict(zip(("file", "bytes", "sha256"), row, strict=True)) for row in card.source],
-            "files": {name: _file_hash(folder / name) for name in (CONFIG, TOKENS)},
+            "files": {name: file_hash(folder / name) for name in (CONFIG, TOKENS)},
             "arrays": _describe_arrays(leaves),
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -134,11 +130,9 @@ class StoredModel:
         )
         try:
             with ocp.StandardCheckpointer() as checkpointer:
-                params = checkpointer.restore((self.folder / PARAMS).absolute(), abstract)
+                params: Parameters = checkpointer.restore((self.folder / PARAMS).absolute(), abstract)
         except Exception as error:  # Orbax and TensorStore raise many kinds for one cause: a damaged params folder
-            raise ModelError(
-                f"{self.folder / PARAMS} is damaged ({first_line(error)}): convert the model again"
-            ) from None
+            raise ModelError(f"{self.folder / PARAMS} is damaged ({reason(error)}): convert the model again") from None
         if verify:
             _verify_arrays(self.folder, self.manifest["arrays"], params)
         return params
@@ -161,20 +155,13 @@ def load(directory: str | os.PathLike[str], *, verify: bool = True) -> tuple[Mod
 
 
 def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
-    """The configuration of a model directory; ModelError without one, ConfigError where a key is wrong."""
-    path = Path(directory) / CONFIG
-    return read_config(path)
+    """The configuration of a model directory; ConfigError where there is none or a key is wrong."""
+    return read_config(Path(directory) / CONFIG)
 
 
 def read_config(path: Path) -> ModelConfig:
     """A yaml file that is the literal image of a ModelConfig."""
-    try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} cannot be read ({first_line(error)})") from None
-    except (yaml.YAMLError, RecursionError):
-        raise ConfigError(f"{path} is not valid yaml") from None
-    return from_mapping(ModelConfig, mapping, str(path))
+    return from_mapping(ModelConfig, read_yaml(path), str(path))
 
 
 def is_model_directory(path: str | os.PathLike[str]) -> bool:
@@ -236,6 +223,20 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def _save_arrays(path: Path, params: Mapping[str, Any]) -> None:
+    """Write the arrays. Raises OSError, also for the ValueError that TensorStore makes of a failed write."""
+    import orbax.checkpoint as ocp
+
+    # One array at a time: by default Orbax holds a second copy of everything until it is written.
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=SAVE_CONCURRENT_GB)
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            _uninterrupted(checkpointer.save, path.absolute(), args=ocp.args.PyTreeSave(params))
+    except ValueError as error:
+        full = os.strerror(errno.ENOSPC)
+        raise OSError(errno.EIO, full if full in str(error) else reason(error)) from None
+
+
 def _uninterrupted(call: Callable[..., None], *arguments: Any, **options: Any) -> None:
     """Run `call` where no signal reaches it; an interruption is raised when it has ended.
 
@@ -251,34 +252,11 @@ def _uninterrupted(call: Callable[..., None], *arguments: Any, **options: Any) -
                     wait([running])
 
 
-@contextlib.contextmanager
-def _writing(target: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `target` on success and vanishes on any failure, Ctrl-C included."""
-    whole = Path(os.path.abspath(target))
-    folder, before = (whole.with_name(f".{whole.name}.{secrets.token_hex(6)}") for _ in range(2))
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-        if whole.exists():
-            whole.rename(before)
-        folder.rename(whole)
-    except OSError as error:
-        raise ModelError(f"{target} cannot be written ({error.strerror or error})") from None
-    except ValueError as error:  # how TensorStore reports a failed write
-        reason = os.strerror(errno.ENOSPC) if os.strerror(errno.ENOSPC) in str(error) else first_line(error)
-        raise ModelError(f"{target} cannot be written ({reason})") from None
-    finally:
-        if before.exists() and not whole.exists():
-            before.rename(whole)
-        for left in (before, folder):
-            shutil.rmtree(left, ignore_errors=True)
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise ModelError(f"{folder} does not exist: make a model directory with `jaxasr convert`")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except OSError:
         raise ModelError(
             f"{folder} is no model directory: it has no {MANIFEST}; make one with `jaxasr convert`"
@@ -289,7 +267,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder / MANIFEST} is damaged: convert the model again")
     if manifest["format"] != FORMAT:
         raise ModelError(f"{folder} has format {manifest['format']}, this jaxasr reads {FORMAT}: convert it again")
-    return manifest
+    checked: dict[str, Any] = manifest
+    return checked
 
 
 def _is_manifest(manifest: Any) -> bool:
@@ -305,7 +284,11 @@ def _is_manifest(manifest: Any) -> bool:
 
 def _verify_files(folder: Path, files: Mapping[str, str]) -> None:
     for name in (CONFIG, TOKENS):
-        if _file_hash(folder / name) != files.get(name):
+        try:
+            digest = file_hash(folder / name)
+        except OSError as error:
+            raise ModelError(f"{folder / name} cannot be read ({reason(error)}): convert the model again") from None
+        if digest != files.get(name):
             raise ModelError(f"{folder / name} is not what was converted (its hash differs): convert the model again")
 
 
@@ -334,18 +317,5 @@ def _array_hash(array: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def _file_hash(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror})") from None
-
-
 def _yaml(config: ModelConfig) -> str:
     return yaml.safe_dump(to_mapping(config), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an exception of a library says, for messages of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -126,6 +126,14 @@ def logged() -> Iterator[list[str]]:
 
 
 @pytest.fixture
+def silenced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libmpg123 is kept from standard error, as `configure_process` keeps it."""
+    from jaxasr.process import mpg123_silence
+
+    monkeypatch.setattr(mpg123_silence, "enabled", True)
+
+
+@pytest.fixture
 def sounds(tmp_path: Path) -> Path:
     """A folder with 4000 samples of noise in a.flac and b.flac, at 8 kHz, and in c.flac, at 16 kHz."""
     import numpy as np

@@ -13,7 +13,6 @@ import numpy as np
 
 import jaxasr
 from jaxasr import store
-from jaxasr.devices import prepare
 from jaxasr.model import Model, ModelConfig, Skeleton
 from jaxasr.recognizer import Recognizer
 from jaxasr.search.greedy import TransducerGreedy
@@ -72,7 +71,7 @@ def skeleton(config: ModelConfig) -> Skeleton:
 
 def convert(name: str, folder: Path, directory: Path) -> Golden:
     """Convert pretrained.pt with the recipe's arguments beside it, as a user would, and load the result."""
-    prepare()
+    jaxasr.configure_process()
     jaxasr.convert_checkpoint(folder / "pretrained.pt", directory, config=folder / "config.yaml")
     config, params, tokens = store.load(directory)
     return Golden(name, folder, directory, config, jax.device_put(params), tokens)

@@ -15,6 +15,7 @@ from jaxasr import audio
 from jaxasr.errors import AudioError
 from jaxasr.evaluation import Errors, count_errors, evaluate, units
 from jaxasr.manifests import Piece, Utterance, read_audio
+from jaxasr.transcripts import Failure
 
 # Counting
 
@@ -81,7 +82,7 @@ class Echo:
         self.heard = list(sources)
         for answer, samples in zip(self.answers, self.heard, strict=True):
             if isinstance(answer, AudioError):
-                yield SimpleNamespace(audio="", error=answer)
+                yield Failure("", answer)
             else:
                 yield SimpleNamespace(text=answer, duration=len(samples) / 16000)
 

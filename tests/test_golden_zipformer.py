@@ -26,7 +26,7 @@ from golden_models import (
     icefall_greedy,
     quick_jit,
 )
-from jaxasr import batching, store
+from jaxasr import store
 from jaxasr.arrays import ceil_div
 from jaxasr.encoders.zipformer import PUBLISHER_PADDING, Layer, attention_mask, match_channels
 from jaxasr.layers.activations import swoosh_l, swoosh_r
@@ -398,15 +398,13 @@ def transcribers(goldens: Goldens) -> Callable[[str], Any]:
 
     @functools.cache
     def make(name: str) -> Any:
-        return goldens(name).recognizer(head="ctc" if "ctc" in name else None, batch_seconds=8.0)
+        return goldens(name).recognizer(head="ctc" if "ctc" in name else None, **ONE_BUCKET)
 
     return make
 
 
-@pytest.fixture
-def one_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All clips share a program, which saves compilations; what buckets do is the subject of test_promises.py."""
-    monkeypatch.setattr(batching, "SHORTEST", 8.0)
+# All clips share a program, which saves compilations; what buckets do is the subject of test_promises.py.
+ONE_BUCKET = {"batch_seconds": 8.0, "shortest_seconds": 8.0}
 
 
 def check_transcripts(golden: Golden, transcripts: list[Any], run: dict[str, Any]) -> None:
@@ -421,7 +419,6 @@ def check_transcripts(golden: Golden, transcripts: list[Any], run: dict[str, Any
             )
 
 
-@pytest.mark.usefixtures("one_bucket")
 @pytest.mark.parametrize("name", GOLDENS)
 def test_transcripts(shared: Path, goldens: Goldens, transcribers: Callable[[str], Any], name: str) -> None:
     golden, recognizer = goldens(name), transcribers(name)
@@ -432,13 +429,12 @@ def test_transcripts(shared: Path, goldens: Goldens, transcribers: Callable[[str
     penalised = "greedy_search blank_penalty=1.5"
     assert (penalised in runs) == ("ctc" not in name)
     if penalised in runs:
-        other = golden.recognizer(blank_penalty=1.5, batch_seconds=8.0)
+        other = golden.recognizer(blank_penalty=1.5, **ONE_BUCKET)
         other.programs = recognizer.programs  # the penalty is an argument of the program
         check_transcripts(golden, list(other.transcribe(files)), runs[penalised])
         assert runs[penalised] != runs["greedy_search"]
 
 
-@pytest.mark.usefixtures("one_bucket")
 @pytest.mark.parametrize("name", [name for name in GOLDENS if "ctc" not in name])
 def test_transcripts_of_beam_search(shared: Path, goldens: Goldens, name: str) -> None:
     golden = goldens(name)
@@ -448,18 +444,17 @@ def test_transcripts_of_beam_search(shared: Path, goldens: Goldens, name: str) -
     for beam, penalty in ((4, 0.0), (4, 1.5), (2, 0.0)):
         run = f"modified_beam_search max_active_paths={beam}" + (f" blank_penalty={penalty}" if penalty else "")
         if run in runs:
-            recognizer = golden.recognizer(beam=beam, blank_penalty=penalty, batch_seconds=8.0)
+            recognizer = golden.recognizer(beam=beam, blank_penalty=penalty, **ONE_BUCKET)
             check_transcripts(golden, list(recognizer.transcribe(files)), runs[run])
             assert runs[run] != runs["greedy_search"]
             compared += 1
     assert compared == (1 if name == STREAMING else 3)
 
 
-@pytest.mark.usefixtures("one_bucket")
 def test_transcripts_of_a_stream_without_tail(shared: Path, goldens: Goldens) -> None:
     """sherpa-onnx drops what does not fill a chunk and its look-ahead; no silence behind the clip saves it."""
     golden = goldens(STREAMING)
-    recognizer = jaxasr.load_model(golden.directory, pad_after=0.0, batch_seconds=8.0)
+    recognizer = jaxasr.load_model(golden.directory, pad_after=0.0, **ONE_BUCKET)
     files = [shared / f"golden/audio/{clip}.wav" for clip in CLIPS]
     run = golden.json("sherpa_onnx")["runs"]["greedy_search without tail padding"]
     check_transcripts(golden, list(recognizer.transcribe(files)), run)

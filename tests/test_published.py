@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxasr
-from jaxasr import audio, batching
+from jaxasr import audio
 from jaxasr.convert import convert_checkpoint
 from jaxasr.evaluation import count_errors
 from jaxasr.manifests import read_audio, read_manifest
@@ -27,11 +27,10 @@ def manifests(shared: Path, folder: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_words_and_ids_of_sherpa_onnx(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Few buckets, since each is a program to compile; what buckets do is the subject of test_promises.py.
-    monkeypatch.setattr(batching, "SHORTEST", 5.0)
+def test_words_and_ids_of_sherpa_onnx(shared: Path, tmp_path: Path) -> None:
     convert_checkpoint(shared / "published" / CHECKPOINT, tmp_path / "model")
-    recognizer = jaxasr.load_model(tmp_path / "model")
+    # Few buckets, since each is a program to compile; what buckets do is the subject of test_promises.py.
+    recognizer = jaxasr.load_model(tmp_path / "model", shortest_seconds=5.0)
     equal = total = shifted = tokens = 0
     for manifest in manifests(shared, tmp_path / "manifests"):
         with open(manifest, encoding="utf-8", newline="") as file:

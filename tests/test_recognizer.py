@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,8 +23,9 @@ from golden_models import Golden
 from jaxasr import audio
 from jaxasr.errors import AudioError, ConfigError, ModelError
 from jaxasr.heads.ctc import CTCConfig
-from jaxasr.recognizer import Failure, Recognizer, Transcript
+from jaxasr.recognizer import Recognizer
 from jaxasr.search import DEFAULT_BEAM, BeamConfig, GreedyConfig, JointConfig, SearchConfig
+from jaxasr.transcripts import Failure, Transcript
 
 CLIP = Path(__file__).parent / "data" / "espeak_sentence.wav"
 
@@ -63,17 +66,56 @@ def test_fields_run_side_by_side(recognizer: Recognizer) -> None:
     assert all(p <= 0 for p in result.log_probs)
 
 
+def test_one_recording_in_any_form_is_one_recording(recognizer: Recognizer, clips: list[np.ndarray]) -> None:
+    expected = next(recognizer.transcribe(str(CLIP))).token_ids
+    content = CLIP.read_bytes()
+    for source in (content, bytearray(content), memoryview(content), io.BytesIO(content), CLIP, jnp.asarray(clips[0])):
+        (transcript,) = recognizer.transcribe(source)
+        assert transcript.token_ids == expected
+
+
+def test_short_clips_are_padded_to_the_shortest(bundled: Golden, clips: list[np.ndarray]) -> None:
+    padded = bundled.recognizer(shortest_seconds=4.0)
+    list(padded.transcribe(clips[1:3]))
+    assert set(padded.programs.compiled) == {(1, 4 * 16000)}
+
+
+def test_a_recognizer_is_closed_after_its_parameters_have_been_read(bundled: Golden) -> None:
+    reading = threading.Event()
+
+    def read() -> dict[str, Any]:
+        reading.wait(60)
+        return bundled.params
+
+    with Recognizer(bundled.config, read, bundled.tokens) as recognizer:
+        alive = [thread for thread in threading.enumerate() if thread.name == "jaxasr-params"]
+        assert len(alive) == 1
+        reading.set()
+    assert not alive[0].is_alive()
+    recognizer.close()
+    with pytest.raises(ModelError, match="closed"):
+        list(recognizer.transcribe(str(CLIP)))
+
+
+def test_a_refused_option_leaves_no_thread(bundled: Golden) -> None:
+    for option in ({"dtype": "float33"}, {"head": "rnnt"}, {"shortest_seconds": 0.0}):
+        with pytest.raises(ConfigError):
+            Recognizer(bundled.config, lambda: bundled.params, bundled.tokens, **option)
+    assert not [thread for thread in threading.enumerate() if thread.name == "jaxasr-params"]
+
+
 def test_repeated_calls_compile_nothing_new(recognizer: Recognizer, clips: list[np.ndarray]) -> None:
     list(recognizer.transcribe(clips))
-    known = set(recognizer.programs)
+    known = set(recognizer.programs.compiled)
     list(recognizer.transcribe(clips))
-    assert set(recognizer.programs) == known
+    assert set(recognizer.programs.compiled) == known
 
 
 def test_unreadable_inputs_among_good_ones(recognizer: Recognizer, tmp_path: Path) -> None:
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"RIFF nothing")
     first, second, third = recognizer.transcribe([str(CLIP), str(bad), str(CLIP)], on_error="yield")
+    assert isinstance(first, Transcript) and isinstance(third, Transcript)
     assert isinstance(second, Failure) and second.audio == str(bad) and isinstance(second.error, AudioError)
     assert first.text == third.text != ""
     results = recognizer.transcribe([str(bad), str(CLIP)])
@@ -169,7 +211,7 @@ def test_what_is_no_number_is_no_text(bundled: Golden, search: SearchConfig) -> 
     """As when activations leave the range of float16: a beam goes on with blanks then, and says so all the same."""
     config = dataclasses.replace(bundled.config, search=search)
     recognizer = Recognizer(config, bundled.params, bundled.tokens)
-    recognizer.use(jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), bundled.params))
+    recognizer.programs.replace_params(jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), bundled.params))
     with pytest.raises(ModelError, match="leaves the range of float32"):
         list(recognizer.transcribe([str(CLIP)]))
 
@@ -198,15 +240,15 @@ def test_reading_goes_on_while_the_device_works(
             read.set()
         return original(source, rate)
 
-    run = slow.run
+    run = slow.programs.run
 
-    def wait_for_reader(*batch: np.ndarray) -> object:
+    def wait_for_reader(*batch: Any) -> object:
         # The first group is on the device; with no reading meanwhile this would never end.
         assert read.wait(timeout=60)
         return run(*batch)
 
-    monkeypatch.setattr("jaxasr.recognizer.audio_files.load", load)
-    monkeypatch.setattr(slow, "run", wait_for_reader)
+    monkeypatch.setattr(audio, "load", load)
+    monkeypatch.setattr(slow.programs, "run", wait_for_reader)
     results = list(slow.transcribe([clips[1]] * 12))
     assert len(results) == 12 and len(set(spoken(results))) == 1
 
@@ -270,7 +312,7 @@ from jaxasr import audio
 sound = audio.load(sys.argv[2])
 clips = [sound, sound[:20000], sound[8000:40000], sound[:9000], sound[100:30000]]
 model = jaxasr.load_model(sys.argv[1])
-print(len(model.devices))
+print(len(model.programs.devices))
 for t in model.transcribe(clips):
     print(*t.token_ids)
 """

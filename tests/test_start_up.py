@@ -64,7 +64,7 @@ def test_the_probe_sees_imports() -> None:
     [
         "import jaxasr; jaxasr.__version__; dir(jaxasr); jaxasr.JaxasrError",
         "import jaxasr.errors, jaxasr.configuration, jaxasr.writers, jaxasr.manifests, jaxasr.evaluation, jaxasr.audio",
-        "import jaxasr.text.tokens, jaxasr.text.spelling, jaxasr.speechlike",
+        "import jaxasr.text.tokens, jaxasr.text.sherpa_onnx, jaxasr.speechlike",
         "import jaxasr.convert.formats.torch.pickles, jaxasr.convert.formats.onnx.files",
         "import jaxasr.convert.hub.published, jaxasr.convert.hub.downloads",
     ],

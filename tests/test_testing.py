@@ -18,7 +18,7 @@ CLIPS = [speechlike(1.0, seed) for seed in range(2)]
 
 
 def test_it_is_tiny() -> None:
-    parameters = jax.tree.leaves(tiny_recognizer().params)
+    parameters = jax.tree.leaves(tiny_recognizer().programs.params)
     assert 5_000 < sum(leaf.size for leaf in parameters) < 20_000
     assert {leaf.dtype for leaf in parameters} == {np.dtype(np.float32)}
 
@@ -38,8 +38,8 @@ def test_a_directory_of_it(tmp_path: Path) -> None:
     directory = tiny_model_directory(tmp_path / "tiny", seed=3)
     assert store.load_config(directory) == tiny_config()
     recognizer = jaxasr.load_model(directory)
-    jax.tree.map(np.testing.assert_array_equal, recognizer.params, tiny_recognizer(seed=3).params)
-    assert not np.array_equal(*(jax.tree.leaves(tiny_recognizer(seed=seed).params)[0] for seed in (3, 4)))
+    jax.tree.map(np.testing.assert_array_equal, recognizer.programs.params, tiny_recognizer(seed=3).programs.params)
+    assert not np.array_equal(*(jax.tree.leaves(tiny_recognizer(seed=seed).programs.params)[0] for seed in (3, 4)))
     with pytest.raises(ModelError):
         tiny_model_directory(directory)
 

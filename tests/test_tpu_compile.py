@@ -42,12 +42,12 @@ if stacks:
 tokens = TokenTable(tuple(f"<{i}>" for i in range(config.vocabulary_size)))
 chips = list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
 recognizer = Recognizer(config, {}, tokens, dtype="bfloat16", devices=chips, beam=beam)
-recognizer.policy = Policy(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"))  # what a process on a TPU chooses
-program = recognizer.compile(rows, samples)
+recognizer.programs.policy = Policy(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"))  # what a process on a TPU chooses
+program = recognizer.programs.compile(rows, samples)
 memory, cost, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
 print(json.dumps({
     "chips": len(chips),
-    "parameters": sum(leaf.size for leaf in jax.tree.leaves(recognizer.skeleton.parameters)),
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(recognizer.programs.skeleton.parameters)),
     "arguments": memory.argument_size_in_bytes,
     "output": memory.output_size_in_bytes,
     "temporary": memory.temp_size_in_bytes,

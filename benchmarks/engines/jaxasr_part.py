@@ -26,7 +26,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from work import encoder_operations  # noqa: E402
 
-from jaxasr import load_model  # noqa: E402
+from jaxasr import configure_process, load_model  # noqa: E402
 from jaxasr.benchmark import random_recognizer  # noqa: E402
 from jaxasr.configs import named_configs  # noqa: E402
 from jaxasr.recognizer import Recognizer  # noqa: E402
@@ -42,9 +42,11 @@ def load() -> Recognizer:
     return load_model(options.model, dtype=options.dtype, pad_before=0.0, pad_after=0.0)
 
 
+configure_process()
 started = time.perf_counter()
 recognizer = load()
-jax.block_until_ready(recognizer.params)
+programs = recognizer.programs
+jax.block_until_ready(programs.params)
 loaded = time.perf_counter() - started
 config = recognizer.config
 
@@ -54,7 +56,7 @@ def whole() -> Any:
 
 
 def prepare_whole() -> dict[str, Any]:
-    return whole() | {"programs": [list(shape) for shape in recognizer.programs]}
+    return whole() | {"programs": [list(shape) for shape in programs.compiled]}
 
 
 def part(name: str) -> tuple[Any, tuple[Any, ...]]:
@@ -62,21 +64,21 @@ def part(name: str) -> tuple[Any, tuple[Any, ...]]:
     waveforms, lengths = jnp.asarray(np.stack(audio)), jnp.full((len(audio),), len(audio[0]), jnp.int32)
 
     def features(params: Any, waveforms: jax.Array, lengths: jax.Array) -> Any:
-        return recognizer.skeleton.fill(params).features(waveforms, lengths)
+        return programs.skeleton.fill(params).features(waveforms, lengths)
 
     def encoder(params: Any, frames: jax.Array, lengths: jax.Array) -> Any:
-        return recognizer.skeleton.fill(params).encoder(frames, lengths)
+        return programs.skeleton.fill(params).encoder(frames, lengths)
 
     def search(params: Any, encoded: jax.Array, lengths: jax.Array) -> Any:
-        return recognizer.skeleton.fill(params).search(encoded, lengths, recognizer.search)
+        return programs.skeleton.fill(params).search(encoded, lengths, programs.search)
 
     if name == "features":
-        return features, (recognizer.params, waveforms, lengths)
-    frames, frame_lengths = jax.jit(features)(recognizer.params, waveforms, lengths)
-    frames = frames.astype(recognizer.policy.activations)
+        return features, (programs.params, waveforms, lengths)
+    frames, frame_lengths = jax.jit(features)(programs.params, waveforms, lengths)
+    frames = frames.astype(programs.policy.activations)
     if name == "encoder":
-        return encoder, (recognizer.params, frames, frame_lengths)
-    return search, (recognizer.params, *jax.jit(encoder)(recognizer.params, frames, frame_lengths))
+        return encoder, (programs.params, frames, frame_lengths)
+    return search, (programs.params, *jax.jit(encoder)(programs.params, frames, frame_lengths))
 
 
 if options.part == "whole":

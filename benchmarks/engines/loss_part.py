@@ -23,8 +23,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
+from jaxasr import configure_process  # noqa: E402
 from jaxasr.configs import named_configs  # noqa: E402
-from jaxasr.devices import prepare  # noqa: E402
 from jaxasr.heads.predictors import StatelessConfig  # noqa: E402
 from jaxasr.heads.transducer import Transducer, TransducerConfig  # noqa: E402
 from jaxasr.model import Skeleton  # noqa: E402
@@ -32,7 +32,7 @@ from jaxasr.store import read_config  # noqa: E402
 from jaxasr.training.loop import new_parameters  # noqa: E402
 from jaxasr.training.losses import choose_frames_at_once, transducer_loss  # noqa: E402
 
-prepare()
+configure_process()
 generator = np.random.default_rng(1)
 sizes = (options.batch, options.frames, options.labels, options.vocabulary)
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from jaxasr.convert.hub.names import COMMIT, Request
 from jaxasr.errors import DownloadError
+from jaxasr.files import reason
 
 Answer = TypeVar("Answer")
 
@@ -76,21 +77,16 @@ class Hub:
                 f"{request.repository} is neither a folder here nor a public repository of the hub"
             ) from error
         except errors.EntryNotFoundError as error:
-            raise DownloadError(f"{request.name}: a file is missing on the hub: {_first_line(error)}") from error
+            raise DownloadError(f"{request.name}: a file is missing on the hub: {reason(error)}") from error
         except errors.HFValidationError as error:
-            raise DownloadError(f"{request.name} is no name of a hub repository: {_first_line(error)}") from error
+            raise DownloadError(f"{request.name} is no name of a hub repository: {reason(error)}") from error
         # The rest are refused connections, time-outs, server errors and full disks; which class they are changes with
         # the library that huggingface_hub is built on.
         except Exception as error:
             raise DownloadError(
-                f"{request.name} could not be downloaded ({_first_line(error)}): check the network and the disk's free "
+                f"{request.name} could not be downloaded ({reason(error)}): check the network and the disk's free "
                 "space and try again, or give a model directory"
             ) from error
-
-
-def _first_line(error: Exception) -> str:
-    line = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line.strip()[:200]}" if line else type(error).__name__
 
 
 @contextlib.contextmanager

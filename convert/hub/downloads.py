@@ -30,6 +30,7 @@ from jaxasr.convert.hub.client import Hub, Remote, connect
 from jaxasr.convert.hub.names import COMMIT, Request, parse
 from jaxasr.convert.hub.published import PublishedFile
 from jaxasr.errors import DownloadError
+from jaxasr.files import writing_file
 
 _RECORD = "hub.json"
 
@@ -244,9 +245,8 @@ def _place(source: Path, target: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with writing_file(path, DownloadError) as write:
+        write(text)
 
 
 def _verify(request: Request, name: str, path: Path, expected: str | None) -> str:

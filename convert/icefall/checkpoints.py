@@ -67,8 +67,8 @@ def read_checkpoint(path: str | Path, average: Sequence[str | Path] = ()) -> Che
         tensors, notes = _weights(paths[0], checkpoints[0], "model"), []
         if "model_avg" in checkpoints[0]:
             notes.append(
-                f"{names} is a training checkpoint: its model is taken as it is (average with an earlier checkpoint"
-                " takes the mean over the batches between them, which is usually better)"
+                f"{names} is a training checkpoint: its model is taken as it is (with an earlier one given as average,"
+                " it becomes the mean over the batches between them, which is usually better)"
             )
     elif len(paths) == 2 and all("model_avg" in checkpoint for checkpoint in checkpoints):
         tensors, first, last = _mean_of_batches(paths, checkpoints)

@@ -20,6 +20,7 @@ from jaxasr import __version__
 from jaxasr.cli import bench, convert, evaluate, info, train, transcribe
 from jaxasr.cli.progress import debugging, log_to_stderr, say
 from jaxasr.errors import JaxasrError
+from jaxasr.files import reason
 
 app = typer.Typer(
     name="jaxasr",
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     log_to_stderr()
     if not debugging() and sys.unraisablehook is sys.__unraisablehook__:
-        # Callbacks of Orbax' threads, when a write has failed and its event loop is gone: the failure itself is told.
+        # After a failed write Orbax's threads raise again in callbacks. The first error is reported; drop the echoes.
         sys.unraisablehook = lambda _: None
     _stopped_by.clear()
     if threading.current_thread() is threading.main_thread():
@@ -73,11 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             signal.signal(signal.SIGINT, _stop)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     code = _exit_code(lambda: app(arguments or ["--help"], prog_name="jaxasr", standalone_mode=False))
-    # A recording may be refused while the model is still being read; Python would shut down what reads it.
-    for thread in threading.enumerate():
-        if thread.name == "jaxasr-params":
-            with contextlib.suppress(KeyboardInterrupt):
-                thread.join()
     sys.exit(code)
 
 
@@ -115,7 +111,7 @@ def _exit_code(work: Callable[[], Any]) -> int:
             message = error.format_message().rstrip(".")
             say(f"{message} (see {command} --help)")
             return int(error.exit_code)
-        say(_in_one_line(error))
+        say(_message(error))
         try:
             sys.stdout.flush()
         except OSError:
@@ -129,15 +125,14 @@ def _stopped() -> int:
     return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
 
 
-def _in_one_line(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, JaxasrError):
         return str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return "out of memory: try a smaller --batch-seconds, or --dtype bfloat16"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'standard output'}: {error.strerror}"
-    first = (str(error).strip().splitlines() or [""])[0][:300]
-    return f"unexpected {type(error).__name__}: {first} (JAXASR_DEBUG=1 shows where; please report it)"
+    return f"unexpected {type(error).__name__}: {reason(error)} (JAXASR_DEBUG=1 shows where; please report it)"
 
 
 def _drop_stdout() -> None:

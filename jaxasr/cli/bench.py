@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import jaxasr
 from jaxasr.cli.info import fact_lines
 from jaxasr.cli.options import BeamOption, DtypeOption, HeadOption, SearchOption
 
@@ -33,6 +34,7 @@ def bench(
     """Measure how fast a model transcribes on this machine, with the programs compiled and the memory used."""
     from jaxasr import benchmark
 
+    jaxasr.configure_process()
     facts = benchmark.measure(model, dtype=dtype, search=search, head=head, beam=beam)
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))

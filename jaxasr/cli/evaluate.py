@@ -10,24 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxasr.cli.options import (
-    BatchSecondsOption,
-    BeamOption,
-    BlankPenaltyOption,
-    DtypeOption,
-    HeadOption,
-    ModelOption,
-    PadAfterOption,
-    PadBeforeOption,
-    PrecisionOption,
-    SearchOption,
-    load,
-)
+from jaxasr.cli.options import RecognizerOptions, with_recognizer_options
 from jaxasr.cli.progress import metered, say
 from jaxasr.evaluation import Errors, Metric, Scored
 from jaxasr.evaluation import evaluate as run
+from jaxasr.files import writing_file
 from jaxasr.manifests import read_manifest
-from jaxasr.writers import writing
 
 EXAMPLE = "Example: jaxasr evaluate an4/manifest.tsv --model model/ --where split=test --output hypotheses.tsv"
 
@@ -37,6 +25,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+@with_recognizer_options
 def evaluate(
     manifests: Annotated[
         list[str],
@@ -44,7 +33,6 @@ def evaluate(
             metavar="MANIFEST.tsv", help="Tab-separated tables with the columns path, start, samples and text."
         ),
     ],
-    model: ModelOption = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,15 +45,8 @@ def evaluate(
         str | None,
         typer.Option("--output", "-o", metavar="TSV", help="Write reference and hypothesis of every utterance here."),
     ] = None,
-    dtype: DtypeOption = "float32",
-    batch_seconds: BatchSecondsOption = None,
-    blank_penalty: BlankPenaltyOption = 0.0,
-    search: SearchOption = None,
-    head: HeadOption = None,
-    beam: BeamOption = None,
-    pad_before: PadBeforeOption = None,
-    pad_after: PadAfterOption = None,
-    precision: PrecisionOption = "float32",
+    *,
+    options: RecognizerOptions,
 ) -> None:
     """Count the errors of a model on transcribed recordings, per manifest and in all."""
     chosen = conditions(where or [])
@@ -73,12 +54,10 @@ def evaluate(
     sums = {manifest: _Sum() for manifest in manifests}
     failed = False
     with contextlib.ExitStack() as stack:
-        write = stack.enter_context(writing(output)) if output is not None else None
+        write = stack.enter_context(writing_file(output)) if output is not None else None
         if write is not None:
             write("\t".join(_COLUMNS) + "\n")
-        recognizer = load(
-            model, dtype, batch_seconds, blank_penalty, search, head, beam, pad_before, pad_after, precision
-        )
+        recognizer = stack.enter_context(options.load())
         meter = stack.enter_context(metered("evaluating"))
         begun = time.monotonic()
         for scored in run(recognizer, utterances, metric, meter):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 import jaxasr
+from jaxasr.cli.progress import say
 
 if TYPE_CHECKING:
     from jaxasr.recognizer import Recognizer
@@ -81,29 +86,47 @@ PrecisionOption = Annotated[
 ]
 
 
-def load(
-    model: str | None,
-    dtype: str,
-    batch_seconds: float | None,
-    blank_penalty: float,
-    search: str | None,
-    head: str | None,
-    beam: int | None,
-    pad_before: float | None,
-    pad_after: float | None,
-    precision: str,
-) -> Recognizer:
-    """What a command that transcribes works with; the first program is compiled while the parameters are read."""
-    return jaxasr.load_model(
-        model,
-        dtype=dtype,
-        batch_seconds=batch_seconds,
-        blank_penalty=blank_penalty,
-        search=search,
-        head=head,
-        beam=beam,
-        pad_before=pad_before,
-        pad_after=pad_after,
-        precision=precision,
-        lazy=True,
-    )
+@dataclasses.dataclass(frozen=True)
+class RecognizerOptions:
+    """The options of every command that transcribes, under the names that `load_model` gives them."""
+
+    model: ModelOption = None
+    dtype: DtypeOption = "float32"
+    batch_seconds: BatchSecondsOption = None
+    blank_penalty: BlankPenaltyOption = 0.0
+    search: SearchOption = None
+    head: HeadOption = None
+    beam: BeamOption = None
+    pad_before: PadBeforeOption = None
+    pad_after: PadAfterOption = None
+    precision: PrecisionOption = "float32"
+
+    def load(self) -> Recognizer:
+        """The recogniser that was asked for; the first program is compiled while the parameters are read."""
+        from jaxasr import loading
+
+        jaxasr.configure_process()
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        name = options.pop("model")
+        if name is None:
+            name = loading.EMBEDDED
+            say(f"no --model is given: {loading.LIMITS}; for all words: --model {loading.SUGGESTED} (a download, once)")
+        return jaxasr.load_model(name, **options, lazy=True)
+
+
+def with_recognizer_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each field of RecognizerOptions instead of its parameter `options`."""
+    names = [field.name for field in dataclasses.fields(RecognizerOptions)]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        options = RecognizerOptions(**{name: given.pop(name) for name in names})
+        command(**given, options=options)
+
+    own = inspect.signature(command, eval_str=True)
+    shared = inspect.signature(RecognizerOptions, eval_str=True).parameters.values()
+    parameters = [parameter for parameter in own.parameters.values() if parameter.name != "options"]
+    parameters += shared
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

@@ -13,32 +13,22 @@ from typing import Annotated
 import typer
 
 import jaxasr
-from jaxasr.cli.options import (
-    BatchSecondsOption,
-    BeamOption,
-    BlankPenaltyOption,
-    DtypeOption,
-    HeadOption,
-    ModelOption,
-    PadAfterOption,
-    PadBeforeOption,
-    PrecisionOption,
-    SearchOption,
-    load,
-)
+from jaxasr.audio import expand_paths
+from jaxasr.cli.options import RecognizerOptions, with_recognizer_options
 from jaxasr.cli.progress import metered, say
 from jaxasr.errors import ConfigError, JaxasrError
-from jaxasr.writers import FORMATS, Document, Format, writing
+from jaxasr.files import reason, writing_file
+from jaxasr.writers import FORMATS, Document, Format
 
 EXAMPLE = "Example: jaxasr transcribe talks/ extra.mp3 --model model/ --format srt --output subtitles/ --skip-existing"
-_STEM = 0  # before whole names (1 part of the path), a folder and the name (2), ...
+_STEM = 0  # levels of naming: 0 the stem, 1 the file's name, 2 folder and file name, and so on
 
 
+@with_recognizer_options
 def transcribe(
     audio: Annotated[
         list[str], typer.Argument(metavar="AUDIO", help="Files, folders, patterns, and - for standard input.")
     ],
-    model: ModelOption = None,
     format: Annotated[
         Format | None,
         typer.Option("--format", "-f", help="What to write; told from the suffix of --output if unset, else txt."),
@@ -56,15 +46,8 @@ def transcribe(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave out audio whose file in the output folder exists.")
     ] = False,
-    dtype: DtypeOption = "float32",
-    batch_seconds: BatchSecondsOption = None,
-    blank_penalty: BlankPenaltyOption = 0.0,
-    search: SearchOption = None,
-    head: HeadOption = None,
-    beam: BeamOption = None,
-    pad_before: PadBeforeOption = None,
-    pad_after: PadAfterOption = None,
-    precision: PrecisionOption = "float32",
+    *,
+    options: RecognizerOptions,
 ) -> None:
     """Print the words spoken in audio files, in their order, as they are recognised."""
     output = None if output == "-" else output
@@ -87,10 +70,8 @@ def transcribe(
 
     with contextlib.ExitStack() as stack:
         # Opened before the model is loaded, so that what cannot be written is known at once.
-        write = stack.enter_context(writing(output)) if output is not None and folder is None else None
-        recognizer = load(
-            model, dtype, batch_seconds, blank_penalty, search, head, beam, pad_before, pad_after, precision
-        )
+        write = stack.enter_context(writing_file(output)) if output is not None and folder is None else None
+        recognizer = stack.enter_context(options.load())
         meter = stack.enter_context(metered("transcribing"))
         document = Document(format)
         succeeded = 0
@@ -102,7 +83,7 @@ def transcribe(
                 continue
             succeeded += 1
             if target is not None:
-                with writing(target) as write_target:
+                with writing_file(target) as write_target:
                     write_target(Document(format).add(result))
             elif write is not None:
                 write(document.add(result))
@@ -128,13 +109,11 @@ def _format_of(output: str | None) -> Format:
 
 def _find(arguments: list[str]) -> tuple[list[str], bool]:
     """The audio that the arguments mean, and whether one of them meant none; each of these is told in a line."""
-    from jaxasr.audio import find
-
     found: list[str] = []
     failed = False
     for argument in arguments:
         try:
-            found += find([argument])
+            found += expand_paths([argument])
         except JaxasrError as error:
             say(str(error))
             failed = True
@@ -145,7 +124,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder}: the folder cannot be made ({error.strerror}); give another --output") from None
+        raise ConfigError(f"{folder}: the folder cannot be made ({reason(error)}); give another --output") from None
 
 
 def _protect(inputs: list[str], targets: list[Path]) -> None:

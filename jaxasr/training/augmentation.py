@@ -1,4 +1,4 @@
-"""What training does to an utterance so that a recogniser learns speech and not one recording of it.
+"""Augmentation: random changes of an utterance, so that a recogniser learns speech and not one recording of it.
 
 Waveforms are changed on the host (`augment`), features on the device (`spec_augment`).
 """
@@ -29,7 +29,9 @@ _ROOM_DISTANCES = (0.3, 2.0)  # m from mouth to microphone
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """How much is changed, and how often. Ranges are (lowest, highest), drawn evenly. ValueError names bad fields.
+    """How much an utterance is changed, and how often. ValueError names bad fields.
+
+    Ranges are (lowest, highest), drawn evenly.
 
     The masks are those of lhotse's SpecAugment as icefall's recipes call it, without time warping and for every
     utterance (lhotse leaves one in ten alone). Each frequency mask hides less than `frequency_mask_bins` bins. With a
@@ -86,7 +88,7 @@ def augment(
     samples = np.asarray(samples, np.float32)
     if samples.ndim != 1:
         raise ValueError(f"samples must be mono, of shape (S,), got {samples.shape}")
-    # All decisions are drawn, needed or not, before any noise: a changed probability leaves a clip's other draws alone.
+    # Draw every random decision first, so that changing one probability does not change the other draws.
     noisy, reverberant, telephoned, chattering = generator.random(4) < (
         config.noise_probability,
         config.reverberation_probability,
@@ -109,7 +111,8 @@ def augment(
     samples = change_volume(samples, volume_db)
     if telephoned:
         samples = telephone(samples, sample_rate)
-    return np.clip(samples, -1.0, 1.0)
+    clipped: np.ndarray = np.clip(samples, -1.0, 1.0)
+    return clipped
 
 
 def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
@@ -118,12 +121,14 @@ def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
 
     if factor == 1.0 or not samples.size:
         return samples
-    return soxr.resample(samples, factor, 1.0)  # from `factor` times its rate to its rate
+    faster: np.ndarray = soxr.resample(samples, factor, 1.0)  # from `factor` times its rate to its rate
+    return faster
 
 
 def change_volume(samples: np.ndarray, gain_db: float) -> np.ndarray:
     """Multiply samples (S,) float32 by the gain; the result is not clipped."""
-    return samples * np.float32(10.0 ** (gain_db / 20.0))
+    changed: np.ndarray = samples * np.float32(10.0 ** (gain_db / 20.0))
+    return changed
 
 
 def add_noise(samples: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
@@ -152,7 +157,8 @@ def coloured_noise(size: int, slope: float, generator: np.random.Generator, samp
     frequencies = np.fft.rfftfreq(period, 1.0 / sample_rate).astype(np.float32)
     amplitudes = np.maximum(frequencies, np.float32(_NOISE_CORNER)) ** np.float32(-slope / 2.0)
     spectrum = generator.standard_normal((len(frequencies), 2), np.float32).view(np.complex64)[:, 0]
-    return fft.irfft(spectrum * (amplitudes / amplitudes[0]), period, norm="ortho")[:size]
+    noise: np.ndarray = fft.irfft(spectrum * (amplitudes / amplitudes[0]), period, norm="ortho")
+    return noise[:size]
 
 
 def babble(size: int, others: Sequence[np.ndarray], generator: np.random.Generator) -> np.ndarray:
@@ -162,7 +168,7 @@ def babble(size: int, others: Sequence[np.ndarray], generator: np.random.Generat
     """
     mixed = np.zeros(size, np.float32)
     for _ in range(generator.integers(*_BABBLE_VOICES, endpoint=True)):
-        clip = np.asarray(others[generator.integers(len(others))], np.float32)
+        clip = np.asarray(others[int(generator.integers(len(others)))], np.float32)
         start = generator.integers(max(len(clip), 1))
         level = _root_mean_square(clip)
         if level > 0.0:
@@ -179,7 +185,7 @@ def reverberate(
 ) -> np.ndarray:
     """Samples (S,) float32 as heard in a room: (S,) float32, equally loud, the direct sound where it was.
 
-    The room's answer is Gaussian noise that decays by 60 dB in `seconds` (T60; Polack's model) behind a direct path of
+    The room's answer is Gaussian noise that decays by 60 dB in `seconds` (T60; Polack's model) after a direct path of
     one sample. Its energy against that of the direct path is (distance / critical distance)², `distance` in metres from
     mouth to microphone, the critical distance 0.057 * sqrt(volume / T60) (Kuttruff, Room Acoustics) for 60 m³.
     """
@@ -193,7 +199,7 @@ def reverberate(
     echoes = generator.standard_normal(tail, np.float32) * decay.astype(np.float32)
     critical = 0.057 * math.sqrt(_ROOM_VOLUME / seconds)
     echoes *= np.float32(distance / critical / np.linalg.norm(echoes))
-    heard = signal.fftconvolve(samples, np.append(np.float32(1.0), echoes))[: len(samples)]
+    heard: np.ndarray = signal.fftconvolve(samples, np.append(np.float32(1.0), echoes))[: len(samples)]
     return heard * np.float32(level / _root_mean_square(heard))
 
 
@@ -219,7 +225,8 @@ def telephone(samples: np.ndarray, sample_rate: int = 16000) -> np.ndarray:
 def _telephone_filter() -> np.ndarray:
     from scipy import signal
 
-    return signal.butter(4, _TELEPHONE_BAND, "bandpass", fs=_TELEPHONE_RATE, output="sos")
+    sections: np.ndarray = signal.butter(4, _TELEPHONE_BAND, "bandpass", fs=_TELEPHONE_RATE, output="sos")
+    return sections
 
 
 def _mu_law(samples: np.ndarray) -> np.ndarray:
@@ -227,7 +234,8 @@ def _mu_law(samples: np.ndarray) -> np.ndarray:
     steps = np.float32(127.0)
     bits = np.rint(steps * np.log1p(np.float32(_MU) * np.minimum(np.abs(samples), 1.0)) / np.float32(math.log1p(_MU)))
     levels = np.expm1(np.arange(128) / 127.0 * math.log1p(_MU)) / _MU
-    return np.copysign(levels.astype(np.float32)[bits.astype(np.uint8)], samples)
+    rounded: np.ndarray = np.copysign(levels.astype(np.float32)[bits.astype(np.uint8)], samples)
+    return rounded
 
 
 def _root_mean_square(samples: np.ndarray) -> float:
@@ -242,10 +250,10 @@ def spec_augment(
     key: jax.Array,
     strength: jax.Array | float = 1.0,
 ) -> jax.Array:
-    """Hide bands of frequency and spans of time of each utterance behind its own mean.
+    """Replace bands of frequency and spans of time of each utterance by its own mean.
 
-    frames (B, T, F) float32 log-mel, lengths (B,) int32 of which the first frames of a row count -> (B, T, F). What
-    lies behind a row's end stays as it is and changes nothing. A row's masks depend on the key, its place in the batch
+    frames (B, T, F) float32 log-mel, lengths (B,) int32 of the rows -> (B, T, F). Frames beyond a row's end stay as
+    they are and change nothing. A row's masks depend on the key, its place in the batch
     and its length only. How many masks there are and how wide they are: `AugmentationConfig`; `strength` in 0..1 makes
     all of them narrower. Pure, for jax.jit.
     """
@@ -255,12 +263,12 @@ def spec_augment(
     mean = jnp.sum(jnp.where(valid, frames, 0.0), axis=(1, 2)) / cells  # (B,)
 
     counts, widths = (jnp.asarray(values)[lengths] for values in _time_masks(config, total))  # (B,) each
-    band_limits = (config.frequency_masks, min(config.frequency_mask_bins, bins), bins)
+    widest = min(config.frequency_mask_bins, bins)
 
-    def row(key: jax.Array, *span_limits: jax.Array) -> jax.Array:  # (T, F) bool
+    def row(key: jax.Array, count: jax.Array, width: jax.Array, length: jax.Array) -> jax.Array:  # (T, F) bool
         band_key, span_key = jax.random.split(key)
-        bands = _hidden(band_key, config.frequency_masks, bins, *band_limits, strength)
-        spans = _hidden(span_key, config.time_masks, total, *span_limits, strength)
+        bands = _hidden(band_key, config.frequency_masks, bins, config.frequency_masks, widest, bins, strength)
+        spans = _hidden(span_key, config.time_masks, total, count, width, length, strength)
         return bands[None, :] | spans[:, None]
 
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))

@@ -16,58 +16,39 @@ from typing import TypeVar
 import numpy as np
 
 from jaxasr import audio
-from jaxasr.arrays import ceil_div
 from jaxasr.errors import ConfigError, JaxasrError
 from jaxasr.manifests import Utterance, duration, read_audio
+from jaxasr.model import ModelConfig
 from jaxasr.text.encoding import TextEncoder
 from jaxasr.training.augmentation import AugmentationConfig, augment
+from jaxasr.training.curriculum import CurriculumConfig
 
 RATE = audio.SAMPLE_RATE
 SHORTEST = 0.05  # s; what is shorter than that holds no speech
-# Feature frames at 100 Hz that the front end needs for one encoded frame.
-_FIRST_FRAMES = 9
 _SLACK = 0.001  # s; what rounding to samples may add
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How utterances become batches. Times in seconds.
+    """The shapes of batches. Times in seconds. ValueError names bad fields.
 
     `bucket_seconds`: the lengths that batches are padded to, in ascending order; longer utterances are left out.
-    `batch_seconds`: sound in a batch, padding included. `labels_per_second`: room for tokens in a bucket.
-    `join_below`: shorter utterances of one speaker, whom a column of the manifest names, become strings of 1 to
-    `join_most`, with gaps of `gap_seconds` around each and levels that differ by `join_level_db` either way.
-    `edge_share` of the others get such gaps at their ends as well, where there is room for them. `growth`: the longest
-    items of the first epochs, short ones first. `repeat_share`: how often a joined clip is followed by another one of
-    the same text, which transducers else learn to hear as one.
+    `batch_seconds`: sound in a batch, padding included. `labels_per_second`: tokens that a bucket has room for.
     """
 
     bucket_seconds: tuple[float, ...] = (4.0, 6.0, 8.0, 12.0, 16.0)
     batch_seconds: float = 80.0
     labels_per_second: float = 6.0
-    join_below: float = 2.0
-    join_most: int = 10
-    gap_seconds: tuple[float, ...] = (0.05, 0.4)
-    join_level_db: float = 6.0
-    edge_share: float = 0.5
-    growth: tuple[float, ...] = ()
-    repeat_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.bucket_seconds or list(self.bucket_seconds) != sorted(set(self.bucket_seconds)):
             raise ValueError("bucket_seconds must ascend")
         if self.bucket_seconds[0] <= 0 or self.batch_seconds < self.bucket_seconds[-1]:
             raise ValueError("bucket_seconds must be positive and no longer than batch_seconds")
-        if len(self.gap_seconds) != 2 or not 0 <= self.gap_seconds[0] <= self.gap_seconds[1]:
-            raise ValueError("gap_seconds must be the shortest and the longest gap")
         if not np.isfinite([self.batch_seconds, *self.bucket_seconds]).all():
             raise ValueError("bucket_seconds and batch_seconds must be finite")
-        if self.join_most < 1:
-            raise ValueError("join_most must be at least 1")
-        if self.labels_per_second <= 0 or self.join_level_db < 0:
-            raise ValueError("labels_per_second must be positive, join_level_db not negative")
-        if not (0 <= self.edge_share <= 1 and 0 <= self.repeat_share <= 1):
-            raise ValueError("edge_share and repeat_share must lie in 0..1")
+        if self.labels_per_second <= 0:
+            raise ValueError("labels_per_second must be positive")
 
     def labels(self, seconds: float) -> int:
         """Tokens that a bucket has room for."""
@@ -84,13 +65,16 @@ class Example:
 
     @property
     def name(self) -> str:
-        """What messages call it: its id in the manifest, or its file."""
+        """The name in messages: the manifest with the utterance's id in it, or with its file."""
         return _name(self.utterance)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One row of a batch: examples by their numbers, the speed they are played at, and a seed for all else."""
+    """One row of a batch: the indices of its examples, the gaps around them (s), their speed (a factor), and a seed.
+
+    The seed decides everything else that is random in the row.
+    """
 
     examples: tuple[int, ...]
     gaps: tuple[float, ...]
@@ -100,10 +84,12 @@ class Item:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Rows that run together, padded to `seconds`."""
+    """`rows` rows of an epoch (counted from 0) that run together, padded to `seconds`; the last ones may be empty."""
 
+    epoch: int
     items: tuple[Item, ...]
     seconds: float
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -117,52 +103,60 @@ class TrainingBatch:
     plan: BatchPlan
 
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """What a step takes."""
+        """The four arrays, in the order in which a step takes them."""
         return self.waveforms, self.lengths, self.labels, self.label_lengths
 
 
 class Corpus:
-    """Checked utterances and their sound, which is kept in memory as 16-bit integers up to `cache_bytes`."""
+    """Checked utterances, planned to batches epoch by epoch.
 
-    def __init__(self, examples: Sequence[Example], config: DataConfig, *, cache_bytes: int = 2 << 30) -> None:
+    Their sound is kept in memory as 16-bit integers, up to `cache_bytes`.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        config: DataConfig,
+        curriculum: CurriculumConfig,
+        augmentation: AugmentationConfig,
+        *,
+        cache_bytes: int = 2 << 30,
+    ) -> None:
         if not examples:
             raise ConfigError("no utterance is left to train on")
-        self.examples, self.config = list(examples), config
+        self.examples = list(examples)
+        self.config, self.curriculum, self.augmentation = config, curriculum, augmentation
         self._cache: dict[int, np.ndarray] = {}
         self._room = cache_bytes
 
-    def plan(self, epoch: int, seed: int, augmentation: AugmentationConfig, multiple: int = 1) -> list[BatchPlan]:
-        """The batches of an epoch (counted from 0), rows a multiple of `multiple`, the last of a bucket filled up."""
+    def plan_epoch(self, epoch: int, seed: int, multiple: int = 1) -> list[BatchPlan]:
+        """The batches of an epoch (counted from 0); their rows are a multiple of `multiple`."""
         generator = np.random.default_rng((seed, epoch))
-        growth = self.config.growth
-        longest = min([*growth[epoch : epoch + 1], self.config.bucket_seconds[-1]])
+        longest = self.curriculum.longest(epoch, self.config.bucket_seconds[-1])
         buckets: dict[float, list[Item]] = {}
-        for item, seconds, labels in self._items(generator, augmentation, longest):
+        for item, seconds, labels in self._items(generator, longest):
             for bucket in self.config.bucket_seconds:
                 if seconds <= bucket and labels <= self.config.labels(bucket):
                     buckets.setdefault(bucket, []).append(item)
                     break
         plans = []
         for seconds, items in sorted(buckets.items()):
-            rows = self.rows(seconds, multiple)
+            rows = max(int(self.config.batch_seconds / seconds) // multiple, 1) * multiple
             order = generator.permutation(len(items))
             for start in range(0, len(items), rows):
-                plans.append(BatchPlan(tuple(items[i] for i in order[start : start + rows]), seconds))
+                chosen = tuple(items[i] for i in order[start : start + rows])
+                plans.append(BatchPlan(epoch, chosen, seconds, rows))
         if not plans:
             raise ConfigError(f"no utterance is as short as the {longest:g} s that epoch {epoch} begins with")
         return [plans[i] for i in generator.permutation(len(plans))]
 
-    def rows(self, seconds: float, multiple: int = 1) -> int:
-        """Rows of every batch of a bucket."""
-        return max(int(self.config.batch_seconds / seconds) // multiple, 1) * multiple
-
-    def batch(self, plan: BatchPlan, augmentation: AugmentationConfig, multiple: int = 1) -> TrainingBatch:
+    def batch(self, plan: BatchPlan) -> TrainingBatch:
         """Read, join and change the sound of a planned batch; rows that are left over have length 0."""
-        rows = self.rows(plan.seconds, multiple)
         samples = round(plan.seconds * RATE)
-        waveforms = np.zeros((rows, samples), np.float32)
-        lengths, label_lengths = np.zeros((rows,), np.int32), np.zeros((rows,), np.int32)
-        labels = np.zeros((rows, self.config.labels(plan.seconds)), np.int32)
+        waveforms = np.zeros((plan.rows, samples), np.float32)
+        lengths, label_lengths = np.zeros((plan.rows,), np.int32), np.zeros((plan.rows,), np.int32)
+        labels = np.zeros((plan.rows, self.config.labels(plan.seconds)), np.int32)
+        augmentation = self.curriculum.augmentation(plan.epoch, self.augmentation)
         for row, item in enumerate(plan.items):
             sound = self._sound(item, augmentation)[:samples]
             ids = [number for index in item.examples for number in self.examples[index].ids]
@@ -170,31 +164,29 @@ class Corpus:
             labels[row, : len(ids)], label_lengths[row] = ids, len(ids)
         return TrainingBatch(waveforms, lengths, labels, label_lengths, plan)
 
-    def _items(
-        self, generator: np.random.Generator, augmentation: AugmentationConfig, longest: float
-    ) -> Iterator[tuple[Item, float, int]]:
+    def _items(self, generator: np.random.Generator, longest: float) -> Iterator[tuple[Item, float, int]]:
         """Items of an epoch with their lengths in seconds and tokens."""
-        config = self.config
+        config, curriculum, speeds = self.config, self.curriculum, self.augmentation.speed
         most = config.labels(config.bucket_seconds[-1])
         shorts: dict[tuple[str, str], list[int]] = {}
         groups: list[list[int]] = []
         for index, example in enumerate(self.examples):
             speaker = example.utterance.columns.get("speaker", "")
-            if example.seconds < config.join_below and speaker:
+            if example.seconds < curriculum.join_below and speaker:
                 shorts.setdefault((example.utterance.manifest, speaker), []).append(index)
             else:
                 groups.append([index])
         for members in shorts.values():
             order = [members[i] for i in generator.permutation(len(members))]
             while order:
-                count = int(generator.integers(1, config.join_most + 1))
+                count = int(generator.integers(1, curriculum.join_most + 1))
                 group: list[int] = []
-                room = longest * augmentation.speed[0] - config.gap_seconds[1]
+                room = longest * speeds[0] - curriculum.gap_seconds[1]
                 labels = 0
                 while order and len(group) < count:
-                    if group and config.repeat_share and generator.random() < config.repeat_share:
+                    if group and curriculum.repeat_share and generator.random() < curriculum.repeat_share:
                         self._bring_forward(order, self.examples[group[-1]].utterance.text)
-                    room -= self.examples[order[-1]].seconds + config.gap_seconds[1]
+                    room -= self.examples[order[-1]].seconds + curriculum.gap_seconds[1]
                     labels += len(self.examples[order[-1]].ids)
                     if group and (room < 0 or labels > most):
                         break
@@ -202,11 +194,11 @@ class Corpus:
                 groups.append(group)
         for group in groups:
             # Drawn whether used or not, so that an item's draws do not depend on the items before it.
-            gaps = generator.uniform(*config.gap_seconds, len(group) + 1)
-            edges = generator.random() < config.edge_share
-            speed, seed = float(generator.uniform(*augmentation.speed)), int(generator.integers(1 << 62))
+            gaps = generator.uniform(*curriculum.gap_seconds, len(group) + 1)
+            edges = generator.random() < curriculum.edge_share
+            speed, seed = float(generator.uniform(*speeds)), int(generator.integers(1 << 62))
             spoken = sum(self.examples[index].seconds for index in group)
-            single = len(group) == 1 and spoken >= config.join_below
+            single = len(group) == 1 and spoken >= curriculum.join_below
             if single and (not edges or (spoken + gaps.sum()) / speed + _SLACK > longest):
                 gaps = np.zeros_like(gaps)
             if single and longest == config.bucket_seconds[-1]:
@@ -226,7 +218,7 @@ class Corpus:
 
     def _sound(self, item: Item, augmentation: AugmentationConfig) -> np.ndarray:
         generator = np.random.default_rng(item.seed)
-        level = self.config.join_level_db if len(item.examples) > 1 else 0.0
+        level = self.curriculum.join_level_db if len(item.examples) > 1 else 0.0
         # Half of the gaps are digital silence, half have the faint noise of a quiet line.
         floor = 10 ** (generator.uniform(-90, -55) / 20) if generator.random() < 0.5 else 0.0
 
@@ -246,7 +238,7 @@ class Corpus:
             return self._cache[index].astype(np.float32) / 32767
         samples = audio.load(*read_audio(self.examples[index].utterance))
         # Rounded whether kept or not: what is kept depends on where a run began.
-        rounded = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
+        rounded: np.ndarray = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
         if rounded.nbytes <= self._room:
             self._room -= rounded.nbytes
             self._cache[index] = rounded
@@ -267,11 +259,17 @@ class _Clips(Sequence[np.ndarray]):
 
 
 def check(
-    utterances: Sequence[Utterance], encoder: TextEncoder, config: DataConfig, fastest: float = 1.0
+    utterances: Sequence[Utterance],
+    encoder: TextEncoder,
+    model: ModelConfig,
+    config: DataConfig,
+    curriculum: CurriculumConfig,
+    fastest: float = 1.0,
 ) -> tuple[list[Example], list[tuple[Utterance, str]]]:
     """Utterances that can be trained on, and the others with the reason of each, which names file and remedy.
 
-    `fastest`: the highest speed that they will be played at.
+    `encoder` makes tokens of texts. `model` decides how many encoded frames a clip has. `fastest`: the highest speed
+    (a factor) at which clips will be played.
     """
     most = config.labels(config.bucket_seconds[-1])
     good: list[Example] = []
@@ -285,7 +283,7 @@ def check(
         name = _name(utterance)
         ids, missing = encoder(utterance.text)
         # Joined or not, a short clip always gets gaps around it.
-        padded = seconds + (2 * config.gap_seconds[0] if seconds < config.join_below else 0)
+        padded = seconds + (2 * curriculum.gap_seconds[0] if seconds < curriculum.join_below else 0)
         needed = len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
         if not utterance.text.strip():
             bad.append((utterance, f"{name}: the text is empty; write what is said or take the row out"))
@@ -293,7 +291,7 @@ def check(
             bad.append((utterance, f"{name}: the vocabulary has no {missing!r}; correct the text or the vocabulary"))
         elif len(ids) > most:
             bad.append((utterance, f"{name}: {len(ids)} tokens are more than {most}; raise data.labels_per_second"))
-        elif seconds < SHORTEST or encoded_frames(padded / fastest) < needed:
+        elif seconds < SHORTEST or encoded_frames(model, padded / fastest) < needed:
             bad.append(
                 (utterance, f"{name}: {seconds:.2f} s are too short for {len(ids)} tokens; check start, samples")
             )
@@ -309,21 +307,20 @@ def _name(utterance: Utterance) -> str:
     return f"{utterance.manifest}: {utterance.columns.get('utt') or utterance.columns['path']}"
 
 
-def encoded_frames(seconds: float) -> int:
-    """Encoded frames (25 Hz) of a clip by the Zipformer's front end."""
-    frames = int(seconds * 100)
-    return 0 if frames < _FIRST_FRAMES else ceil_div((frames - 7) // 2, 2)
+def encoded_frames(model: ModelConfig, seconds: float) -> int:
+    """Encoded frames that a model makes of a clip: what must hold the clip's tokens."""
+    return model.encoder.encoded_length(model.features.frame_count(int(seconds * model.features.sample_rate)))
 
 
-Made = TypeVar("Made")
+Batch = TypeVar("Batch")
 
 
-def prefetch(batches: Iterator[Made], ahead: int = 3) -> Iterator[Made]:
-    """The same batches, made in a thread while the device works; its errors are raised here."""
-    ready: queue.Queue[Made | BaseException | None] = queue.Queue(maxsize=ahead)
+def prefetch(batches: Iterator[Batch], ahead: int = 3) -> Iterator[Batch]:
+    """The same batches, up to `ahead` of them made in a thread while the device works; errors are raised here."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=ahead)
     stopped = threading.Event()
 
-    def put(item: Made | BaseException | None) -> None:
+    def put(item: Batch | BaseException | None) -> None:
         while not stopped.is_set():
             try:
                 return ready.put(item, timeout=0.1)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import json
+import functools
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,102 +19,96 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxasr import store
-from jaxasr.configuration import from_mapping, to_mapping
-from jaxasr.devices import policy, prepare
+from jaxasr.caches import programs_kept
+from jaxasr.devices import Policy, policy
 from jaxasr.errors import AudioError, ConfigError, TrainingError
 from jaxasr.evaluation import Errors
-from jaxasr.layers.dropout import Dropout
 from jaxasr.model import Model, ModelConfig, Skeleton, named_parameters
 from jaxasr.text.tokens import TokenTable
-from jaxasr.training.augmentation import spec_augment
 from jaxasr.training.data import Corpus, TrainingBatch, prefetch
-from jaxasr.training.losses import choose_frames_at_once, ctc_loss, transducer_loss
+from jaxasr.training.objective import batch_losses, total_loss
 from jaxasr.training.recipe import Recipe
-from jaxasr.writers import writing
+from jaxasr.training.runs import Log, RunFolder, State, identify, stop_requests
 
 Parameters = dict[str, Any]
-CHECKPOINTS, LOG, MODEL, RUN = "checkpoints", "log.jsonl", "model", "run.json"
-KEPT = 2
-# What of a recipe may change when a run is resumed; all else decides what a step sees.
-_FREE = ("steps", "checkpoint_steps", "evaluate_steps", "optimizer", "average", "joiner_bytes", "stored")
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a step tells: its number (from 1), the epoch, losses per token in nats, and what was done so far."""
+    """One step of a run.
+
+    `step` counts from 1 to `steps`, `epoch` from 0. `losses`: the loss of each head by its role, in nats per token;
+    `loss` is their weighted sum. `gradient_norm`: before clipping. `audio_seconds`: the sound that this process has
+    trained on, in `seconds`.
+    """
 
     step: int
+    steps: int
     epoch: int
     loss: float
-    transducer: float
-    ctc: float
+    losses: Mapping[str, float]
     learning_rate: float
     gradient_norm: float
     audio_seconds: float
     seconds: float
 
+    def row(self) -> dict[str, float]:
+        """The line of the log: all values but `steps`, with each head's loss under its role."""
+        row: dict[str, float] = {}
+        for name, value in dataclasses.asdict(self).items():
+            row.update(value if name == "losses" else {name: value})
+        del row["steps"]
+        return row
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one update of the weights depends on besides its arrays. Equal steps share their compiled programs.
+
+    `recipe` holds nothing that may differ between such steps: it comes from `Recipe.of_a_step`.
+    """
+
+    config: ModelConfig
+    recipe: Recipe
+    policy: Policy
+
+    def optimizer(self, learning_rate: jax.Array | float) -> optax.GradientTransformation:
+        """The optimizer at one learning rate."""
+        return self.recipe.optimizer.build(lambda _: learning_rate)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def update(step: Step, state: State, learning_rate: jax.Array, *batch: jax.Array) -> tuple[State, dict[str, Any]]:
+    """One update of the weights: the new state, and `loss`, `losses` and `gradient_norm` of the batch.
+
+    The batch is waveforms (B, S), lengths (B,), labels (B, U), label_lengths (B,). The state given is used up.
+    The learning rate () is an argument, since its schedule would make the program one of a run's length.
+    """
+    recipe, done = step.recipe, state["step"]
+    key = jax.random.fold_in(jax.random.key(recipe.seed), done)
+    strength = recipe.curriculum.strength(done)
+    skeleton = Skeleton(step.config)
+
+    def objective(parameters: Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
+        model = skeleton.fill(step.policy.cast(parameters))
+        sums = batch_losses(model, recipe, *batch, key=key, dtype=step.policy.activations, strength=strength)
+        losses = sums.per_token()
+        return total_loss(recipe, losses), losses
+
+    (loss, losses), gradients = jax.value_and_grad(objective, has_aux=True)(state["parameters"])
+    optimizer = step.optimizer(learning_rate)
+    changes, optimizer_state = optimizer.update(gradients, state["optimizer"], state["parameters"])
+    parameters = optax.apply_updates(state["parameters"], changes)
+    # The averaging decay ramps up, so early weights are forgotten quickly.
+    decay = jnp.minimum(recipe.average, (1.0 + done) / (10.0 + done))
+    averaged = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state["averaged"], parameters)
+    new = {"step": done + 1, "parameters": parameters, "averaged": averaged, "optimizer": optimizer_state}
+    return new, {"loss": loss, "losses": losses, "gradient_norm": optax.tree.norm(gradients)}
+
 
 def new_parameters(config: ModelConfig, seed: int) -> Parameters:
     """Fresh parameters of a model, nested by name."""
     return named_parameters(Model(config, rngs=nnx.Rngs(seed)))
-
-
-def with_vocabulary(config: ModelConfig, tokens: TokenTable) -> ModelConfig:
-    """The configuration for a vocabulary's size, blank and unknown."""
-    size, blank = len(tokens), tokens.blank_id or 0
-    transducer, ctc = config.transducer, config.ctc
-    if transducer is not None:
-        silent = () if tokens.unk_id is None else (tokens.unk_id,)
-        transducer = dataclasses.replace(transducer, vocabulary_size=size, blank_id=blank, silent_ids=silent)
-    if ctc is not None:
-        ctc = dataclasses.replace(ctc, vocabulary_size=size, blank_id=blank)
-    return dataclasses.replace(config, transducer=transducer, ctc=ctc)
-
-
-def losses(
-    model: Model,
-    recipe: Recipe,
-    waveforms: jax.Array,
-    lengths: jax.Array,
-    labels: jax.Array,
-    label_lengths: jax.Array,
-    key: jax.Array | None,
-    dtype: jnp.dtype,
-    strength: jax.Array | float = 1.0,
-) -> dict[str, jax.Array]:
-    """The summed losses of a batch's heads, and the number of tokens (one more a row, for its end).
-
-    `strength` in 0..1: how much of the recipe's masks and dropout is in force; without `key` there are none.
-    """
-    frames, frame_lengths = model.features(waveforms, lengths)
-    dropout = None
-    if key is not None:
-        mask_key, dropout_key = jax.random.split(key)
-        frames = spec_augment(recipe.augmentation, frames, frame_lengths, mask_key, strength)
-        if recipe.dropout:
-            dropout = Dropout(jnp.asarray(recipe.dropout * strength), dropout_key)
-    encoded, _ = model.encoder(frames.astype(dtype), frame_lengths, dropout)
-    # All encoded frames are trained on, also those that a search would not be given.
-    encoded_lengths = jnp.where(lengths > 0, model.config.encoder.encoded_length(frame_lengths), 0)
-    result = {"tokens": jnp.where(lengths > 0, label_lengths + 1, 0).sum().astype(jnp.float32)}
-    if model.transducer is not None:
-        at_once = choose_frames_at_once(
-            *encoded.shape[:2], labels.shape[1], model.transducer.config.vocabulary_size, recipe.joiner_bytes
-        )
-        result["transducer"] = transducer_loss(
-            model.transducer.combine,
-            model.transducer.project(encoded),
-            model.transducer.predict(labels),
-            labels,
-            encoded_lengths,
-            label_lengths,
-            blank_id=model.transducer.blank_id,
-            frames_at_once=at_once,
-        ).sum()
-    if model.ctc is not None:
-        each = ctc_loss(model.ctc(encoded), labels, encoded_lengths, label_lengths, blank_id=model.ctc.config.blank_id)
-        result["ctc"] = jnp.where(lengths > 0, each, 0.0).sum()
-    return result
 
 
 class Trainer:
@@ -134,48 +125,50 @@ class Trainer:
         *,
         score: Callable[[Parameters], Errors] | None = None,
         card: store.ModelCard | None = None,
-        devices: list[jax.Device] | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ) -> None:
-        """`score` evaluates parameters on held-out utterances. `card` is the README of the model that is written."""
-        prepare()
+        """`parameters` is where training starts; they are copied, in float32 whatever type they are stored in.
+
+        `output`: the run's folder, which exists. `score` evaluates parameters on held-out utterances. `card` is the
+        README of the model that is written. `devices` share each batch, all local ones if unset.
+        """
         if config.transducer is not None and config.transducer.vocabulary_size != len(tokens):
             raise ConfigError(f"the model has {config.transducer.vocabulary_size} tokens, the table {len(tokens)}")
-        self.recipe, self.config, self.tokens, self.corpus, self.output = recipe, config, tokens, corpus, output
+        self.recipe, self.config, self.tokens, self.corpus = recipe, config, tokens, corpus
+        self.folder = RunFolder(output)
         self.score, self.card = score, card
-        # A copy, since steps give theirs away, and in float32 whatever the model that is tuned is stored in.
-        parameters = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), parameters)
-        self.policy = policy(recipe.compute)
-        self.skeleton = Skeleton(config)
         self.devices = list(devices) if devices is not None else jax.local_devices()
-        self._mesh = Mesh(np.array(self.devices), ("batch",))
-        self._everywhere = NamedSharding(self._mesh, PartitionSpec())
-        self._rows = NamedSharding(self._mesh, PartitionSpec("batch"))
-        # Of an epoch of the whole corpus, behind those that begin with short things.
-        epoch = corpus.plan(len(corpus.config.growth), recipe.seed, recipe.augmentation, len(self.devices))
-        self._schedule = recipe.optimizer.schedule(recipe.steps, len(epoch))
-        self._optimizer = recipe.optimizer.build(self._schedule)
-        self.state = jax.device_put(
+        mesh = Mesh(np.array(self.devices), ("batch",))
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._rows = NamedSharding(mesh, PartitionSpec("batch"))
+        # Steps per epoch, counted on the first epoch after the growth of the items' lengths.
+        epoch = corpus.plan_epoch(len(corpus.curriculum.growth), recipe.seed, len(self.devices))
+        self._schedule = jax.jit(recipe.optimizer.schedule(recipe.steps, len(epoch)))
+        self.step = Step(config, recipe.of_a_step(), policy(recipe.compute))
+        self.update: Callable[..., tuple[State, dict[str, Any]]] = functools.partial(update, self.step)
+        parameters = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), parameters)
+        self.state: State = jax.device_put(
             {
                 "step": jnp.zeros((), jnp.int32),
                 "parameters": parameters,
                 "averaged": jax.tree.map(jnp.array, parameters),
-                "optimizer": self._optimizer.init(parameters),
+                "optimizer": self.step.optimizer(0.0).init(parameters),
             },
             self._everywhere,
         )
-        self._update = jax.jit(self._step, donate_argnums=0)
 
+    @programs_kept()
     def train(self, report: Callable[[Progress], None] | None = None) -> Parameters:
-        """Run all steps that are left and return the averaged parameters.
+        """Run all steps that are left, write the averaged model, and return its parameters.
 
-        Checkpoints are written every `checkpoint_steps`, at the end, where a recording cannot be read, and when Ctrl-C
-        or a scheduler asks to stop, which raises KeyboardInterrupt behind the running step or calls the handler that
-        stood there. TrainingError names the batch whose loss is not finite, or what went wrong with the folder; the
+        A checkpoint is written every `checkpoint_steps`, at the end, where a recording cannot be read, and where Ctrl-C
+        or a scheduler asks to stop: after the running step that raises KeyboardInterrupt, or calls the handler that was
+        installed before. TrainingError names the batch whose loss is not finite, or what is wrong with the folder; the
         last checkpoint stays whole.
         """
         done = int(self.state["step"])
         if done > self.recipe.steps:
-            raise TrainingError(f"{self.output}: has done {done} steps already, more than {self.recipe.steps}")
+            raise TrainingError(f"{self.folder.path}: has done {done} steps already, more than {self.recipe.steps}")
         try:
             if done < self.recipe.steps:
                 self._run(done, report)
@@ -185,33 +178,34 @@ class Trainer:
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 raise TrainingError(
-                    "out of memory: lower the recipe's data.batch_seconds or joiner_bytes, and --resume"
+                    "out of memory: lower the recipe's data.batch_seconds or joiner_bytes, and resume"
                 ) from None
             raise
         self.export()
         return self.averaged
 
     def _run(self, done: int, report: Callable[[Progress], None] | None) -> None:
-        """The steps behind step `done`."""
+        """The steps after step `done`."""
         begun = time.monotonic()
         audio_seconds = 0.0
-        with _Log(self.output / LOG, done) as log, _stop_requests() as stop:
-            for epoch, batch in prefetch(self._batches(done)):
-                self.state, facts = self._update(self.state, *jax.device_put(batch.arrays(), self._rows))
-                facts = {name: float(value) for name, value in jax.device_get(facts).items()}
+        with Log(self.folder, done) as log, stop_requests() as stop:
+            for batch in prefetch(self.batches(done)):
+                self.state, facts = self.update(self.state, *self.arguments(done, batch))
+                facts = jax.tree.map(float, jax.device_get(facts))
                 done += 1
                 if not (math.isfinite(facts["loss"]) and math.isfinite(facts["gradient_norm"])):
                     raise TrainingError(self._not_finite(done, batch))
                 audio_seconds += float(batch.lengths.sum()) / self.config.features.sample_rate
                 progress = Progress(
                     step=done,
-                    epoch=epoch,
+                    steps=self.recipe.steps,
+                    epoch=batch.plan.epoch,
                     learning_rate=float(self._schedule(done - 1)),
                     audio_seconds=round(audio_seconds, 2),
                     seconds=round(time.monotonic() - begun, 2),
                     **facts,
                 )
-                log.write(dataclasses.asdict(progress))
+                log.write(progress.row())
                 if report is not None:
                     report(progress)
                 last = done >= self.recipe.steps
@@ -229,40 +223,19 @@ class Trainer:
     @property
     def averaged(self) -> Parameters:
         """The running mean of the parameters: what is evaluated and stored."""
-        return self.state["averaged"]
+        averaged: Parameters = self.state["averaged"]
+        return averaged
 
     def save(self) -> None:
         """Write a checkpoint; the one before stays until this one is whole."""
-        import orbax.checkpoint as ocp
-
-        _replace(self.output / RUN, json.dumps(self._identity(), indent=1) + "\n")
-        try:
-            with self._checkpoints() as manager:
-                manager.save(int(self.state["step"]), args=ocp.args.StandardSave(self.state))
-                manager.wait_until_finished()
-        except Exception as error:  # Orbax and TensorStore raise many kinds for one cause: a folder that takes no more
-            raise TrainingError(
-                f"{self.output / CHECKPOINTS}: cannot be written ({store.first_line(error)}); make room and --resume"
-            ) from None
+        self.folder.save(int(self.state["step"]), self.state, self._identity())
 
     def resume(self) -> int:
         """Go on from the newest checkpoint, and give its step; TrainingError where there is none that fits."""
-        import orbax.checkpoint as ocp
-
-        require_checkpoint(self.output)
-        self._compare()
-        with self._checkpoints() as manager:
-            step = manager.latest_step()
-            abstract = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._everywhere), self.state
-            )
-            try:
-                self.state = manager.restore(step, args=ocp.args.StandardRestore(abstract))
-            except Exception as error:
-                raise TrainingError(
-                    f"{self.output / CHECKPOINTS}: step {step} cannot be read into this recipe's model "
-                    f"({store.first_line(error)}); use the recipe that began it"
-                ) from None
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._everywhere), self.state
+        )
+        step, self.state = self.folder.restore(abstract, self._identity())
         return step
 
     def export(self) -> Path:
@@ -270,176 +243,32 @@ class Trainer:
         dtype = np.dtype(self.recipe.stored)
         parameters = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), self.averaged)
         card = self.card or store.ModelCard(self.config.name, ())
-        store.save(self.output / MODEL, self.config, parameters, self.tokens, card, overwrite=True)
-        return self.output / MODEL
+        store.save(self.folder.model, self.config, parameters, self.tokens, card, overwrite=True)
+        return self.folder.model
 
-    def _step(self, state: dict[str, Any], *batch: jax.Array) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        """One update: the new state, and what is told of it."""
-        key = jax.random.fold_in(jax.random.key(self.recipe.seed), state["step"])
-        strength = self.recipe.strength(state["step"])
-
-        def objective(parameters: Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
-            model = self.skeleton.fill(self.policy.cast(parameters))
-            sums = losses(model, self.recipe, *batch, key=key, dtype=self.policy.activations, strength=strength)
-            each = {name: sums[name] / jnp.maximum(sums["tokens"], 1.0) for name in sums if name != "tokens"}
-            if "transducer" in each and "ctc" in each:
-                total = each["transducer"] + self.recipe.ctc_weight * each["ctc"]
-            else:
-                (total,) = each.values()
-            return total, {"loss": total, "transducer": each.get("transducer", 0.0), "ctc": each.get("ctc", 0.0)}
-
-        gradients, facts = jax.grad(objective, has_aux=True)(state["parameters"])
-        updates, optimizer = self._optimizer.update(gradients, state["optimizer"], state["parameters"])
-        parameters = optax.apply_updates(state["parameters"], updates)
-        # The mean forgets its first, worst members faster than later ones.
-        decay = jnp.minimum(self.recipe.average, (1.0 + state["step"]) / (10.0 + state["step"]))
-        averaged = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state["averaged"], parameters)
-        new = {"step": state["step"] + 1, "parameters": parameters, "averaged": averaged, "optimizer": optimizer}
-        return new, {**facts, "gradient_norm": optax.tree.norm(gradients)}
-
-    def _batches(self, done: int) -> Iterator[tuple[int, TrainingBatch]]:
-        """Batches from the one behind step `done` on, each with its epoch."""
-        recipe, multiple = self.recipe, len(self.devices)
+    def batches(self, done: int) -> Iterator[TrainingBatch]:
+        """The batches of the steps after step `done`."""
         epoch = 0
         while True:
-            augmentation = recipe.augmentation
-            if epoch < recipe.clean_epochs:
-                augmentation = dataclasses.replace(
-                    augmentation, noise_probability=0.0, reverberation_probability=0.0, telephone_probability=0.0
-                )
-            plans = self.corpus.plan(epoch, recipe.seed, augmentation, multiple)
+            plans = self.corpus.plan_epoch(epoch, self.recipe.seed, len(self.devices))
             for plan in plans[done:]:
-                yield epoch, self.corpus.batch(plan, augmentation, multiple)
+                yield self.corpus.batch(plan)
             done = max(done - len(plans), 0)
             epoch += 1
 
+    def arguments(self, done: int, batch: TrainingBatch) -> tuple[jax.Array, ...]:
+        """What `update` takes after the state in the step after `done` steps; the batch's rows lie across devices."""
+        learning_rate = jax.device_put(self._schedule(done), self._everywhere)
+        return (learning_rate, *jax.device_put(batch.arrays(), self._rows))
+
     def _identity(self) -> dict[str, Any]:
-        """What a run must have in common with the one that it goes on from, for its steps to see the same."""
-        digest = hashlib.sha256()
-        for example in self.corpus.examples:
-            digest.update(f"{example.name}\t{example.seconds}\t{example.ids}\n".encode())
-        recipe = _deciding(self.recipe)
-        return {"recipe": recipe, "data": digest.hexdigest(), "devices": len(self.devices)}
-
-    def _compare(self) -> None:
-        try:
-            before = json.loads((self.output / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return  # the shapes in the checkpoint decide
-        now = self._identity()
-        try:  # what a run of an earlier version does not name was at its default
-            before["recipe"] = _deciding(from_mapping(Recipe, {"steps": 1, **before["recipe"]}, str(self.output / RUN)))
-        except ConfigError:
-            pass  # of another version, with what this one does not know
-        changed = [f"the recipe's {key}" for key in now["recipe"] if now["recipe"][key] != before["recipe"].get(key)]
-        changed += ["the data"] * (now["data"] != before["data"])
-        changed += [f"the number of devices ({before['devices']})"] * (now["devices"] != before["devices"])
-        if changed:
-            raise TrainingError(
-                f"{self.output}: {', '.join(changed)} were others when this run began; give them as they were, or "
-                "begin a new run with --init on its model"
-            )
-
-    def _checkpoints(self) -> Any:
-        import orbax.checkpoint as ocp
-
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True, enable_async_checkpointing=False)
-        return ocp.CheckpointManager((self.output / CHECKPOINTS).absolute(), options=options)
+        return identify(self.recipe, self.corpus.examples, len(self.devices))
 
     def _not_finite(self, step: int, batch: TrainingBatch) -> str:
-        """What to say of a batch with a loss that is not finite, naming its rows."""
+        """The message about a batch whose loss is not finite, with the names of its rows."""
         names = [self.corpus.examples[index].name for item in batch.plan.items for index in item.examples]
         return (
             f"step {step}: the loss or its gradient is not finite; the batch holds {', '.join(names[:4])}"
             f"{f' and {len(names) - 4} more' if len(names) > 4 else ''}; look at them, or lower the learning rate, "
-            "and --resume from the last checkpoint"
+            "and resume from the last checkpoint"
         )
-
-
-def _deciding(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe decides what its steps see and do, as a mapping."""
-    mapping = {key: value for key, value in to_mapping(recipe).items() if key not in _FREE}
-    if mapping["model"] is not None:
-        mapping["model"] = {key: value for key, value in mapping["model"].items() if key != "search"}
-    return mapping
-
-
-def has_checkpoint(output: Path) -> bool:
-    """Whether a folder holds a run that can be resumed."""
-    return any(entry.name.isdigit() for entry in (output / CHECKPOINTS).glob("*"))
-
-
-def require_checkpoint(output: Path) -> None:
-    """TrainingError where there is none."""
-    if not has_checkpoint(output):
-        raise TrainingError(f"{output}: holds no checkpoint to resume; leave out --resume")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file of a run, whole or not at all; TrainingError, since a ConfigError would mean a bad recording."""
-    try:
-        with writing(path) as write:
-            write(text)
-    except ConfigError as error:
-        raise TrainingError(str(error)) from None
-
-
-class _Log:
-    """Lines of JSON, one a step and one a score; a resumed run drops those behind its checkpoint."""
-
-    def __init__(self, path: Path, done: int) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and done else []
-        kept = [line for line in lines if _step_of(line) <= done]
-        _replace(path, "".join(f"{line}\n" for line in kept))
-        try:
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        except OSError as error:
-            raise TrainingError(f"{path}: cannot be written ({error.strerror})") from None
-
-    def write(self, facts: dict[str, Any]) -> None:
-        try:
-            self._file.write(json.dumps(facts) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise TrainingError(
-                f"{self._file.name}: cannot be written ({error.strerror}); make room and --resume"
-            ) from None
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # cut off in the middle
-        return math.inf
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that fills with the signals that ask the process to stop; the second of them stops it at once."""
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before: dict[int, Any] = {}
-
-    def note(number: int, frame: Any) -> None:
-        asked.append(number)
-        if len(asked) > 1:
-            signal.signal(number, before[number])
-            signal.raise_signal(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            before[number] = signal.signal(number, note)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

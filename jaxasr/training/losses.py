@@ -1,4 +1,4 @@
-"""The transducer and CTC losses, in float32 whatever the network computes in.
+"""The transducer and CTC losses, in float32 whatever type the network computes in.
 
 The transducer loss is Graves' (2012, arXiv 1211.3711): minus the log-probability of all alignments of a text, summed
 over a lattice of T frames and U + 1 positions by a recursion in log space. The recursion walks along anti-diagonals, so
@@ -6,7 +6,7 @@ that its steps are vectors; its gradient is the usual one of forward and backwar
 
 Only two log-probabilities of each lattice point matter, the blank's and the next token's. `joiner_log_probs` computes
 them for a few frames at a time and again in the backward pass, so that the joiner's outputs (B, T, U + 1, V) never
-exist as a whole: see `lattice_bytes` and `joiner_bytes` for what does.
+exist as a whole. `lattice_bytes` and `joiner_bytes` say how large the arrays are that do exist.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ def transducer_loss(
 ) -> jax.Array:
     """Minus the log-likelihood of each text: (B,) float32, in nats.
 
-    `join(projected (B, t, 1, J), predicted (B, 1, U + 1, J))` gives logits (B, t, U + 1, V); projected (B, T, J) are
-    the encoder's shares, predicted (B, U + 1, J) the predictor's after 0 to U tokens. labels (B, U) int32,
-    frame_lengths and label_lengths (B,). `frames_at_once`: as in `joiner_log_probs`. Padding changes nothing and gets
-    no gradient, also where it is NaN or no token. A row without frames has loss 0 and no gradient.
+    `join(projected (B, t, 1, J), predicted (B, 1, U + 1, J))` gives logits (B, t, U + 1, V). projected (B, T, J):
+    projections of the encoded frames; predicted (B, U + 1, J): projections of the predictor's output after 0 to U
+    tokens. labels (B, U) int32, frame_lengths and label_lengths (B,). `frames_at_once`: as in `joiner_log_probs`.
+    Padding changes nothing and gets no gradient, also where it is NaN or no token. A row without frames has loss 0 and
+    no gradient.
     """
     # The lattice leaves padding out, but a gradient of zero times NaN would still reach the joiner's weights.
     projected = zero_beyond(projected, frame_lengths)
@@ -102,9 +103,9 @@ def _lattice_forward(
     start = jnp.broadcast_to(start, blank_by_step.shape[1:]).astype(jnp.float32)
 
     def step(alpha: jax.Array, log_probs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        from_blank, from_emit = alpha + log_probs[0], alpha + log_probs[1]
-        moved = jnp.pad(from_emit, ((0, 0), (1, 0)), constant_values=IMPOSSIBLE)[:, :-1]
-        following = jnp.logaddexp(from_blank, moved)
+        after_blank, after_emit = alpha + log_probs[0], alpha + log_probs[1]
+        after_emit = jnp.pad(after_emit, ((0, 0), (1, 0)), constant_values=IMPOSSIBLE)[:, :-1]  # one position further
+        following = jnp.logaddexp(after_blank, after_emit)
         return following, alpha
 
     _, alphas = lax.scan(step, start, (blank_by_step, emit_by_step))  # (T + U, B, U + 1): before each step
@@ -117,7 +118,7 @@ def _lattice_forward(
 
 
 def _lattice_backward(saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, jax.Array, None, None]:
-    """The share of all alignments that pass each arc, by forward and backward variables."""
+    """The posterior of each arc, the probability that an alignment takes it, by forward and backward variables."""
     alphas, blank, emit, frame_lengths, label_lengths, log_likelihood = saved
     batch, frames, positions = blank.shape
     end = frame_lengths + label_lengths  # arcs of a whole alignment
@@ -128,24 +129,25 @@ def _lattice_backward(saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tup
         beta: jax.Array, inputs: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         number, alpha, blanks, emits = inputs
-        # beta: of the step behind this one; what is behind the end of a row is impossible.
+        # beta is that of the next step; beyond the end of a row it is impossible.
         beta = jnp.where((number + 1 == end)[:, None] & at_end, 0.0, beta)
         after_emit = jnp.pad(beta, ((0, 0), (0, 1)), constant_values=IMPOSSIBLE)[:, 1:]
         through_blank, through_emit = blanks + beta, emits + after_emit
-        shares = (
+        posteriors = (
             jnp.exp(alpha + through_blank - log_likelihood[:, None]),
             jnp.exp(alpha + through_emit - log_likelihood[:, None]),
         )
         frame = number - position[None, :]
         inside = (frame < frame_lengths[:, None]) & (position[None, :] <= label_lengths[:, None])
         beta = jnp.where(inside, jnp.logaddexp(through_blank, through_emit), IMPOSSIBLE)
-        return beta, tuple(jnp.where(inside, share, 0.0) for share in shares)
+        of_blank, of_emit = (jnp.where(inside, posterior, 0.0) for posterior in posteriors)
+        return beta, (of_blank, of_emit)
 
     start = jnp.full((batch, positions), IMPOSSIBLE, jnp.float32)
     inputs = (jnp.arange(len(alphas)), alphas, _to_diagonals(blank), _to_diagonals(_pad_emit(emit)))
-    _, shares = lax.scan(step, start, inputs, reverse=True)
+    _, posteriors = lax.scan(step, start, inputs, reverse=True)
     weight = -jnp.where(frame_lengths > 0, cotangent, 0.0)[:, None, None]
-    dblank, demit = (weight * _from_diagonals(share, frames) for share in shares)
+    dblank, demit = (weight * _from_diagonals(posterior, frames) for posterior in posteriors)
     return dblank, demit[:, :, :-1], None, None
 
 
@@ -160,8 +162,8 @@ def _pad_emit(emit: jax.Array) -> jax.Array:
 def _to_diagonals(points: jax.Array) -> jax.Array:
     """(B, T, U + 1) -> (T + U, B, U + 1): entry (d, b, u) is point (d - u, u), impossible where there is none.
 
-    Columns that are one entry too long, written one after another and read back at their right length, are each shifted
-    by one more place than the column before.
+    Column u must be shifted by u places. Columns that are padded by one entry more than fits, written one after another
+    and read back at their right length, are so shifted.
     """
     batch, frames, positions = points.shape
     diagonals = frames + positions - 1
@@ -199,7 +201,8 @@ def ctc_loss(
     label_padding = 1.0 - length_mask(label_lengths, labels.shape[1]).astype(jnp.float32)
     # Optax picks log-probabilities by a product with ones and zeros, which accelerators would round to bfloat16.
     with jax.default_matmul_precision("highest"):
-        return optax.ctc_loss(log_probs, frame_padding, labels, label_padding, blank_id=blank_id)
+        loss: jax.Array = optax.ctc_loss(log_probs, frame_padding, labels, label_padding, blank_id=blank_id)
+        return loss
 
 
 def joiner_bytes(batch: int, frames: int, labels: int, vocabulary: int, frames_at_once: int | None = None) -> int:

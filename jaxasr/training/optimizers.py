@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# Steps at which the first limits are set, before a whole period of norms is known; norms still change fast then, and
-# the limits are wider by the factor. Both as in icefall's optim.py.
+# Before a full period of gradient norms exists, the clipping limit is set at these steps, widened by _EARLY_WIDTH
+# because norms still change quickly. Both as in icefall's optim.py.
 _EARLY_STEPS = (10, 20, 40)
 _EARLY_WIDTH = 2.0
-# The largest change of a tensor's size in one size update, as a share of it. As in icefall's optim.py.
+# The largest relative change of a tensor's size in one size update. As in icefall's optim.py.
 _LARGEST_RESIZE = 0.1
 
 
 def adamw(learning_rate: optax.Schedule, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
-    """AdamW behind clipping to a global norm; only kernels and embeddings decay, not biases, norms and scales."""
+    """AdamW after clipping to a global norm; only kernels and embeddings decay, not biases, norms and scales."""
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(learning_rate, b1=0.9, b2=0.98, weight_decay=weight_decay, mask=_decaying),
@@ -37,7 +37,10 @@ def warmup_cosine(peak: float, warmup_steps: int, total_steps: int, final_share:
 
 def _decaying(parameters: dict[str, Any]) -> dict[str, Any]:
     """True for every leaf that is called kernel or embedding."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), parameters)
+    return {
+        name: _decaying(value) if isinstance(value, dict) else name in ("kernel", "embedding")
+        for name, value in parameters.items()
+    }
 
 
 def eden(
@@ -86,7 +89,7 @@ class ClippingState(NamedTuple):
 class ScaledAdamState(NamedTuple):
     """State of `scaled_adam`; `tensors` is the tree of parameters with a TensorState for each, `count` () int32."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuples have a method of this name
     tensors: Any
     clipping: ClippingState | None
 
@@ -142,12 +145,12 @@ def scaled_adam(
         rate = learning_rate(count) if callable(learning_rate) else learning_rate
         gradients = jax.tree.map(lambda gradient: gradient.astype(jnp.float32), updates)
         clipping = state.clipping
-        if clipping is not None:
+        if clipping is not None and clipping_scale is not None:
             norm = _sized_norm(gradients, state.tensors, scalar_lr_scale)
-            clipping = _followed(clipping, norm, count, clipping_scale)
-            share = jnp.minimum(1.0, clipping.limit / (norm + 1e-20))
-            share = jnp.where(jnp.isfinite(norm), share, 0.0)
-            gradients = jax.tree.map(lambda gradient: jnp.where(share > 0, gradient * share, 0.0), gradients)
+            clipping = _update_clipping(clipping, norm, count, clipping_scale)
+            factor = jnp.minimum(1.0, clipping.limit / (norm + 1e-20))
+            factor = jnp.where(jnp.isfinite(norm), factor, 0.0)
+            gradients = jax.tree.map(lambda gradient: jnp.where(factor > 0, gradient * factor, 0.0), gradients)
 
         def step(gradient: jax.Array, parameter: jax.Array, tensor: TensorState) -> tuple[jax.Array, TensorState]:
             parameter = parameter.astype(jnp.float32)
@@ -159,7 +162,9 @@ def scaled_adam(
                 momentum = beta1 * tensor.momentum + (1 - beta1) * change * scalar_lr_scale
                 bounded = jnp.clip(parameter + momentum, -scalar_max, scalar_max)
                 return bounded - parameter, tensor._replace(momentum=momentum, squares=squares)
-            tensor = tensor._replace(size_gradients=_put(tensor.size_gradients, count, jnp.sum(parameter * gradient)))
+            tensor = tensor._replace(
+                size_gradients=_replace_oldest(tensor.size_gradients, count, jnp.sum(parameter * gradient))
+            )
             due = count % size_update_period == size_update_period - 1
             tensor = tensor._replace(rms=jnp.where(due, _rms(parameter), tensor.rms))
             change *= jnp.maximum(tensor.rms, param_min_rms)
@@ -189,30 +194,30 @@ def scaled_adam(
     return optax.GradientTransformation(init, update)
 
 
-def _followed(clipping: ClippingState, norm: jax.Array, count: jax.Array, scale: float) -> ClippingState:
+def _update_clipping(clipping: ClippingState, norm: jax.Array, count: jax.Array, scale: float) -> ClippingState:
     """Clipping with one more norm, and a new limit where one is due. The first step's norm is not counted."""
     period = clipping.norms.size
-    norms = jnp.where(count > 0, _put(clipping.norms, count, norm), clipping.norms)
+    norms = jnp.where(count > 0, _replace_oldest(clipping.norms, count, norm), clipping.norms)
     early = jnp.isin(count, jnp.array([step for step in _EARLY_STEPS if step < period], jnp.int32))
     known = jnp.where(early, count, period)  # norms so far: the largest, since the others are still zero
-    # The middle of five quartiles, counted as icefall counts them.
+    # The median, with icefall's index.
     median = jnp.sort(norms)[period - known + jnp.minimum(known - 1, known // 4 * 2)]
     due = (early | (count % period == 0)) & (count > 0) & jnp.isfinite(median)
     limit = scale * median * jnp.where(early, _EARLY_WIDTH, 1.0)
     return ClippingState(norms, jnp.where(due, limit, clipping.limit))
 
 
-def _sized_norm(gradients: Any, tensors: Any, scalar_share: float) -> jax.Array:
+def _sized_norm(gradients: Any, tensors: Any, scalar_scale: float) -> jax.Array:
     """The norm of all gradients, each weighted by what its tensor's step is proportional to: () float32."""
 
     def square(gradient: jax.Array, tensor: TensorState) -> jax.Array:
-        return jnp.sum((gradient * (scalar_share if gradient.size == 1 else tensor.rms)) ** 2)
+        return jnp.sum((gradient * (scalar_scale if gradient.size == 1 else tensor.rms)) ** 2)
 
     return jnp.sqrt(sum(jax.tree.leaves(jax.tree.map(square, gradients, tensors))))
 
 
-def _put(values: jax.Array, count: jax.Array, value: jax.Array) -> jax.Array:
-    """`value` in the place of the oldest of `values` (N,), written in turn."""
+def _replace_oldest(values: jax.Array, count: jax.Array, value: jax.Array) -> jax.Array:
+    """`values` (N,), which are written in turn, with `value` in place of the oldest one."""
     return values.at[count % values.size].set(value)
 
 

@@ -1,4 +1,4 @@
-"""A training recipe: everything that a run is made of but its data, as a yaml file writes it."""
+"""A training recipe: everything that a run is made of except its data, as a yaml file writes it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import optax
-import yaml
 
 from jaxasr.configuration import from_mapping
 from jaxasr.errors import ConfigError
+from jaxasr.files import read_yaml
 from jaxasr.model import ModelConfig
 from jaxasr.training.augmentation import AugmentationConfig
+from jaxasr.training.curriculum import CurriculumConfig
 from jaxasr.training.data import DataConfig
 from jaxasr.training.optimizers import adamw, eden, scaled_adam, warmup_cosine
 from jaxasr.training.vocabulary import VocabularyConfig
@@ -58,35 +57,34 @@ class OptimizerConfig:
             return eden(self.peak, self.eden_steps, self.eden_epochs, steps_per_epoch, self.warmup_steps)
         return warmup_cosine(self.peak, self.warmup_steps, steps, self.final_share)
 
-    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
-        """The optimizer."""
+    def build(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        """The gradient transformation; `learning_rate` is a function of the step."""
         if self.kind == "scaled_adam":
-            return scaled_adam(schedule)
-        return adamw(schedule, self.weight_decay, self.clip_norm)
+            return scaled_adam(learning_rate)
+        return adamw(learning_rate, self.weight_decay, self.clip_norm)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A run's settings.
+    """A run's settings. ValueError names bad fields.
 
-    `model`: what is trained; its vocabulary sizes become those of the vocabulary. None where a run starts from a model.
-    `steps`: updates in all. `clean_epochs`: the first ones, whose sound has no noise, room or telephone put on it.
-    `dropout`: the share of what every residual module of the encoder adds that is zeroed. `gentle_steps`: SpecAugment's
-    masks and dropout are nothing up to the first of these steps, counted from 1, and whole from the second on.
-    `ctc_weight`: of the CTC loss beside the transducer's, of models with both heads.
-    `average`: decay of the running mean of the weights that is evaluated and stored. `joiner_bytes`: what the joiner's
-    outputs may take; more are computed in pieces. `compute`: the type of kernels and, but on CPUs, activations.
-    `stored`: the type in which the model is written. `checkpoint_steps`, `evaluate_steps`: how often.
+    `steps`: updates in all. `model`: what is trained, with the vocabulary's size in place of the sizes given; None
+    where a run starts from a trained model. `dropout`: in training, this share of the channels that every residual
+    module of the encoder adds is zeroed. `ctc_weight`: the weight of the CTC loss where there is another head beside
+    it. `average`: the decay of the running mean of the weights, which is what is evaluated and stored. `joiner_bytes`:
+    the memory that the joiner's outputs may take; larger outputs are computed in pieces. `compute`: the type of the
+    kernels in a step and, except on CPUs, of the activations. `stored`: the type in which the model is written.
+    `checkpoint_steps`, `evaluate_steps`: steps from one checkpoint, or evaluation, to the next. `seed` decides
+    everything that is random.
     """
 
     steps: int
     model: ModelConfig | None = None
     vocabulary: VocabularyConfig = VocabularyConfig()
     data: DataConfig = DataConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    clean_epochs: int = 0
-    gentle_steps: tuple[int, ...] = (0, 0)
     dropout: float = 0.0
     ctc_weight: float = 0.3
     average: float = 0.999
@@ -100,22 +98,36 @@ class Recipe:
     def __post_init__(self) -> None:
         if min(self.steps, self.checkpoint_steps, self.evaluate_steps, self.joiner_bytes) < 1:
             raise ValueError("steps, checkpoint_steps, evaluate_steps and joiner_bytes must be positive")
-        if min(self.seed, self.clean_epochs) < 0:
-            raise ValueError("seed and clean_epochs must not be negative")
-        if len(self.gentle_steps) != 2 or not 0 <= self.gentle_steps[0] <= self.gentle_steps[1]:
-            raise ValueError("gentle_steps must be two numbers of steps, the lower one first")
+        if self.seed < 0:
+            raise ValueError("seed must not be negative")
         if not 0 <= self.dropout < 1:
             raise ValueError("dropout must lie in 0..1, without 1")
         if not 0 <= self.average < 1:
-            raise ValueError("average must lie in 0..1")
+            raise ValueError("average must lie in 0..1, without 1")
         if self.ctc_weight < 0:
             raise ValueError("ctc_weight must not be negative")
 
-    def strength(self, done: jax.Array | int) -> jax.Array:
-        """How much of masks and dropout, 0..1, is in force in the step behind `done` ones: ()."""
-        gentle, whole = self.gentle_steps
-        step = jnp.asarray(done + 1)
-        return jnp.where(step >= whole, 1.0, jnp.maximum((step - gentle) / max(whole - gentle, 1), 0.0))
+    def of_a_step(self) -> Recipe:
+        """The recipe with defaults in place of all that a step, given its batch and learning rate, does not depend on.
+
+        Steps of recipes that differ in nothing else share a compiled program.
+        """
+        return Recipe(
+            steps=1,
+            curriculum=CurriculumConfig(gentle_steps=self.curriculum.gentle_steps),
+            augmentation=self.augmentation,
+            optimizer=OptimizerConfig(
+                kind=self.optimizer.kind,
+                weight_decay=self.optimizer.weight_decay,
+                clip_norm=self.optimizer.clip_norm,
+            ),
+            dropout=self.dropout,
+            ctc_weight=self.ctc_weight,
+            average=self.average,
+            joiner_bytes=self.joiner_bytes,
+            compute=self.compute,
+            seed=self.seed,
+        )
 
 
 def read_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
@@ -125,13 +137,7 @@ def read_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
         path = Path(str(files("jaxasr.configs.training") / f"{name_or_path}.yaml"))
         if not path.exists():
             raise ConfigError(f"{name_or_path}: no such recipe file, nor one of {', '.join(named_recipes())}")
-    try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except (yaml.YAMLError, RecursionError):
-        raise ConfigError(f"{path} is not valid yaml") from None
-    return from_mapping(Recipe, mapping, str(path))
+    return from_mapping(Recipe, read_yaml(path), str(path))
 
 
 def named_recipes() -> list[str]:

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxasr.errors import ConfigError
-from jaxasr.text.encoding import MARK
-from jaxasr.text.tokens import TokenTable
+from jaxasr.model import ModelConfig
+from jaxasr.text.tokens import MARK, TokenTable
 
 BLANK, UNKNOWN = "<blk>", "<unk>"
 
 
 @dataclass(frozen=True)
 class VocabularyConfig:
-    """What tokens are: `bpe` pieces, at most `size` of them all told, or `characters`, in which case size is unused."""
+    """Tokens are `bpe` pieces, at most `size` of them with blank and `<unk>`, or `characters`, where size is unused."""
 
     kind: Literal["bpe", "characters"] = "bpe"
     size: int = 500
+
+
+def with_vocabulary(config: ModelConfig, tokens: TokenTable) -> ModelConfig:
+    """The configuration with the size, the blank and the unknown of a vocabulary."""
+    size, blank = len(tokens), tokens.blank_id or 0
+    transducer, ctc = config.transducer, config.ctc
+    if transducer is not None:
+        silent = () if tokens.unk_id is None else (tokens.unk_id,)
+        transducer = replace(transducer, vocabulary_size=size, blank_id=blank, silent_ids=silent)
+    if ctc is not None:
+        ctc = replace(ctc, vocabulary_size=size, blank_id=blank)
+    return replace(config, transducer=transducer, ctc=ctc)
 
 
 def make_vocabulary(texts: Iterable[str], config: VocabularyConfig) -> TokenTable:

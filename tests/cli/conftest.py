@@ -28,6 +28,13 @@ class FakeRecognizer:
         self.options = options
         self.texts: list[str] = []
         self.heard: list[np.ndarray] = []
+        self.closed = False
+
+    def __enter__(self) -> FakeRecognizer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
 
     def transcribe(
         self, sources: Any, *, sample_rate: int | None = None, on_error: str = "raise", progress: Any = None

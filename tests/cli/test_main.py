@@ -109,7 +109,7 @@ def test_wrong_usage_is_one_line_and_code_2(run: Run, arguments: list[str], says
         (
             ValueError("first\nsecond"),
             1,
-            "jaxasr: unexpected ValueError: first (JAXASR_DEBUG=1 shows where; please report it)",
+            "jaxasr: unexpected ValueError: first second (JAXASR_DEBUG=1 shows where; please report it)",
         ),
         (AssertionError(), 1, "jaxasr: unexpected AssertionError: (JAXASR_DEBUG=1 shows where; please report it)"),
     ],

@@ -9,41 +9,48 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
+import jax
 import numpy as np
 import pytest
 import soundfile
 
-RECIPE = """
-steps: {steps}
-model:
-  name: toy
-  encoder: {{kind: zipformer, num_layers: [1], downsampling: [1], encoder_dim: [16], feedforward_dim: [16],
-    num_heads: [2], query_head_dim: [8], value_head_dim: [4], pos_head_dim: [4], conv_kernel: [7],
-    embed_channels: [4, 4, 4]}}
-  features: {{kind: kaldi}}
-  text: {{kind: sherpa_onnx, recognizer: offline_transducer}}
-  transducer: {{vocabulary_size: 9, predictor: {{kind: stateless, dim: 16}}, joiner_dim: 16}}
-vocabulary: {{kind: characters}}
-data: {{bucket_seconds: [2], batch_seconds: 4, join_below: 0.5}}
-checkpoint_steps: 1000
-"""
+import tones
+
+
+class Result(Protocol):
+    """What the fixture `run` gives."""
+
+    code: int
+    out: str
+    err: str
+    lines: list[str]
 
 
 JAXASR = Path(sys.executable).with_name("jaxasr")
 
 
-def jaxasr(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [JAXASR, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+@pytest.fixture(autouse=True)
+def quick_to_compile(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in tests/training/test_loop.py, whose compiled step is used here and in the processes started here."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def recipe(steps: int) -> str:
+    return tones.RECIPE_TEXT.replace("steps: 20", f"steps: {steps}")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A recipe of two steps and a manifest of four clips."""
-    (tmp_path / "toy.yaml").write_text(RECIPE.format(steps=2))
+    (tmp_path / "toy.yaml").write_text(recipe(steps=2))
     generator = np.random.default_rng(1)
     rows = ["path\ttext"]
     for index in range(4):
@@ -53,35 +60,34 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_a_run_leaves_a_model_and_is_not_begun_twice(
-    folder: Path, on_a_terminal: Callable[[list[str]], tuple[str, str]]
+    folder: Path, run: Callable[..., Result], on_a_terminal: Callable[[list[str]], tuple[str, str]]
 ) -> None:
     shutil.copy(folder / "manifest.tsv", folder / "held_out.tsv")
     with open(folder / "manifest.tsv", "a") as manifest:
         manifest.write("absent.wav\tAB\n0.wav\t\n")
     data = ("--data", folder / "manifest.tsv", "--skip-bad", "--held-out", folder / "held_out.tsv")
     arguments = ("train", folder / "toy.yaml", *data, "--output", folder / "run")
-    done = jaxasr(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(folder / "run" / "model")
-    assert "absent.wav" in done.stderr and "the text is empty" in done.stderr and "4 utterances" in done.stderr
+    done = run(*arguments)
+    assert done.code == 0, done.err
+    assert done.out.strip() == str(folder / "run" / "model")
+    assert "absent.wav" in done.err and "the text is empty" in done.err and "4 utterances" in done.err
     log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == [1, 2, 2] and log[2]["held_out_rate"] > 0
-    described = jaxasr("info", folder / "run" / "model")
-    assert described.returncode == 0 and "toy" in described.stdout
+    described = run("info", folder / "run" / "model")
+    assert described.code == 0 and "tones" in described.out
 
-    again = jaxasr(*arguments)
-    assert again.returncode == 1 and "--resume" in again.stderr and len(again.stderr.splitlines()) == 1
-    longer = jaxasr(*arguments, "--resume", "--steps", "3")
-    assert longer.returncode == 0 and "from step 2" in longer.stderr
+    again = run(*arguments)
+    assert again.code == 1 and "give resume" in again.err and len(again.lines) == 1
+    longer = run(*arguments, "--resume", "--steps", "3")
+    assert longer.code == 0 and "from step 2" in longer.err
 
-    fewer = jaxasr(*arguments, "--resume", "--steps", "1")
-    assert fewer.returncode == 1 and "has done 3 steps" in fewer.stderr.splitlines()[-1]
+    fewer = run(*arguments, "--resume", "--steps", "1")
+    assert fewer.code == 1 and "has done 3 steps" in fewer.lines[-1]
     with open(folder / "manifest.tsv", "a") as manifest:
         manifest.write("0.wav\tBA\n")
-    other = jaxasr(*arguments, "--resume", "--steps", "4")
-    assert other.returncode == 1 and "the data were others when this run began" in other.stderr
+    other = run(*arguments, "--resume", "--steps", "4")
+    assert other.code == 1 and "the data were others when this run began" in other.err
 
     tuned = (*arguments[:-1], folder / "tuned", "--init", folder / "run" / "model")
     printed, shown = on_a_terminal([str(JAXASR), *map(str, tuned)])
@@ -89,24 +95,25 @@ def test_a_run_leaves_a_model_and_is_not_begun_twice(
     assert "training" in shown and "step 2, epoch" in shown and "x real time" in shown
 
 
-def test_what_would_be_lost_or_is_not_there(folder: Path) -> None:
+def test_what_would_be_lost_or_is_not_there(folder: Path, run: Callable[..., Result]) -> None:
     arguments = ("train", folder / "toy.yaml", "--data", folder / "manifest.tsv", "--output", folder / "run")
     for refused, said in (
-        (jaxasr(*arguments, "--resume"), "no checkpoint to resume"),
-        (jaxasr(*arguments, "--held-out-where", "split=test"), "needs --held-out"),
-        (jaxasr(*arguments, "--held-out", folder / "absent.tsv"), "absent.tsv"),
+        (run(*arguments, "--resume"), "no checkpoint to resume"),
+        (run(*arguments, "--held-out-where", "split=test"), "needs --held-out"),
+        (run(*arguments, "--held-out", folder / "absent.tsv"), "absent.tsv"),
     ):
-        assert refused.returncode in (1, 2) and said in refused.stderr and len(refused.stderr.splitlines()) == 1
+        assert refused.code in (1, 2) and said in refused.err and len(refused.lines) == 1
         assert not (folder / "run").exists()
     (folder / "run" / "model").mkdir(parents=True)
-    refused = jaxasr(*arguments)
-    assert refused.returncode == 1 and "would be written over" in refused.stderr
+    refused = run(*arguments)
+    assert refused.code == 1 and "would be written over" in refused.err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interruption_leaves_a_checkpoint_that_resumes(folder: Path, number: int, code: int) -> None:
-    (folder / "toy.yaml").write_text(RECIPE.format(steps=100000))
+def test_an_interruption_leaves_a_checkpoint_that_resumes(
+    folder: Path, run: Callable[..., Result], number: int, code: int
+) -> None:
+    (folder / "toy.yaml").write_text(recipe(steps=100000))
     arguments = ["train", folder / "toy.yaml", "--data", folder / "manifest.tsv", "--output", folder / "run"]
     command = [str(JAXASR), *map(str, arguments)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -119,9 +126,9 @@ def test_an_interruption_leaves_a_checkpoint_that_resumes(folder: Path, number: 
     _, said = process.communicate(timeout=300)
     assert process.returncode == code and "Traceback" not in said
     reached = json.loads(log.read_text().splitlines()[-1])["step"]
-    resumed = jaxasr(*arguments, "--resume", "--steps", str(reached + 1))
-    assert resumed.returncode == 0, resumed.stderr
-    assert f"from step {reached}" in resumed.stderr
+    resumed = run(*arguments, "--resume", "--steps", str(reached + 1))
+    assert resumed.code == 0, resumed.err
+    assert f"from step {reached}" in resumed.err
 
 
 @pytest.mark.parametrize(
@@ -133,19 +140,20 @@ def test_an_interruption_leaves_a_checkpoint_that_resumes(folder: Path, number: 
         ("short.wav\tABAB", "too short for"),
     ],
 )
-def test_rows_that_cannot_be_trained_on_are_named(folder: Path, row: str, reason: str) -> None:
+def test_rows_that_cannot_be_trained_on_are_named(
+    folder: Path, run: Callable[..., Result], row: str, reason: str
+) -> None:
     soundfile.write(folder / "short.wav", np.zeros(1600), 16000)
     with open(folder / "manifest.tsv", "a") as manifest:
         manifest.write(row + "\n")
-    done = jaxasr("train", folder / "toy.yaml", "--data", folder / "manifest.tsv", "--output", folder / "run")
-    lines = done.stderr.splitlines()
-    assert done.returncode == 1 and len(lines) == 2 and reason in lines[0], done.stderr
-    assert "--skip-bad" in lines[1] and not (folder / "run").exists()
+    done = run("train", folder / "toy.yaml", "--data", folder / "manifest.tsv", "--output", folder / "run")
+    assert done.code == 1 and len(done.lines) == 2 and reason in done.lines[0], done.err
+    assert "skip_bad" in done.lines[1] and not (folder / "run").exists()
 
 
-def test_an_unknown_recipe_and_an_unknown_key_are_named(folder: Path) -> None:
-    done = jaxasr("train", "no-such", "--data", folder / "manifest.tsv", "--output", folder / "run")
-    assert done.returncode == 1 and "embedded" in done.stderr and len(done.stderr.splitlines()) == 1
-    (folder / "toy.yaml").write_text(RECIPE.format(steps=2) + "stepss: 3\n")
-    done = jaxasr("train", folder / "toy.yaml", "--data", folder / "manifest.tsv", "--output", folder / "run")
-    assert done.returncode == 1 and "stepss" in done.stderr and len(done.stderr.splitlines()) == 1
+def test_an_unknown_recipe_and_an_unknown_key_are_named(folder: Path, run: Callable[..., Result]) -> None:
+    done = run("train", "no-such", "--data", folder / "manifest.tsv", "--output", folder / "run")
+    assert done.code == 1 and "embedded" in done.err and len(done.lines) == 1
+    (folder / "toy.yaml").write_text(recipe(steps=2) + "stepss: 3\n")
+    done = run("train", folder / "toy.yaml", "--data", folder / "manifest.tsv", "--output", folder / "run")
+    assert done.code == 1 and "stepss" in done.err and len(done.lines) == 1

@@ -50,6 +50,7 @@ def test_options_reach_the_library(run: Run, talks: Path, recognizers: list[Any]
     options = "--dtype bfloat16 --batch-seconds 30 --blank-penalty 1.5 --search joint --beam 8".split()
     options += "--pad-before 0.9 --pad-after 0".split()
     assert run("transcribe", talks, "--model", "m", *options, "--precision", "int8").code == 0
+    assert recognizers[0].closed
     assert run("transcribe", talks, "--model", "m").code == 0
     assert recognizers[0].options == {
         "model": "m", "dtype": "bfloat16", "batch_seconds": 30.0, "blank_penalty": 1.5, "head": "joint",
@@ -204,7 +205,7 @@ def test_output_that_cannot_be_written(run: Run, talks: Path, tmp_path: Path, re
 def test_output_on_a_full_disk(run: Run, talks: Path) -> None:
     result = run("transcribe", talks, "--model", "m", "--output", "/dev/full", "--format", "json")
     assert result.code == 1 and result.lines == [
-        "jaxasr: /dev/full: cannot be written (No space left on device); give another --output"
+        "jaxasr: /dev/full: cannot be written (No space left on device); choose another path"
     ]
 
 
@@ -227,24 +228,26 @@ def test_a_device_as_output(run: Run, talks: Path) -> None:
 
 
 SLOW = """
-import sys, time, types
+import contextlib, sys, time
 import jaxasr
 from jaxasr import audio
 from jaxasr.cli import main
 
-class Slow:
+class Slow(contextlib.AbstractContextManager):
+    def __exit__(self, *_):
+        pass
+
     def transcribe(self, sources, *, on_error, progress):
         for index, source in enumerate(sources):
             samples = audio.load(source)
             progress(index + 1.0, 3.0)
-            yield types.SimpleNamespace(
+            yield jaxasr.Transcript(
                 audio=source, duration=len(samples) / 16000, text="word", tokens=[" word"], token_ids=[1],
                 timestamps=[0.0], log_probs=[-1.0],
             )
             time.sleep(PAUSE)
 
 jaxasr.load_model = lambda *args, **kwargs: Slow()
-jaxasr.Failure = type("Failure", (), {})
 main([ARGUMENTS])
 """
 

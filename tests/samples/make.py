@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import soundfile
 
 from jaxasr.audio import SAMPLE_RATE
-from jaxasr.training.synthesis import say
 
 # File name -> (words, voice).
 SAMPLES = {
@@ -17,6 +17,9 @@ SAMPLES = {
 }
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    from synthesis import say
+
     for name, (words, voice) in SAMPLES.items():
         samples = say(words, voice, words_per_minute=130)
         soundfile.write(Path(__file__).with_name(f"{name}.wav"), samples, SAMPLE_RATE, subtype="PCM_16")

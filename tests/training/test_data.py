@@ -5,20 +5,29 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
+import tones
 from jaxasr.manifests import Piece, Utterance
 from jaxasr.text.encoding import TextEncoder
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.augmentation import AugmentationConfig
+from jaxasr.training.curriculum import CurriculumConfig
 from jaxasr.training.data import Corpus, DataConfig, Example, check
 
 TOKENS = TokenTable(("<blk>", "<unk>", "▁A", "▁B"))
-CONFIG = DataConfig(bucket_seconds=(2.0, 4.0), batch_seconds=16.0, join_below=1.0, join_most=4, gap_seconds=(0.05, 0.4))
+MODEL = tones.model_config(tones.RECIPE)
+CONFIG = DataConfig(bucket_seconds=(2.0, 4.0), batch_seconds=16.0)
+CURRICULUM = CurriculumConfig(join_below=1.0, join_most=4, gap_seconds=(0.05, 0.4))
 AUGMENTATION = AugmentationConfig(speed=(0.8, 1.1))
+
+
+def corpus(examples: list[Example], **curriculum: Any) -> Corpus:
+    return Corpus(examples, CONFIG, dataclasses.replace(CURRICULUM, **curriculum), AUGMENTATION)
 
 
 def example(seconds: float, count: int = 1, speaker: str = "s", number: int = 0) -> Example:
@@ -42,27 +51,27 @@ def recordings(tmp_path: Path) -> list[Utterance]:
 def test_every_utterance_once(epoch: int) -> None:
     generator = np.random.default_rng(1)
     examples = [example(seconds, number=i) for i, seconds in enumerate(generator.uniform(0.2, 4.0, 200))]
-    plans = Corpus(examples, CONFIG).plan(epoch, 7, AUGMENTATION)
+    plans = corpus(examples).plan_epoch(epoch, 7)
     counts = Counter(index for plan in plans for item in plan.items for index in item.examples)
     assert counts == Counter(range(200))
     for plan in plans:
         for item in plan.items:
             spoken = sum(examples[index].seconds for index in item.examples)
             assert (spoken + sum(item.gaps)) / item.speed <= plan.seconds
-            assert len(item.examples) <= CONFIG.join_most
+            assert len(item.examples) <= CURRICULUM.join_most
 
 
 def test_joined_strings_have_room_for_their_tokens() -> None:
     most = CONFIG.labels(4.0)
     examples = [example(0.2, most // 2) for _ in range(50)]
-    plans = Corpus(examples, CONFIG).plan(0, 7, AUGMENTATION)
+    plans = corpus(examples).plan_epoch(0, 7)
     sizes = [len(item.examples) for plan in plans for item in plan.items]
     assert sum(sizes) == 50 and max(sizes) == 2
 
 
 def test_only_clips_of_one_speaker_are_joined() -> None:
     examples = [example(0.4, speaker=name) for name in "ab" * 20] + [example(0.4, speaker="") for _ in range(20)]
-    for plan in Corpus(examples, CONFIG).plan(0, 7, AUGMENTATION):
+    for plan in corpus(examples).plan_epoch(0, 7):
         for item in plan.items:
             speakers = {examples[index].utterance.columns["speaker"] for index in item.examples}
             assert len(speakers) == 1 and (speakers != {""} or len(item.examples) == 1)
@@ -76,11 +85,7 @@ def test_repeated_words_as_often_as_asked() -> None:
         for each, text in zip(examples, texts, strict=True)
     ]
     for share, low, high in ((0.0, 0.02, 0.2), (0.5, 0.45, 0.65), (1.0, 0.95, 1.0)):
-        items = [
-            item
-            for plan in Corpus(examples, dataclasses.replace(CONFIG, repeat_share=share)).plan(0, 7, AUGMENTATION)
-            for item in plan.items
-        ]
+        items = [item for plan in corpus(examples, repeat_share=share).plan_epoch(0, 7) for item in plan.items]
         pairs = [pair for item in items for pair in zip(item.examples, item.examples[1:], strict=False)]
         assert low <= np.mean([texts[a] == texts[b] for a, b in pairs]) <= high
         assert Counter(index for item in items for index in item.examples) == Counter(range(500))
@@ -88,36 +93,38 @@ def test_repeated_words_as_often_as_asked() -> None:
 
 def test_short_things_first() -> None:
     examples = [example(seconds) for seconds in np.linspace(0.2, 4.0, 100)]
-    corpus = Corpus(examples, dataclasses.replace(CONFIG, growth=(1.5, 2.5)))
-    longest = [max(plan.seconds for plan in corpus.plan(epoch, 7, AUGMENTATION)) for epoch in range(3)]
+    growing = corpus(examples, growth=(1.5, 2.5))
+    longest = [max(plan.seconds for plan in growing.plan_epoch(epoch, 7)) for epoch in range(3)]
     assert longest == [2.0, 4.0, 4.0]
     played = [
         max(sum(examples[index].seconds for index in item.examples) / item.speed for item in plan.items)
-        for plan in corpus.plan(0, 7, AUGMENTATION)
+        for plan in growing.plan_epoch(0, 7)
     ]
     assert max(played) <= 1.5
 
 
 def test_batches_are_functions_of_the_seed_and_not_of_what_was_read(recordings: list[Utterance]) -> None:
-    good, bad = check(recordings, TextEncoder(TOKENS), CONFIG)
+    good, bad = check(recordings, TextEncoder(TOKENS), MODEL, CONFIG, CURRICULUM)
     assert not bad and len(good) == 12
-    whole, forgetful = Corpus(good, CONFIG), Corpus(good, CONFIG, cache_bytes=40_000)
-    plans = whole.plan(3, 5, AugmentationConfig())
-    first = [whole.batch(plan, AugmentationConfig()) for plan in plans]
-    for plan, expected in reversed(list(zip(forgetful.plan(3, 5, AugmentationConfig()), first, strict=True))):
-        for a, b in zip(forgetful.batch(plan, AugmentationConfig()).arrays(), expected.arrays(), strict=True):
+    whole, forgetful = (
+        Corpus(good, CONFIG, CURRICULUM, AugmentationConfig(), cache_bytes=size) for size in (1 << 30, 40_000)
+    )
+    plans = whole.plan_epoch(3, 5)
+    first = [whole.batch(plan) for plan in plans]
+    for plan, expected in reversed(list(zip(forgetful.plan_epoch(3, 5), first, strict=True))):
+        for a, b in zip(forgetful.batch(plan).arrays(), expected.arrays(), strict=True):
             np.testing.assert_array_equal(a, b)
-    other = whole.plan(3, 6, AugmentationConfig())
+    other = whole.plan_epoch(3, 6)
     assert [plan.items for plan in other] != [plan.items for plan in plans]
 
 
 def test_babble_is_made_of_the_other_clips(recordings: list[Utterance]) -> None:
-    good, _ = check(recordings, TextEncoder(TOKENS), CONFIG)
-    corpus = Corpus(good, CONFIG)
+    good, _ = check(recordings, TextEncoder(TOKENS), MODEL, CONFIG, CURRICULUM)
     noisy = AugmentationConfig(noise_probability=1.0, noise_snr_db=(0.0, 0.0), babble_share=1.0)
     coloured = dataclasses.replace(noisy, babble_share=0.0)
-    plan = corpus.plan(0, 5, noisy)[0]
-    assert not np.array_equal(corpus.batch(plan, noisy).waveforms, corpus.batch(plan, coloured).waveforms)
+    corpora = [Corpus(good, CONFIG, CURRICULUM, each) for each in (noisy, coloured)]
+    one, other = (corpus.batch(corpus.plan_epoch(0, 5)[0]) for corpus in corpora)
+    assert one.plan == other.plan and not np.array_equal(one.waveforms, other.waveforms)
 
 
 def test_rows_that_cannot_be_trained_on_are_named(recordings: list[Utterance]) -> None:
@@ -130,7 +137,7 @@ def test_rows_that_cannot_be_trained_on_are_named(recordings: list[Utterance]) -
     }
     rows = [dataclasses.replace(by_path[name], text=text) for name, (text, _) in changed.items()]
     missing = dataclasses.replace(recordings[3], pieces=(Piece(Path("absent.wav")),))
-    good, bad = check([*rows, missing, recordings[4]], TextEncoder(TOKENS), CONFIG)
+    good, bad = check([*rows, missing, recordings[4]], TextEncoder(TOKENS), MODEL, CONFIG, CURRICULUM)
     assert [each.utterance for each in good] == [recordings[4]]
     for (_, reason), wanted in zip(bad, [each for _, each in changed.values()] + ["absent.wav"], strict=True):
         assert wanted in reason and "\n" not in reason
@@ -138,5 +145,5 @@ def test_rows_that_cannot_be_trained_on_are_named(recordings: list[Utterance]) -
 
 def test_a_clip_must_be_long_enough_at_its_fastest(recordings: list[Utterance]) -> None:
     row = dataclasses.replace(recordings[0], text="A B A B A B A B")  # 0.4 s with gaps: eight frames
-    assert len(check([row], TextEncoder(TOKENS), CONFIG)[0]) == 1
-    assert len(check([row], TextEncoder(TOKENS), CONFIG, fastest=1.3)[0]) == 0
+    assert len(check([row], TextEncoder(TOKENS), MODEL, CONFIG, CURRICULUM)[0]) == 1
+    assert len(check([row], TextEncoder(TOKENS), MODEL, CONFIG, CURRICULUM, fastest=1.3)[0]) == 0

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from jaxasr.errors import ConfigError
-from jaxasr.training.recipe import Recipe, named_recipes, read_recipe
+from jaxasr.training.curriculum import CurriculumConfig
+from jaxasr.training.recipe import named_recipes, read_recipe
 
 
 @pytest.mark.parametrize("name", named_recipes())
@@ -18,9 +19,13 @@ def test_named_recipes_are_whole(name: str) -> None:
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        ("gentle_steps: [2, 1]", "gentle_steps"),
-        ("gentle_steps: [1]", "gentle_steps"),
-        ("gentle_steps: [-1, 2]", "gentle_steps"),
+        ("curriculum: {gentle_steps: [2, 1]}", "gentle_steps"),
+        ("curriculum: {gentle_steps: [1]}", "gentle_steps"),
+        ("curriculum: {gentle_steps: [-1, 2]}", "gentle_steps"),
+        ("curriculum: {clean_epochs: -1}", "clean_epochs"),
+        ("curriculum: {join_most: 0}", "join_most"),
+        ("curriculum: {gap_seconds: [0.4, 0.05]}", "gap_seconds"),
+        ("curriculum: {repeat_share: 1.5}", "repeat_share"),
         ("dropout: 1.0", "dropout"),
         ("dropout: -0.1", "dropout"),
         ("dropout: .nan", "dropout"),
@@ -44,5 +49,5 @@ def test_what_cannot_be_is_refused(line: str, named: str, tmp_path: Path) -> Non
     ],
 )
 def test_strength_of_the_first_steps(gentle_steps: tuple[int, int], expected: list[float]) -> None:
-    recipe = Recipe(steps=9, gentle_steps=gentle_steps)
-    assert [float(recipe.strength(done)) for done in range(5)] == expected
+    curriculum = CurriculumConfig(gentle_steps=gentle_steps)
+    assert [float(curriculum.strength(done)) for done in range(5)] == expected

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import numpy as np
 import pytest
 
+from conftest import REPOSITORY
 from jaxasr.errors import TrainingError
 from jaxasr.manifests import duration, read_manifest
-from jaxasr.training import synthesis
+
+
+def script(name: str) -> ModuleType:
+    """A script of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+synthesis = script("synthesis")
 
 # Takes flite's arguments and writes a thousand samples a letter, times the stretch; one of its voices is broken.
 FLITE = """#!{python}

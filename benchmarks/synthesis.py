@@ -1,9 +1,9 @@
 """Synthetic speech for what a corpus is short of: dates, numbers, spelled words, strings of digits, commands.
 
-    python -m jaxasr.training.synthesis FOLDER --count 500
+    python benchmarks/synthesis.py FOLDER --count 500
 
 writes FLAC files and a manifest that `jaxasr train` reads. Needs the program espeak-ng, or with `--program flite` that
-program, whose voices were made from recordings of people; nothing else of jaxasr needs them.
+program, whose voices were made from recordings of people. The embedded model was trained on such speech, among others.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def write_corpus(folder: Path, count: int, seed: int, program: Literal["espeak-n
 
 def main() -> int:
     """The command: writes a corpus and prints where its manifest is."""
-    parser = argparse.ArgumentParser(prog="python -m jaxasr.training.synthesis", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the FLAC files and manifest.tsv go")
     parser.add_argument("--count", type=int, default=500, help="utterances (500)")
     parser.add_argument(

@@ -1,0 +1,104 @@
+"""Files and folders: written whole or not at all, hashed, read as yaml; and the line that a failure is reported by."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxasr.errors import ConfigError, JaxasrError
+
+
+def reason(error: BaseException) -> str:
+    """What a library's error says, in one line of at most 200 characters: the system's words if it has any.
+
+    An error that says nothing is named by its type.
+    """
+    message = (isinstance(error, OSError) and error.strerror) or str(error)
+    return " ".join(message.split())[:200] or type(error).__name__
+
+
+def file_hash(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's content, in hex digits. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """What a yaml file holds, as mappings, lists and scalars. Raises ConfigError."""
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{os.fspath(path)} cannot be read ({reason(error)})") from None
+    except (yaml.YAMLError, RecursionError):
+        raise ConfigError(f"{os.fspath(path)} is not valid yaml") from None
+
+
+@contextlib.contextmanager
+def writing_file(
+    path: str | os.PathLike[str], error: type[JaxasrError] = ConfigError
+) -> Iterator[Callable[[str], None]]:
+    """A function that appends text to the file `path`, which appears when the block ends and not at all if it fails.
+
+    The text goes to a sibling that is renamed, in UTF-8. Devices and pipes are written to directly. What cannot be
+    written raises `error`.
+    """
+    target = Path(os.path.realpath(path))
+    with _reported(path, error):
+        direct = target.exists() and not target.is_file()
+        part = target if direct else target.with_name(f".{secrets.token_hex(6)}.part")
+        file = open(part, "w", encoding="utf-8", errors="surrogateescape", newline="\n")
+
+    def write(text: str) -> None:
+        with _reported(path, error):
+            file.write(text)
+
+    try:
+        yield write
+        with _reported(path, error):
+            file.close()
+            if not direct:
+                os.replace(part, target)
+    finally:
+        # After a failure the buffer may hold what cannot be written.
+        with contextlib.suppress(OSError):
+            file.close()
+        if not direct:
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing_folder(path: str | os.PathLike[str], error: type[JaxasrError] = ConfigError) -> Iterator[Path]:
+    """A temporary sibling that becomes the folder `path` when the block ends and vanishes if it fails, Ctrl-C included.
+
+    A folder that stands there already is replaced. Every OSError of the block raises `error`.
+    """
+    whole = Path(os.path.abspath(path))
+    folder, replaced = (whole.with_name(f".{whole.name}.{secrets.token_hex(6)}") for _ in range(2))
+    try:
+        with _reported(path, error):
+            folder.mkdir(parents=True)
+            yield folder
+            if whole.exists():
+                whole.rename(replaced)
+            folder.rename(whole)
+    finally:
+        if replaced.exists() and not whole.exists():
+            replaced.rename(whole)
+        for left in (replaced, folder):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _reported(path: str | os.PathLike[str], error: type[JaxasrError]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as raised:
+        raise error(f"{os.fspath(path)}: cannot be written ({reason(raised)}); choose another path") from None

@@ -1,0 +1,146 @@
+"""Compiled programs of one model: a batch of waveforms to hypotheses, on the devices that share it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxasr.caches import programs_kept
+from jaxasr.devices import Policy, policy
+from jaxasr.errors import ModelError
+from jaxasr.model import ModelConfig, Skeleton
+from jaxasr.search import SearchConfig
+from jaxasr.search.hypotheses import Hypotheses
+
+Parameters = dict[str, Any]
+
+
+class Programs:
+    """One compiled program per shape of a batch, over one set of parameters. Threads may share it.
+
+    `skeleton`: the model without numbers. `policy`: the types that it computes in. `compiled`: the programs by
+    (rows, samples).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Parameters | Callable[[], Parameters],
+        *,
+        search: SearchConfig,
+        dtype: str = "float32",
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:
+        """`search`: how tokens are found. `params`: nested arrays, or a function that reads them, which is called in a
+        thread: programs are compiled meanwhile. `devices`: the local devices that share each batch, all by default.
+        """
+        self.search = search
+        self.policy: Policy = policy(dtype)
+        self.devices = list(devices) if devices is not None else jax.local_devices()
+        self.skeleton = Skeleton(config)
+        self.compiled: dict[tuple[int, int], jax.stages.Compiled] = {}
+        mesh = Mesh(np.array(self.devices), ("batch",))
+        self._mesh = mesh
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._by_row = NamedSharding(mesh, PartitionSpec("batch"))
+        self._lock = threading.RLock()
+        self._params: Parameters | None = None  # on the devices
+        self._given: Future[Parameters] | None = Future()  # as they were given, until they are on the devices
+        self._reader: threading.Thread | None = None
+        if callable(params):
+            # No daemon: a process that ends while TensorStore reads would abort.
+            self._reader = threading.Thread(target=_fulfil, args=(self._given, params), name="jaxasr-params")
+            self._reader.start()
+        else:
+            self._given.set_result(params)
+
+    @property
+    def params(self) -> Parameters:
+        """The parameters in the types of the policy, on every device; waits until they have been read."""
+        given = self._given
+        if given is not None:
+            given.result()  # without the lock, which compilation needs meanwhile
+        with self._lock:
+            if self._given is not None:
+                self.replace_params(self._given.result())
+            if self._params is None:
+                raise ModelError("the recognizer is closed")
+            return self._params
+
+    def replace_params(self, params: Parameters) -> None:
+        """Go on with other parameters of the same model; compiled programs stay."""
+        with programs_kept(), self._lock:
+            self._params = jax.device_put(self.policy.cast(params), self._everywhere)
+            self._given = None
+
+    def abstract_params(self) -> Parameters:
+        """Shapes and types of `params`, known before the parameters are read."""
+        abstract: Parameters = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._everywhere),
+            jax.eval_shape(self.policy.cast, self.skeleton.parameters),
+        )
+        return abstract
+
+    def run(self, waveforms: np.ndarray, lengths: np.ndarray, blank_penalty: float = 0.0) -> Hypotheses:
+        """Hypotheses of waveforms (B, S) float32 at 16 kHz, silence included, with lengths (B,) in samples.
+
+        B must be a multiple of the number of devices. The result stays on the device.
+        """
+        program = self.compile(*waveforms.shape)
+        rows = jax.device_put((waveforms, lengths), self._by_row)
+        found: Hypotheses = program(self.params, *rows, np.float32(blank_penalty))
+        return found
+
+    def compile(self, rows: int, samples: int) -> jax.stages.Compiled:
+        """The program for batches of this shape: traced and compiled once, then kept in `compiled`."""
+        with self._lock:
+            if (rows, samples) not in self.compiled:
+                by_row = PartitionSpec("batch")
+                mapped = jax.shard_map(
+                    self._recognize,
+                    mesh=self._mesh,
+                    in_specs=(PartitionSpec(), by_row, by_row, PartitionSpec()),
+                    out_specs=by_row,
+                    check_vma=False,
+                )
+                with programs_kept():
+                    self.compiled[rows, samples] = (
+                        jax.jit(mapped)
+                        .lower(
+                            self.abstract_params(),
+                            jax.ShapeDtypeStruct((rows, samples), jnp.float32, sharding=self._by_row),
+                            jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=self._by_row),
+                            jax.ShapeDtypeStruct((), jnp.float32, sharding=self._everywhere),
+                        )
+                        .compile()
+                    )
+            return self.compiled[rows, samples]
+
+    def close(self) -> None:
+        """Wait until the parameters have been read, then let go of them and of the programs. May be called again."""
+        if self._reader is not None:
+            self._reader.join()
+        with self._lock:
+            self._params = self._given = None
+            self.compiled = {}
+
+    def _recognize(
+        self, params: Parameters, waveforms: jax.Array, lengths: jax.Array, blank_penalty: jax.Array
+    ) -> Hypotheses:
+        model = self.skeleton.fill(params)
+        encoded, encoded_lengths = model.encode(waveforms, lengths, self.policy.activations)
+        return model.search(encoded, encoded_lengths, self.search, blank_penalty)
+
+
+def _fulfil(future: Future[Parameters], read: Callable[[], Parameters]) -> None:
+    try:
+        future.set_result(read())
+    except BaseException as error:  # whatever it is, it belongs to who waits for the parameters
+        future.set_exception(error)

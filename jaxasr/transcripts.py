@@ -1,0 +1,198 @@
+"""What was recognised: the text of a recording with its tokens, its words and its segments in time; plain Python."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jaxasr.errors import JaxasrError
+
+# Segments fit a subtitle: two lines of 42 columns, seven seconds at most (the limits of broadcasters' style guides).
+LINE_COLUMNS = 42
+SEGMENT_COLUMNS = 2 * LINE_COLUMNS
+SEGMENT_SECONDS = 7.0
+# A pause longer than this, from token to token, begins another segment.
+PAUSE_SECONDS = 1.0
+# Tokens have a start but no end: a word is taken to end with the next token, at most this long after its last one.
+LAST_TOKEN_SECONDS = 0.5
+# A subtitle must last to be valid: no word is shorter than this, also where its token stands at the audio's very end.
+SHORTEST_SECONDS = 0.04
+
+# Scripts written without spaces: Han, kana and their extensions. Hangul has spaces.
+UNSPACED = re.compile(
+    "[\u2e80-\u2fff\u3005-\u3007\u3021-\u312f\u31a0-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+_WIDE_PUNCTUATION = re.compile("[\u3001-\u3003\u3008-\u3020\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]")
+_SENTENCE_END = re.compile("[.?!…。．？！｡][\"'”’)\\]」』】）]*$")
+_BYTE = re.compile("<0x([0-9A-F]{1,2})>")
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a text; in scripts without spaces a character.
+
+    `start`: the time of its first token. `stop`: where the word is taken to end. `last`: the time of its last token.
+    All in seconds. `begin`, `end`: the word is `transcript.text[begin:end]`.
+    """
+
+    text: str
+    start: float
+    stop: float
+    last: float
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a text that is read at once, as a subtitle, with its times in seconds; `text` is one line."""
+
+    text: str
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was said in one recording.
+
+    `audio`: the file's name, or "" for an array.
+    `duration`: of the recording, in seconds.
+    `text`: the words spoken.
+    `tokens`: the pieces that spell the text. The lists below run beside them, one entry a token.
+    `token_ids`: the tokens' numbers in the model's table.
+    `timestamps`: the begin (s) of the frame that emitted each token.
+    `log_probs`: of each token, under the search's softmax at temperature 1.
+    """
+
+    audio: str
+    duration: float
+    text: str
+    tokens: list[str]
+    token_ids: list[int]
+    timestamps: list[float]
+    log_probs: list[float]
+
+    @property
+    def words(self) -> list[Word]:
+        """The words of the text in order, each with the times of the tokens that spell it.
+
+        Words are parted by spaces; characters of scripts without spaces stand alone, with the punctuation that follows
+        them. What is wider than LINE_COLUMNS is parted between tokens.
+        """
+        owners = _owners(self.text, self.tokens)
+        return [self._word(begin, end, owners) for begin, end in _word_spans(self.text, owners)]
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The text in pieces: parted at pauses and ends of sentences, and before they grow too wide or too long."""
+        groups: list[list[Word]] = []
+        for word in self.words:
+            if groups and not _begins_segment(self.text, groups[-1], word):
+                groups[-1].append(word)
+            else:
+                groups.append([word])
+        return [
+            Segment(one_line(self.text[group[0].begin : group[-1].end]), group[0].start, group[-1].stop)
+            for group in groups
+        ]
+
+    def _word(self, begin: int, end: int, owners: list[int]) -> Word:
+        times, duration = self.timestamps, float(self.duration)
+        first, last = owners[begin], owners[end - 1]
+        start = min(max(times[first], 0.0), max(duration - SHORTEST_SECONDS, 0.0))
+        final = max(times[last], start)
+        stop = final + LAST_TOKEN_SECONDS
+        if last + 1 < len(times):
+            stop = min(stop, times[last + 1])
+        stop = max(min(stop, duration), start + SHORTEST_SECONDS)
+        return Word(self.text[begin:end], start, stop, final, begin, end)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A recording that could not be transcribed: `audio` as in Transcript, and the error that says why."""
+
+    audio: str
+    error: JaxasrError
+
+
+def one_line(text: str) -> str:
+    """The text without what would end a line or a column."""
+    return re.sub("[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]", " ", text)
+
+
+def columns(text: str) -> int:
+    """How wide a text is on a terminal or in a subtitle: wide characters count twice."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _begins_segment(text: str, group: list[Word], word: Word) -> bool:
+    return (
+        word.start - group[-1].last > PAUSE_SECONDS
+        or _SENTENCE_END.search(text[group[0].begin : group[-1].end]) is not None
+        or columns(text[group[0].begin : word.end]) > SEGMENT_COLUMNS
+        or word.stop - group[0].start > SEGMENT_SECONDS
+    )
+
+
+def _owners(text: str, tokens: list[str]) -> list[int]:
+    """For each character of `text` the index of the token that it comes from (spaces: of the token before them).
+
+    Spelling drops characters of tokens (spaces, a leading punctuation mark) but adds none, so the tokens' characters
+    are found one after another. Tokens that do not show their characters (byte-level BPE) share the text evenly.
+    """
+    characters = [(character, index) for character, index in _characters(tokens) if not character.isspace()]
+    owners: list[int] = []
+    position = 0
+    for character in text:
+        if character.isspace():
+            owners.append(owners[-1] if owners else 0)
+            continue
+        match = next((i for i in range(position, len(characters)) if characters[i][0] == character), None)
+        if match is None:
+            return [min(i * len(tokens) // len(text), len(tokens) - 1) for i in range(len(text))]
+        owners.append(characters[match][1])
+        position = match + 1
+    return owners
+
+
+def _characters(tokens: list[str]) -> Iterator[tuple[str, int]]:
+    """The characters of the tokens with the token's index; a run of byte tokens gives the characters it encodes."""
+    for is_bytes, run in itertools.groupby(enumerate(tokens), key=lambda item: _BYTE.fullmatch(item[1]) is not None):
+        items = list(run)
+        if not is_bytes:
+            yield from ((character, index) for index, token in items for character in token)
+            continue
+        data = bytes(int(match[1], 16) for _, token in items if (match := _BYTE.fullmatch(token)))
+        offset = 0
+        for character in data.decode(errors="surrogateescape"):
+            width = 1 if "\udc80" <= character <= "\udcff" else len(character.encode())
+            yield "\ufffd" if "\udc80" <= character <= "\udcff" else character, items[offset][0]
+            offset += width
+
+
+def _word_spans(text: str, owners: list[int]) -> Iterator[tuple[int, int]]:
+    begin = 0
+    for i in range(1, len(text) + 1):
+        if i < len(text) and not _parts(text, owners, begin, i):
+            continue
+        stripped = text[begin:i].rstrip()
+        skipped = len(stripped) - len(stripped.lstrip())
+        if stripped:
+            yield begin + skipped, begin + len(stripped)
+        begin = i
+
+
+def _parts(text: str, owners: list[int], begin: int, i: int) -> bool:
+    """Whether a word ends before character i."""
+    if text[i].isspace() or text[i - 1].isspace():
+        return not text[i].isspace()
+    if UNSPACED.match(text[i]):
+        return True
+    if UNSPACED.match(text[i - 1]) or _WIDE_PUNCTUATION.match(text[i - 1]):
+        return unicodedata.category(text[i])[0] not in "PM"
+    return owners[i] != owners[i - 1] and columns(text[begin : i + 1]) > LINE_COLUMNS

@@ -1,0 +1,48 @@
+"""Makes tones.npz beside it, the weights of the model of tests/tones.py after 600 steps.
+
+    python tests/training/data/make_tones.py
+
+It says how sure the model is of every token, and refuses weights that a different rounding could make doubt.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+import jaxasr  # noqa: E402
+import tones  # noqa: E402
+from jaxasr import store  # noqa: E402
+from jaxasr.manifests import read_manifest  # noqa: E402
+
+if __name__ == "__main__":
+    jax.config.update("jax_disable_most_optimizations", True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe = tones.changed(
+            tones.RECIPE,
+            steps=600,
+            average=0.95,
+            dropout=0.0,
+            optimizer={"learning_rate": 0.003, "warmup_steps": 20},
+            stored="float16",
+        )
+        manifest = tones.write_manifest(folder)
+        run = tones.trainer(manifest, folder, recipe)
+        run.train(lambda now: now.step % 50 or print(now.step, f"{now.loss:.3f}", flush=True))
+        utterances = read_manifest(manifest)
+        recognizer = jaxasr.load_model(run.folder.model)
+        heard = list(recognizer.transcribe([str(utterance.pieces[0].path) for utterance in utterances]))
+        assert [each.text for each in heard] == [utterance.text for utterance in utterances]
+        doubt = min(value for each in heard for value in each.log_probs)
+        print(f"the least sure token has a log-probability of {doubt:.4f}")
+        assert doubt > -0.1
+        averaged = store.flatten(run.averaged)
+        np.savez_compressed(
+            tones.TRAINED, **{name: np.asarray(leaf).astype(np.float16) for name, leaf in averaged.items()}
+        )
