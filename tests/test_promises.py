@@ -21,6 +21,8 @@ from jaxasr.layers.subsampling import subsampled_length
 from jaxasr.search import BeamConfig, GreedyConfig, JointConfig, SearchConfig
 
 RATE = 16000
+# Of the largest magnitude of encoded frames: several times what another order of sums changes.
+ROUNDING = 1e-4
 Goldens = Callable[[str], Golden]
 # The causal model also without chunks, where a clip is a chunk of its own length.
 VARIANTS = [*((name, {}) for name in GOLDENS), (STREAMING, {"chunk_size": -1, "left_context": -1})]
@@ -41,6 +43,10 @@ class Probe:
     def __init__(self, golden: Golden, encoder: dict[str, Any]) -> None:
         self.golden, self.encoder = golden, encoder
         self.program = quick_jit(self._run)
+        heads = golden.config.heads
+        self.searches: dict[str, SearchConfig] = {head: GreedyConfig(head=head) for head in heads}
+        if "transducer" in heads:
+            self.searches["beam"] = JointConfig() if "ctc" in heads else BeamConfig()
 
     def _run(self, params: dict[str, Any], waveforms: jax.Array, lengths: jax.Array) -> dict[str, Any]:
         model = self.golden.bind(params, **self.encoder)
@@ -51,13 +57,23 @@ class Probe:
         for number, stack in enumerate(model.encoder.stacks):
             x = seen[f"stack{number}"] = stack(x, embedded)
         seen["encoded"], encoded_lengths = model.encode(waveforms, lengths)
-        searches: dict[str, SearchConfig] = {head: GreedyConfig(head=head) for head in model.config.heads}
-        if model.transducer is not None:
-            searches["beam"] = BeamConfig() if model.ctc is None else JointConfig()
         seen["heads"] = {
-            name: model.search(seen["encoded"], encoded_lengths, search) for name, search in searches.items()
+            name: model.search(seen["encoded"], encoded_lengths, search) for name, search in self.searches.items()
         }
         return seen
+
+    def is_tie(self, encoded: np.ndarray, search: str, size: float) -> bool:
+        """Whether noise of this share of the largest magnitude decides what a search finds in frames (T, D).
+
+        Two programs round differently. In thousands of random decisions one may hang on that, on another processor.
+        """
+        noise = np.random.default_rng(0).uniform(-size, size, (16, *encoded.shape)) * np.abs(encoded).max()
+        lengths = np.full(16, len(encoded), np.int32)
+        found = quick_jit(lambda params, x: self.golden.bind(params).search(x, lengths, self.searches[search]))(
+            self.golden.params, (encoded + noise).astype(np.float32)
+        )
+        said = [emitted(jax.device_get(found), row)[:2] for row in range(16)]
+        return any(each != said[0] for each in said)
 
     def __call__(self, clips: list[np.ndarray], samples: int, padding: float = 0.0) -> list[Heard]:
         lengths = np.array([len(clip) for clip in clips], np.int32)
@@ -87,14 +103,25 @@ def probes(goldens: Goldens) -> Callable[[str, dict[str, Any]], Probe]:
     return lambda name, variant: make(name, tuple(variant.items()))
 
 
-def assert_same(ours: Heard, alone: Heard, what: object) -> None:
+def assert_same(probe: Probe, ours: Heard, alone: Heard, what: object) -> None:
     assert ours.activations.keys() == alone.activations.keys(), what
     for module, expected in alone.activations.items():
         limit = END_TO_END if module == "encoded" else PER_MODULE
         assert difference(ours.activations[module], expected) < limit, (what, module)
     for head, (tokens, frames, log_probs) in alone.tokens.items():
-        assert ours.tokens[head][:2] == (tokens, frames), (what, head)
-        np.testing.assert_allclose(ours.tokens[head][2], log_probs, atol=END_TO_END)
+        if ours.tokens[head][:2] != (tokens, frames):
+            assert probe.is_tie(alone.activations["encoded"], head, ROUNDING), (what, head)
+        else:
+            np.testing.assert_allclose(ours.tokens[head][2], log_probs, atol=END_TO_END)
+
+
+def test_ties_are_told_from_decisions(probes: Callable[..., Probe], waveforms: dict[str, np.ndarray]) -> None:
+    """What a clip says is no tie at the size of roundings, so that `assert_same` compares it."""
+    probe = probes(STREAMING, {})
+    alone = probe([waveforms["espeak_sentence"]], 8 * RATE)[0]
+    assert len(alone.tokens["transducer"][0]) > 5
+    assert not probe.is_tie(alone.activations["encoded"], "transducer", ROUNDING)
+    assert probe.is_tie(alone.activations["encoded"], "transducer", 0.5)
 
 
 @named
@@ -116,9 +143,9 @@ def test_random_batches(
         rows.insert(place, piece)
         padding = [0.0, np.nan, 1e30][seed % 3]
         heard = probe(rows, 7 * RATE, padding)
-        assert_same(heard.pop(place), probe([piece], 8 * RATE)[0], (seed, "piece", len(piece)))
+        assert_same(probe, heard.pop(place), probe([piece], 8 * RATE)[0], (seed, "piece", len(piece)))
         for clip, ours in zip(clips, heard, strict=True):
-            assert_same(ours, alone(clip), (seed, clip))
+            assert_same(probe, ours, alone(clip), (seed, clip))
             said += sum(len(tokens) for tokens, _, _ in ours.tokens.values())
     assert said > 100, "models that say nothing prove nothing"
 
@@ -146,7 +173,7 @@ def test_the_order_of_rows_changes_nothing(
     probe = probes(name, variant)
     rows = [waveforms[clip] for clip in ("digits_b", "short", "noise", "digits_a")]
     for ours, expected in zip(probe(rows[::-1], 7 * RATE)[::-1], probe(rows, 7 * RATE), strict=True):
-        assert_same(ours, expected, "reversed")
+        assert_same(probe, ours, expected, "reversed")
 
 
 BUCKETS = sorted({bucket(size, RATE) for size in range(RATE, 8 * RATE, 100)} | {20 * RATE})
@@ -177,7 +204,7 @@ def test_every_bucket_that_holds_a_clip(
         held = [clip for clip in clips if len(waveforms[clip]) <= samples]
         rows = [waveforms[clip] for clip in held]
         for clip, ours in zip(held, probe(rows, samples, np.nan), strict=True):
-            assert_same(ours, alone[clip], (samples / RATE, clip))
+            assert_same(probe, ours, alone[clip], (samples / RATE, clip))
             ran += 1
     assert ran >= 2 * len(buckets) - 2
 
@@ -188,6 +215,6 @@ def test_an_empty_row_is_harmless(probes: Callable[..., Probe], waveforms: dict[
     nothing = np.zeros(0, np.float32)
     clip = waveforms["digits_a"]
     heard = probe([nothing, clip, nothing, nothing], 7 * RATE, np.nan)
-    assert_same(heard[1], probe([clip], 8 * RATE)[0], "beside empty rows")
+    assert_same(probe, heard[1], probe([clip], 8 * RATE)[0], "beside empty rows")
     for row in (0, 2, 3):
         assert heard[row].tokens["transducer"][0] == []
