@@ -74,10 +74,21 @@ def test_one_recording_in_any_form_is_one_recording(recognizer: Recognizer, clip
         assert transcript.token_ids == expected
 
 
-def test_short_clips_are_padded_to_the_shortest(bundled: Golden, clips: list[np.ndarray]) -> None:
+def test_short_clips_are_padded_to_the_shortest(
+    bundled: Golden, clips: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     padded = bundled.recognizer(shortest_seconds=4.0)
-    list(padded.transcribe(clips[1:3]))
-    assert set(padded.programs.compiled) == {(1, 4 * 16000)}
+    shapes = []
+
+    def run(waveforms: np.ndarray, *_: object) -> None:
+        shapes.append(waveforms.shape)
+        raise InterruptedError
+
+    monkeypatch.setattr(padded.programs, "run", run)  # nothing is compiled
+    for clip in clips[1:3]:
+        with pytest.raises(InterruptedError):
+            list(padded.transcribe(clip))
+    assert shapes == [(1, 4 * 16000)] * 2
 
 
 def test_a_recognizer_is_closed_after_its_parameters_have_been_read(bundled: Golden) -> None:

@@ -132,7 +132,8 @@ def _message(error: Exception) -> str:
         return "out of memory: try a smaller --batch-seconds, or --dtype bfloat16"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'standard output'}: {error.strerror}"
-    return f"unexpected {type(error).__name__}: {reason(error)} (JAXASR_DEBUG=1 shows where; please report it)"
+    words = reason(error) if str(error) else ""
+    return f"unexpected {type(error).__name__}: {words} (JAXASR_DEBUG=1 shows where; please report it)"
 
 
 def _drop_stdout() -> None:
