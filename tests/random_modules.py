@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -25,3 +26,9 @@ def random_module(build: Callable[[nnx.Rngs], Any], seed: int = 0) -> tuple[Any,
     """(graph, state) of the module that `build` makes, for `nnx.merge`."""
     graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
     return graph, randomize(state, seed)
+
+
+def build(kind: Callable[..., Any], *arguments: Any, seed: int = 0) -> Any:
+    """A module of this kind with random parameters."""
+    graph, state = random_module(lambda rngs: kind(*arguments, rngs=rngs), seed)
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, state))

@@ -17,8 +17,8 @@ import pytest
 
 from golden_models import CLIPS, END_TO_END, GOLDENS, PER_MODULE, STREAMING, Golden, difference, emitted, quick_jit
 from jaxasr.arrays import bucket
+from jaxasr.encoders.zipformer_frontend import subsampled_length
 from jaxasr.features.kaldi import fbank, frame_count
-from jaxasr.layers.subsampling import subsampled_length
 
 RATE = 16000
 Goldens = Callable[[str], Golden]

@@ -53,11 +53,11 @@ class Transducer(nnx.Module):
         return self.config.blank_id
 
     def project(self, encoded: jax.Array) -> jax.Array:
-        """encoded (B, T, D) -> (B, T, J), the encoder's share of the joiner."""
+        """encoded (B, T, D) -> (B, T, J), projected to the joiner's width once for a whole search."""
         return self.encoder_proj(encoded)
 
     def initial_state(self, batch: int) -> tuple[jax.Array, jax.Array]:
-        """Nothing said yet: contexts (B, context_size) int32 of [-1, ..., blank], and the predictor's output (B, J)."""
+        """Before the first token: contexts (B, context_size) int32 of [-1, ..., blank], the projected predictor (B, J)."""
         context = jnp.full((batch, self.config.context_size), NOTHING, jnp.int32).at[:, -1].set(self.config.blank_id)
         return context, self._predict(context)
 
@@ -71,7 +71,7 @@ class Transducer(nnx.Module):
         return self.combine(projected, state[1])
 
     def predict(self, labels: jax.Array) -> jax.Array:
-        """The predictor's shares after none, one, ... all of labels (B, U), for training: (B, U + 1, J)."""
+        """The projected predictor after the first 0, 1, ..., U of labels (B, U), for training: (B, U + 1, J)."""
         batch, count = labels.shape
         nothing, _ = self.initial_state(batch)
         history = jnp.concatenate([nothing, labels.astype(jnp.int32)], axis=1)  # (B, context_size + U)
@@ -80,7 +80,7 @@ class Transducer(nnx.Module):
         return self._predict(contexts.reshape(-1, size)).reshape(batch, count + 1, -1)
 
     def combine(self, projected: jax.Array, predicted: jax.Array) -> jax.Array:
-        """The joiner on shares (..., J) of encoder and predictor, which may broadcast: logits (..., V) float32."""
+        """The joiner on projected encoder and predictor (..., J), which may broadcast: logits (..., V) float32."""
         return self.output(jnp.tanh(projected + predicted)).astype(jnp.float32)
 
     def _predict(self, context: jax.Array) -> jax.Array:

@@ -1,16 +1,17 @@
-"""Front ends that shorten the sequence of frames before the encoder."""
+"""The Zipformer's front end, which halves the frame rate before the first stack (icefall, subsampling.py)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxasr.arrays import zero_beyond
-from jaxasr.layers.activations import swoosh_l, swoosh_r
+from jaxasr.encoders.zipformer_layer import BiasNorm, swoosh_l, swoosh_r
 from jaxasr.layers.convolution import Conv2d, DepthwiseConv2d
 from jaxasr.layers.linear import Linear
-from jaxasr.layers.norms import BiasNorm
 
 # What the ConvNeXt block widens its channels by.
 CONVNEXT_FACTOR = 3
@@ -18,7 +19,7 @@ CONVNEXT_FACTOR = 3
 REACH = 3
 
 
-def subsampled_length(frames):
+def subsampled_length(frames: Any) -> Any:
     """Frames at 100 Hz to frames at 50 Hz, for integers and arrays: (T - 7) // 2, never below 0."""
     shortened = (frames - 7) // 2
     return max(shortened, 0) if isinstance(shortened, int) else jnp.maximum(shortened, 0)
@@ -39,11 +40,11 @@ class ConvNeXt(nnx.Module):
         return x[:, REACH:-REACH] + y
 
 
-class Conv2dSubsampling(nnx.Module):
-    """The Zipformer's front end: (B, T, bins) at 100 Hz -> (B, (T - 7) // 2, D) at 50 Hz (icefall, subsampling.py).
+class ConvEmbed(nnx.Module):
+    """The Zipformer's front end: (B, T, bins) at 100 Hz -> (B, (T - 7) // 2, D) at 50 Hz .
 
     Three 3 x 3 convolutions with SwooshR, a ConvNeXt block, a linear layer over channels x frequencies, BiasNorm.
-    `channels` are those behind each of the three convolutions.
+    `channels` are those after each of the three convolutions.
     """
 
     def __init__(self, bins: int, channels: tuple[int, ...], features: int, *, rngs: nnx.Rngs) -> None:
@@ -60,8 +61,8 @@ class Conv2dSubsampling(nnx.Module):
     def __call__(self, frames: jax.Array, lengths: jax.Array, *, isolated: bool = True) -> tuple[jax.Array, jax.Array]:
         """frames (B, T, bins), lengths (B,) -> (B, (T - 7) // 2, D), lengths (B,).
 
-        `isolated` clears what the convolutions made of the padding before the ConvNeXt block can see it, which gives
-        a batch the values of its single utterances; the publisher's code does not.
+        `isolated` sets frames beyond each row's length to zero before the ConvNeXt block, whose window would reach
+        them: a batch then gives the values of its single utterances. The publisher's code does not mask them.
         """
         x = self._convolve(frames)
         lengths = subsampled_length(lengths)

@@ -1,31 +1,41 @@
-"""Relative positions: tables of encodings and the shift from offsets to keys."""
+"""What attention is made of: masks, heads, caches of a stream, and scores by relative position."""
 
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxasr.arrays import length_mask
 from jaxasr.layers.products import batched_product
 
 
-def compact_relative_positions(queries: int, cached: int, dim: int) -> jax.Array:
-    """The Zipformer's CompactRelPositionalEncoding: (cached + 2 * queries - 1, dim) float32.
+def attention_mask(lengths: jax.Array, steps: int, chunk: int | None, left: int | None) -> jax.Array:
+    """Which keys a frame may see: (B, 1, 1, T) without chunks, (B, 1, T, T) with them.
 
-    Row r encodes the offset key - query = r - (queries - 1) - cached: for query i and key j (cached keys first) that
-    is row queries - 1 - i + j. Offsets are compressed by c = sqrt(D) sign(x) (ln(|x| + sqrt D) - ln sqrt D), then
-    a = atan(2 pi c / D); even columns cos(k a), odd columns sin(k a), k = 1..D/2, and the last column is 1
-    (icefall, zipformer.py).
+    With chunks, frame t sees chunks c - n to c of its own c = t // chunk, n = max(1, left // chunk).
     """
-    offsets = jnp.arange(cached + 2 * queries - 1, dtype=jnp.float32) - (queries - 1 + cached)
-    root = math.sqrt(dim)
-    compressed = root * jnp.sign(offsets) * (jnp.log(jnp.abs(offsets) + root) - math.log(root))
-    angles = jnp.arctan(compressed * (2 * math.pi / dim))[:, None] * jnp.arange(1, dim // 2 + 1, dtype=jnp.float32)
-    table = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1).reshape(offsets.shape[0], dim)
-    return table.at[:, -1].set(1.0)
+    keys = length_mask(lengths, steps)[:, None, None, :]
+    if chunk is None:
+        return keys
+    index = jnp.arange(steps) // chunk
+    visible = index[None, :] <= index[:, None]
+    if left is not None:
+        visible &= index[None, :] >= index[:, None] - max(1, left // chunk)
+    return keys & visible[None, None]
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """(B, T, heads * d) -> (B, heads, T, d)."""
+    return x.reshape(x.shape[0], x.shape[1], heads, -1).swapaxes(1, 2)
+
+
+def extend_cache(cached: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Append new frames (B, T, D) to cached ones (B, N, D): (the last N frames, all N + T frames)."""
+    frames = jnp.concatenate([cached, new], axis=1)
+    return frames[:, frames.shape[1] - cached.shape[1] :], frames
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -63,46 +73,47 @@ relative_bias.defvjp(_relative_bias_forward, _relative_bias_backward)
 def _by_query(rows: jax.Array, steps: int, keys: int) -> jax.Array:
     """(..., keys + T - 1) -> (..., T, keys): entry (i, j) is that of column T - 1 - i + j. T: `steps`."""
 
-    def gathered(rows: jax.Array) -> jax.Array:
+    def by_gather(rows: jax.Array) -> jax.Array:
         return rows[..., (steps - 1 - jnp.arange(steps))[:, None] + jnp.arange(keys)]
 
-    def moved(rows: jax.Array) -> jax.Array:
+    def by_shifts(rows: jax.Array) -> jax.Array:
         laid_out = jnp.broadcast_to(rows[..., None, :], (*rows.shape[:-1], steps, rows.shape[-1]))
-        return _moved(laid_out, jnp.arange(steps))[..., steps - 1 :]
+        return _shift_rows(laid_out, jnp.arange(steps))[..., steps - 1 :]
 
-    return lax.platform_dependent(rows, tpu=moved, default=gathered)
+    return lax.platform_dependent(rows, tpu=by_shifts, default=by_gather)
 
 
 def _by_offset(scores: jax.Array) -> jax.Array:
     """(..., T, keys) -> (..., T, keys + T - 1): entry (i, j) moves to column T - 1 - i + j, zeros around it."""
 
-    def moved(scores: jax.Array) -> jax.Array:
+    def by_shifts(scores: jax.Array) -> jax.Array:
         steps = scores.shape[-2]
         padded = jnp.pad(scores, ((0, 0),) * (scores.ndim - 1) + ((0, steps - 1),))
-        return _moved(padded, steps - 1 - jnp.arange(steps))
+        return _shift_rows(padded, steps - 1 - jnp.arange(steps))
 
-    return lax.platform_dependent(scores, tpu=moved, default=_by_offset_in_memory)
+    return lax.platform_dependent(scores, tpu=by_shifts, default=_by_offset_in_memory)
 
 
-def _moved(x: jax.Array, places: jax.Array) -> jax.Array:
-    """x (..., T, W) with row i moved right by places[i] < T, zeros behind it.
+def _shift_rows(x: jax.Array, places: jax.Array) -> jax.Array:
+    """x (..., T, W) with row i shifted right by places[i] < T; zeros fill its left.
 
-    All rows move by powers of two, and each keeps the moves of its number's bits: whole arrays in their tiles, where a
-    gather or other rows of the same memory would take TPUs apart (docs/decisions.md).
+    Row i is shifted by places[i] bit by bit: the whole array is shifted by 1, 2, 4, ..., and a mask keeps the shift for
+    the rows whose place has that bit. A gather, or a reshape across tiles, is slow on a TPU (docs/decisions.md).
     """
     size = 1
     while size < x.shape[-2]:
-        further = jnp.pad(x[..., :-size], ((0, 0),) * (x.ndim - 1) + ((size, 0),))
-        x = jnp.where((places & size > 0)[:, None], further, x)
+        shifted = jnp.pad(x[..., :-size], ((0, 0),) * (x.ndim - 1) + ((size, 0),))
+        x = jnp.where((places & size > 0)[:, None], shifted, x)
         size *= 2
     return x
 
 
 def _by_offset_in_memory(scores: jax.Array) -> jax.Array:
-    """`_by_offset` where memory is a line.
+    """`_by_offset` on devices whose arrays are contiguous in memory.
 
-    Rows that are one entry too long, written one after another and read back at their right length, are each shifted by
-    one more place than the row above; the rows are upside down for it, since the last one is not shifted.
+    Each row is padded to one entry more than a row of the result has. The padded rows, written one after another and
+    read back at the result's width, are each shifted by one place more than the row above. The rows are reversed
+    before and after, since the last row is the one that is not shifted.
     """
     *leading, steps, keys = scores.shape
     offsets = keys + steps - 1
