@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import shape_checks
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -47,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     Tests run on the CPU unless JAX_PLATFORMS says otherwise: libtpu, which the ahead-of-time tests bring, complains on
     stderr where there is no TPU, and the command line's tests count its lines.
     """
+    shape_checks.install()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # Started in the background: the programs that tests interrupt would ignore it too.

@@ -1,13 +1,14 @@
 """The shapes in annotations, `Float[Array, "B T D"]`, checked at every call of the modules of some rooms.
 
-The library imports jaxtyping for type checkers only, so that it needs no further package where it runs. Here its modules
-are imported with these names in place and every function decorated, by jaxtyping's import hook and beartype.
+The library imports jaxtyping for type checkers only: where it runs, it needs no further package. In tests its modules
+are imported with jaxtyping's names in place and with every function decorated, by jaxtyping's import hook and beartype.
 """
 
 from __future__ import annotations
 
 import importlib.machinery
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -26,8 +27,11 @@ def install() -> None:
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
     """beartype, for which an int is a float, as it is in annotations."""
     from beartype import BeartypeConf, beartype
+    from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 
-    return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
+    with warnings.catch_warnings():  # about what the annotations of Flax' own classes are made of
+        warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
+        return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
 
 
 class _Finder:

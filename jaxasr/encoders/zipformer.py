@@ -12,17 +12,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+import operator
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxasr.arrays import ceil_div, repeat_last
 from jaxasr.encoders.zipformer_frontend import REACH, ConvEmbed
 from jaxasr.encoders.zipformer_layer import Bypass, Layer, LayerConfig, State, compact_relative_positions
 from jaxasr.layers.attention import attention_mask
 from jaxasr.layers.dropout import Dropout
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
 
 # With this icefall and sherpa-onnx pad the shorter rows of a batch of features: log(1e-10).
 PUBLISHER_PADDING = -23.025850
@@ -99,8 +104,8 @@ class Zipformer(nnx.Module):
         self.downsample_output = Downsample(config.output_downsampling, rngs=rngs)
 
     def __call__(
-        self, frames: jax.Array, lengths: jax.Array, dropout: Dropout | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+        self, frames: Float[Array, "B T bins"], lengths: Int[Array, " B"], dropout: Dropout | None = None
+    ) -> tuple[Float[Array, "B _ D"], Int[Array, " B"]]:
         """frames (B, T, bins), lengths (B,) in frames -> encoded (B, T', D), lengths (B,); T >= 9.
 
         A causal model attends and convolves within chunks of `chunk_size`, as its streaming form does. `dropout` is for
@@ -117,7 +122,7 @@ class Zipformer(nnx.Module):
             x = repeat_last(x, lengths)
         return self.downsample_output(x), ceil_div(lengths, self.config.output_downsampling)
 
-    def initial_state(self, batch: int, dtype: jnp.dtype = jnp.float32) -> State:
+    def initial_state(self, batch: int, dtype: DTypeLike = jnp.float32) -> State:
         """The state before the first step: zeros, batch axis first everywhere."""
         return {
             "embed": self.embed.initial_state(batch, dtype),
@@ -125,7 +130,7 @@ class Zipformer(nnx.Module):
             "processed": jnp.zeros((batch,), jnp.int32),
         }
 
-    def step(self, state: State, frames: jax.Array) -> tuple[State, jax.Array]:
+    def step(self, state: State, frames: Float[Array, "B T bins"]) -> tuple[State, Float[Array, "B _ D"]]:
         """One chunk of a stream: frames (B, frames_per_step, bins) -> state, encoded (B, chunk_size // 2, D).
 
         The next call's frames begin shift_per_step later. Causal models with a chunk size only.
@@ -143,7 +148,7 @@ class Zipformer(nnx.Module):
         processed = state["processed"] + self.config.chunk_size
         return {"embed": embed, "stacks": stacks, "processed": processed}, encoded
 
-    def _widest(self, outputs: list[jax.Array]) -> jax.Array:
+    def _widest(self, outputs: list[Float[Array, "B T _"]]) -> Float[Array, "B T D"]:
         """The last stack's channels, then from each earlier, wider stack those that are not covered yet."""
         parts, covered = [outputs[-1]], self.config.encoder_dim[-1]
         for output in reversed(outputs[:-1]):
@@ -167,11 +172,13 @@ class Stack(nnx.Module):
         self.chunk = layer.chunk
         self.left = config.left_context // self.factor if config.left_context >= 0 else None
 
-    def __call__(self, x: jax.Array, lengths: jax.Array, dropout: Dropout | None = None) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B T _"], lengths: Int[Array, " B"], dropout: Dropout | None = None
+    ) -> Float[Array, "B T D"]:
         """x (B, T, D), lengths (B,) in frames at 50 Hz; `dropout` is for training and this stack's own."""
         x = match_channels(x, self.dim)
         original, steps = x, x.shape[1]
-        if self.factor > 1:
+        if self.downsample is not None:
             if self.config.padding == "isolated":
                 x = repeat_last(x, lengths)
             x, lengths = self.downsample(x), ceil_div(lengths, self.factor)
@@ -183,17 +190,19 @@ class Stack(nnx.Module):
             x = run_layer(*nnx.split(layer), x, positions, mask, lengths, scale_lengths, own)
         return self._restore(original, x, steps)
 
-    def initial_state(self, batch: int, dtype: jnp.dtype) -> list[State]:
+    def initial_state(self, batch: int, dtype: DTypeLike) -> list[State]:
         """One dictionary of caches a layer."""
-        return [layer.initial_state(batch, self.left, dtype) for layer in self.layers]
+        return [layer.initial_state(batch, self._cached, dtype) for layer in self.layers]
 
-    def step(self, state: list[State], x: jax.Array, filled: jax.Array) -> tuple[list[State], jax.Array]:
+    def step(
+        self, state: list[State], x: Float[Array, "B T _"], filled: Bool[Array, "B left"]
+    ) -> tuple[list[State], Float[Array, "B T D"]]:
         """x (B, chunk, D) at 50 Hz, filled (B, left context) bool at 50 Hz -> state, (B, chunk, D_i)."""
         x = match_channels(x, self.dim)
         original, steps = x, x.shape[1]
-        if self.factor > 1:
+        if self.downsample is not None:
             x = self.downsample(x)
-        positions = compact_relative_positions(x.shape[1], self.left, self.config.pos_dim)
+        positions = compact_relative_positions(x.shape[1], self._cached, self.config.pos_dim)
         keys = jnp.concatenate([filled, jnp.ones((x.shape[0], steps), bool)], axis=1)[:, :: self.factor]
         mask = keys[:, None, None, :]  # (B, 1, 1, left + chunk)
         caches = []
@@ -202,8 +211,17 @@ class Stack(nnx.Module):
             caches.append(cache)
         return caches, self._restore(original, x, steps)
 
-    def _restore(self, original: jax.Array, x: jax.Array, steps: int) -> jax.Array:
-        if self.factor == 1:
+    @property
+    def _cached(self) -> int:
+        """Frames of this stack that a stream keeps."""
+        if self.left is None:
+            raise ValueError("a Zipformer with unlimited left context has no step form")
+        return self.left
+
+    def _restore(
+        self, original: Float[Array, "B {steps} D"], x: Float[Array, "B T D"], steps: int
+    ) -> Float[Array, "B {steps} D"]:
+        if self.combiner is None:
             return x
         return self.combiner(original, jnp.repeat(x, self.factor, axis=1)[:, :steps])
 
@@ -232,23 +250,23 @@ class Downsample(nnx.Module):
         self.factor = factor
         self.bias = nnx.Param(jnp.zeros((factor,), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B groups D"]:
         """x (B, T, D) -> (B, ceil(T / factor), D)."""
         groups = ceil_div(x.shape[1], self.factor)
         x = jnp.pad(x, ((0, 0), (0, groups * self.factor - x.shape[1]), (0, 0)), mode="edge")
         x = x.reshape(x.shape[0], groups, self.factor, x.shape[2])
         weights = jax.nn.softmax(self.bias[...]).astype(x.dtype)
         # Written out: a reduction over a short axis is slow on CPU (docs/decisions.md).
-        return sum(x[:, :, k] * weights[k] for k in range(self.factor))
+        return functools.reduce(operator.add, (x[:, :, k] * weights[k] for k in range(self.factor)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run_layer(graph: nnx.GraphDef, state: nnx.State, *inputs: jax.Array | Dropout | None) -> jax.Array:
+def run_layer(graph: nnx.GraphDef[Layer], state: nnx.State[Any, Any], *inputs: Any) -> Float[Array, "B T D"]:
     """A layer's call, traced once for all layers of a stack; XLA then inlines it."""
     return nnx.merge(graph, state)(*inputs)
 
 
-def match_channels(x: jax.Array, channels: int) -> jax.Array:
+def match_channels(x: Float[Array, "B T D"], channels: int) -> Float[Array, "B T {channels}"]:
     """Cut the last axis to `channels`, or fill it up with zeros."""
     if x.shape[-1] >= channels:
         return x[..., :channels]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxasr.arrays import ceil_div, length_mask
 from jaxasr.layers.attention import extend_cache, relative_bias, split_heads
@@ -21,6 +22,9 @@ from jaxasr.layers.convolution import DepthwiseConv1d
 from jaxasr.layers.dropout import Dropout, keep_all
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.products import batched_product
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
 
 State = dict[str, Any]
 # Kept from the original: masked scores are set to this, not to minus infinity.
@@ -64,13 +68,13 @@ class Layer(nnx.Module):
 
     def __call__(
         self,
-        x: jax.Array,
-        positions: jax.Array,
-        mask: jax.Array,
-        lengths: jax.Array,
-        scale_lengths: jax.Array,
+        x: Float[Array, "B T D"],
+        positions: Float[Array, "2*T-1 P"],
+        mask: Bool[Array, "#B 1 #T T"],
+        lengths: Int[Array, " B"],
+        scale_lengths: Int[Array, " B"],
         dropout: Dropout | None = None,
-    ) -> jax.Array:
+    ) -> Float[Array, "B T D"]:
         """x (B, T, D), positions (2T - 1, pos_dim), mask (B or 1, 1, T or 1, T) True where a key may be seen.
 
         `scale_lengths` (B,): where the causal convolution takes a row to end (its own length, or the padded one).
@@ -84,9 +88,10 @@ class Layer(nnx.Module):
             return module(x, lengths, scale_lengths, self.chunk)
 
         weights = self.attention_weights(x, positions, mask)  # (B, heads, T, T)
-        return self._residual_stream(x, weights, mix, convolve, dropout or keep_all)
+        drop = keep_all if dropout is None else dropout.__call__
+        return self._residual_stream(x, weights, mix, convolve, drop)
 
-    def initial_state(self, batch: int, left: int, dtype: jnp.dtype) -> State:
+    def initial_state(self, batch: int, left: int, dtype: DTypeLike) -> State:
         """Caches of `left` frames for the attention and of half a kernel for the convolutions."""
         return {
             "key": jnp.zeros((batch, left, self.attention_weights.query_dim), dtype),
@@ -97,7 +102,13 @@ class Layer(nnx.Module):
             "conv2": self.conv2.initial_state(batch, dtype),
         }
 
-    def step(self, state: State, x: jax.Array, positions: jax.Array, mask: jax.Array) -> tuple[State, jax.Array]:
+    def step(
+        self,
+        state: State,
+        x: Float[Array, "B T D"],
+        positions: Float[Array, "N P"],
+        mask: Bool[Array, "B 1 1 N-T+1"],
+    ) -> tuple[State, Float[Array, "B T D"]]:
         """x (B, chunk, D), positions (left + 2 chunk - 1, pos_dim), mask (B, 1, 1, left + chunk)."""
         new: State = {}
 
@@ -114,12 +125,12 @@ class Layer(nnx.Module):
 
     def _residual_stream(
         self,
-        x: jax.Array,
-        weights: jax.Array,
+        x: Float[Array, "B T D"],
+        weights: Float[Array, "B heads T keys"],
         mix: Callable[[str, SelfAttention | NonlinAttention, jax.Array, jax.Array], jax.Array],
         convolve: Callable[[str, ConvModule, jax.Array], jax.Array],
         drop: Callable[[jax.Array, int], jax.Array],
-    ) -> jax.Array:
+    ) -> Float[Array, "B T D"]:
         """The modules in their order, x (B, T, D), weights (B, heads, T, keys) -> (B, T, D).
 
         `mix` and `convolve` run a module that sees other frames than its own, on a whole utterance or on a chunk with
@@ -151,24 +162,37 @@ class AttentionWeights(nnx.Module):
         self.in_proj = Linear(config.dim, outputs, initial_scale=scale, rngs=rngs)
         self.linear_pos = Linear(config.pos_dim, self.position_dim, use_bias=False, initial_scale=0.05, rngs=rngs)
 
-    def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B T D"], positions: Float[Array, "2*T-1 P"], mask: Bool[Array, "#B 1 #T T"]
+    ) -> Float[Array, "B heads T T"]:
         query, key, position_query = self._project(x)
         return self._weights(query, key, position_query, positions, mask)
 
     def step(
-        self, cached: jax.Array, x: jax.Array, positions: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        cached: Float[Array, "B left K"],
+        x: Float[Array, "B T D"],
+        positions: Float[Array, "left+2*T-1 P"],
+        mask: Bool[Array, "#B 1 #T left+T"],
+    ) -> tuple[Float[Array, "B left K"], Float[Array, "B heads T left+T"]]:
         query, key, position_query = self._project(x)
         cached, key = extend_cache(cached, key)
         return cached, self._weights(query, key, position_query, positions, mask)
 
-    def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _project(
+        self, x: Float[Array, "B T D"]
+    ) -> tuple[Float[Array, "B T K"], Float[Array, "B T K"], Float[Array, "B T P"]]:
         query, key, position_query = jnp.split(self.in_proj(x), [self.query_dim, 2 * self.query_dim], axis=-1)
         return query, key, position_query
 
     def _weights(
-        self, query: jax.Array, key: jax.Array, position_query: jax.Array, positions: jax.Array, mask: jax.Array
-    ) -> jax.Array:
+        self,
+        query: Float[Array, "B T K"],
+        key: Float[Array, "B keys K"],
+        position_query: Float[Array, "B T P"],
+        positions: Float[Array, "keys+T-1 _"],
+        mask: Bool[Array, "#B 1 #T keys"],
+    ) -> Float[Array, "B heads T keys"]:
         query, key, position_query = (split_heads(each, self.heads) for each in (query, key, position_query))
         encoded = self.linear_pos(positions.astype(query.dtype))  # (N, heads * p)
         encoded = split_heads(encoded[None], self.heads)[0]  # (heads, N, p)
@@ -186,14 +210,19 @@ class SelfAttention(nnx.Module):
         self.in_proj = Linear(dim, self.value_dim, rngs=rngs)
         self.out_proj = Linear(self.value_dim, dim, initial_scale=0.05, rngs=rngs)
 
-    def __call__(self, x: jax.Array, weights: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"], weights: Float[Array, "B heads T T"]) -> Float[Array, "B T D"]:
         return self._mix(self.in_proj(x), weights)
 
-    def step(self, cached: jax.Array, x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(
+        self,
+        cached: Float[Array, "B left V"],
+        x: Float[Array, "B T D"],
+        weights: Float[Array, "B heads T left+T"],
+    ) -> tuple[Float[Array, "B left V"], Float[Array, "B T D"]]:
         cached, value = extend_cache(cached, self.in_proj(x))
         return cached, self._mix(value, weights)
 
-    def _mix(self, value: jax.Array, weights: jax.Array) -> jax.Array:
+    def _mix(self, value: Float[Array, "B keys V"], weights: Float[Array, "B heads T keys"]) -> Float[Array, "B T D"]:
         mixed = batched_product(weights, split_heads(value, self.heads))  # (B, heads, T, v)
         return self.out_proj(mixed.swapaxes(1, 2).reshape(mixed.shape[0], mixed.shape[2], self.value_dim))
 
@@ -206,16 +235,18 @@ class NonlinAttention(nnx.Module):
         self.in_proj = Linear(dim, 3 * hidden, rngs=rngs)
         self.out_proj = Linear(hidden, dim, initial_scale=0.05, rngs=rngs)
 
-    def __call__(self, x: jax.Array, weights: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"], weights: Float[Array, "B T T"]) -> Float[Array, "B T D"]:
         value, gate = self._project(x)
         return self.out_proj(batched_product(weights, value) * gate)
 
-    def step(self, cached: jax.Array, x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(
+        self, cached: Float[Array, "B left V"], x: Float[Array, "B T D"], weights: Float[Array, "B T left+T"]
+    ) -> tuple[Float[Array, "B left V"], Float[Array, "B T D"]]:
         value, gate = self._project(x)
         cached, value = extend_cache(cached, value)
         return cached, self.out_proj(batched_product(weights, value) * gate)
 
-    def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _project(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T V"], Float[Array, "B T V"]]:
         s, value, gate = jnp.split(self.in_proj(x), 3, axis=-1)
         return value * jnp.tanh(s), gate
 
@@ -227,7 +258,7 @@ class FeedForward(nnx.Module):
         self.in_proj = Linear(dim, hidden, rngs=rngs)
         self.out_proj = Linear(hidden, dim, initial_scale=0.1, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.out_proj(swoosh_l(self.in_proj(x)))
 
 
@@ -236,23 +267,38 @@ class ConvModule(nnx.Module):
 
     def __init__(self, dim: int, width: int, causal: bool, *, rngs: nnx.Rngs) -> None:
         self.in_proj = Linear(dim, 2 * dim, rngs=rngs)
+        kind: type[ChunkCausalDepthwiseConv1d | SameDepthwiseConv1d]
         kind = ChunkCausalDepthwiseConv1d if causal else SameDepthwiseConv1d
         self.depthwise = kind(dim, width, rngs=rngs)
         self.out_proj = Linear(dim, dim, initial_scale=0.05, rngs=rngs)
 
-    def __call__(self, x: jax.Array, lengths: jax.Array, scale_lengths: jax.Array, chunk: int | None) -> jax.Array:
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        lengths: Int[Array, " B"],
+        scale_lengths: Int[Array, " B"],
+        chunk: int | None,
+    ) -> Float[Array, "B T D"]:
         x = self._gate(x)
         x = jnp.where(length_mask(lengths, x.shape[1])[..., None], x, 0)
         return self.out_proj(swoosh_r(self.depthwise(x, scale_lengths, chunk)))
 
-    def initial_state(self, batch: int, dtype: jnp.dtype) -> jax.Array:
-        return self.depthwise.initial_state(batch, dtype)
+    def initial_state(self, batch: int, dtype: DTypeLike) -> Float[Array, "{batch} half D"]:
+        return self._causal.initial_state(batch, dtype)
 
-    def step(self, state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, x = self.depthwise.step(state, self._gate(x))
+    def step(
+        self, state: Float[Array, "B half D"], x: Float[Array, "B T D"]
+    ) -> tuple[Float[Array, "B half D"], Float[Array, "B T D"]]:
+        state, x = self._causal.step(state, self._gate(x))
         return state, self.out_proj(swoosh_r(x))
 
-    def _gate(self, x: jax.Array) -> jax.Array:
+    @property
+    def _causal(self) -> ChunkCausalDepthwiseConv1d:
+        if not isinstance(self.depthwise, ChunkCausalDepthwiseConv1d):
+            raise ValueError("only a causal Zipformer has a step form")
+        return self.depthwise
+
+    def _gate(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         x, gate = jnp.split(self.in_proj(x), 2, axis=-1)
         return x * jax.nn.sigmoid(gate)
 
@@ -264,7 +310,7 @@ class SameDepthwiseConv1d(nnx.Module):
         self.half = width // 2
         self.conv = DepthwiseConv1d(features, width, rngs=rngs)
 
-    def __call__(self, x: jax.Array, lengths: jax.Array, chunk: int | None) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T C"], lengths: Int[Array, " B"], chunk: int | None) -> Float[Array, "B T C"]:
         return self.conv(jnp.pad(x, ((0, 0), (self.half, self.half), (0, 0))))
 
 
@@ -281,7 +327,7 @@ class ChunkCausalDepthwiseConv1d(nnx.Module):
         self.chunkwise = DepthwiseConv1d(features, width, rngs=rngs)
         self.edge_scale = nnx.Param(jnp.zeros((2, width, features), jnp.float32))
 
-    def __call__(self, x: jax.Array, lengths: jax.Array, chunk: int | None) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T C"], lengths: Int[Array, " B"], chunk: int | None) -> Float[Array, "B T C"]:
         """x (B, T, C) zero beyond its length, lengths (B,): where each row ends, chunk in frames or None for none."""
         batch, steps, features = x.shape
         causal = self.causal(jnp.pad(x, ((0, 0), (self.half, 0), (0, 0))))
@@ -294,10 +340,12 @@ class ChunkCausalDepthwiseConv1d(nnx.Module):
         sizes = jnp.minimum(lengths, chunk)
         return causal + within * self._scale(steps, chunk, sizes).astype(x.dtype)
 
-    def initial_state(self, batch: int, dtype: jnp.dtype) -> jax.Array:
+    def initial_state(self, batch: int, dtype: DTypeLike) -> Float[Array, "{batch} half C"]:
         return jnp.zeros((batch, self.half, self.causal.bias.shape[0]), dtype)
 
-    def step(self, state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(
+        self, state: Float[Array, "B half C"], x: Float[Array, "B chunk C"]
+    ) -> tuple[Float[Array, "B half C"], Float[Array, "B chunk C"]]:
         """One chunk: state (B, width // 2, C), x (B, chunk, C) -> state, (B, chunk, C)."""
         chunk = x.shape[1]
         extended = jnp.concatenate([state, x], axis=1)
@@ -305,7 +353,7 @@ class ChunkCausalDepthwiseConv1d(nnx.Module):
         scale = self._scale(chunk, chunk, jnp.full((1,), chunk))
         return extended[:, extended.shape[1] - self.half :], self.causal(extended) + within * scale.astype(x.dtype)
 
-    def _scale(self, steps: int, chunk: int, sizes: jax.Array) -> jax.Array:
+    def _scale(self, steps: int, chunk: int, sizes: Int[Array, " B"]) -> Float[Array, "B {steps} C"]:
         """1 + left edge + right edge for every frame: (B or 1, steps, C); sizes (B,) is each row's chunk size."""
         from_begin = jnp.arange(steps) % chunk  # (steps,)
         to_end = sizes[:, None] - 1 - from_begin[None, :]  # (B, steps), negative beyond the row's end
@@ -321,7 +369,7 @@ class Bypass(nnx.Module):
     def __init__(self, dim: int, *, rngs: nnx.Rngs) -> None:
         self.scale = nnx.Param(jnp.full((dim,), 0.5, jnp.float32))
 
-    def __call__(self, original: jax.Array, x: jax.Array) -> jax.Array:
+    def __call__(self, original: Float[Array, "B T D"], x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return original + (x - original) * self.scale[...].astype(x.dtype)
 
 
@@ -335,29 +383,29 @@ class BiasNorm(nnx.Module):
         self.bias = nnx.Param(jnp.full((features,), 1e-4, jnp.float32))
         self.log_scale = nnx.Param(jnp.zeros((), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         centred = x.astype(jnp.float32) - self.bias[...].astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True))
         return x * (scale * jnp.exp(self.log_scale[...].astype(jnp.float32))).astype(x.dtype)
 
 
-def _softplus(x: jax.Array) -> jax.Array:
+def _softplus(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     # log(1 + e^x) without overflow; the plain logarithm is off by one rounding of 1 at most, which the sum hides,
     # and vectorises on every device where log1p and logaddexp do not.
     return jnp.maximum(x, 0) + jnp.log(1 + jnp.exp(-jnp.abs(x)))
 
 
-def swoosh_l(x: jax.Array) -> jax.Array:
+def swoosh_l(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """SwooshL (Zipformer, section 3.4): log(1 + e^(x-4)) - 0.08 x - 0.035, element-wise."""
     return _softplus(x - 4.0) - 0.08 * x - 0.035
 
 
-def swoosh_r(x: jax.Array) -> jax.Array:
+def swoosh_r(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """SwooshR (Zipformer, section 3.4): log(1 + e^(x-1)) - 0.08 x - 0.313261687, element-wise."""
     return _softplus(x - 1.0) - 0.08 * x - 0.313261687
 
 
-def compact_relative_positions(queries: int, cached: int, dim: int) -> jax.Array:
+def compact_relative_positions(queries: int, cached: int, dim: int) -> Float[Array, "{cached}+2*{queries}-1 {dim}"]:
     """The Zipformer's CompactRelPositionalEncoding: (cached + 2 * queries - 1, dim) float32.
 
     Row r encodes the offset key - query = r - (queries - 1) - cached: for query i and key j (cached keys first) that

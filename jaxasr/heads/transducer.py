@@ -6,6 +6,7 @@ Source: icefall, egs/librispeech/ASR/zipformer, decoder.py and joiner.py.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from flax import nnx
 
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.products import embed, grouped_product
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 # In a context, "no token yet": its embedding is a vector of zeros, not the blank's row.
 NOTHING = -1
@@ -52,25 +56,29 @@ class Transducer(nnx.Module):
     def blank_id(self) -> int:
         return self.config.blank_id
 
-    def project(self, encoded: jax.Array) -> jax.Array:
+    def project(self, encoded: Float[Array, "B T D"]) -> Float[Array, "B T J"]:
         """encoded (B, T, D) -> (B, T, J), projected to the joiner's width once for a whole search."""
         return self.encoder_proj(encoded)
 
-    def initial_state(self, batch: int) -> tuple[jax.Array, jax.Array]:
-        """Before the first token: contexts (B, context_size) int32 of [-1, ..., blank], the projected predictor (B, J)."""
+    def initial_state(self, batch: int) -> tuple[Int[Array, "{batch} context"], Float[Array, "{batch} J"]]:
+        """Before the first token: context ids (B, context_size) of [-1, ..., blank], the projected predictor (B, J)."""
         context = jnp.full((batch, self.config.context_size), NOTHING, jnp.int32).at[:, -1].set(self.config.blank_id)
         return context, self._predict(context)
 
-    def advance(self, state: tuple[jax.Array, jax.Array], tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def advance(
+        self, state: tuple[Int[Array, "B context"], Float[Array, "B J"]], tokens: Int[Array, " B"]
+    ) -> tuple[Int[Array, "B context"], Float[Array, "B J"]]:
         """Append tokens (B,) to every row's context. A first token follows nothing: [-1, blank] becomes [blank, y]."""
         context = jnp.concatenate([state[0][:, 1:], tokens[:, None].astype(jnp.int32)], axis=1)
         return context, self._predict(context)
 
-    def join(self, projected: jax.Array, state: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def join(
+        self, projected: Float[Array, "B J"], state: tuple[Int[Array, "B context"], Float[Array, "B J"]]
+    ) -> Float[Array, "B V"]:
         """One frame of `project`, (B, J), with each row's state: logits (B, vocabulary) float32."""
         return self.combine(projected, state[1])
 
-    def predict(self, labels: jax.Array) -> jax.Array:
+    def predict(self, labels: Int[Array, "B U"]) -> Float[Array, "B U+1 J"]:
         """The projected predictor after the first 0, 1, ..., U of labels (B, U), for training: (B, U + 1, J)."""
         batch, count = labels.shape
         nothing, _ = self.initial_state(batch)
@@ -79,11 +87,13 @@ class Transducer(nnx.Module):
         contexts = jnp.stack([history[:, k : k + count + 1] for k in range(size)], axis=-1)  # (B, U + 1, context_size)
         return self._predict(contexts.reshape(-1, size)).reshape(batch, count + 1, -1)
 
-    def combine(self, projected: jax.Array, predicted: jax.Array) -> jax.Array:
+    def combine(
+        self, projected: Float[Array, "*#batch J"], predicted: Float[Array, "*#batch J"]
+    ) -> Float[Array, "... V"]:
         """The joiner on projected encoder and predictor (..., J), which may broadcast: logits (..., V) float32."""
         return self.output(jnp.tanh(projected + predicted)).astype(jnp.float32)
 
-    def _predict(self, context: jax.Array) -> jax.Array:
+    def _predict(self, context: Int[Array, "B context"]) -> Float[Array, "B J"]:
         return self.predictor_proj(self.predictor(context))
 
 
@@ -97,7 +107,7 @@ class StatelessPredictor(nnx.Module):
         kernel = jax.random.uniform(rngs.params(), (config.context_size, 4, dim), jnp.float32, -0.35, 0.35)
         self.kernel = nnx.Param(kernel) if config.context_size > 1 else None
 
-    def __call__(self, context: jax.Array) -> jax.Array:
+    def __call__(self, context: Int[Array, "B context"]) -> Float[Array, "B D"]:
         """context (B, context_size) ids, -1 for no token -> (B, D)."""
         # Each token is embedded by itself: a reduction over the short context axis is ten times slower on CPU.
         embedded = [

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 class Dropout(NamedTuple):
@@ -21,7 +24,7 @@ class Dropout(NamedTuple):
     rate: jax.Array
     key: jax.Array
 
-    def __call__(self, x: jax.Array, place: int) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"], place: int) -> Float[Array, "B T D"]:
         """x (B, T, D) with channels zeroed, drawn for each `place` of a module by itself: (B, T, D) in x's type."""
         shape = (x.shape[0], 1, x.shape[2])
         keep = jax.random.bernoulli(jax.random.fold_in(self.key, place), 1.0 - self.rate, shape)
@@ -33,6 +36,6 @@ class Dropout(NamedTuple):
         return Dropout(self.rate, jax.random.fold_in(self.key, number))
 
 
-def keep_all(x: jax.Array, place: int) -> jax.Array:
+def keep_all(x: Float[Array, "B T D"], place: int) -> Float[Array, "B T D"]:
     """In the place of a Dropout: x as it is."""
     return x

@@ -15,6 +15,7 @@ from flax import nnx
 from golden_models import difference, quick_jit
 from jaxasr.encoders import zipformer
 from jaxasr.encoders.zipformer import Downsample, Zipformer, ZipformerConfig, match_channels
+from jaxasr.encoders.zipformer_layer import Layer
 from jaxasr.layers.dropout import Dropout
 from random_modules import build, random_module
 
@@ -182,18 +183,43 @@ def test_dropout_draws_for_every_stack_layer_and_module(monkeypatch: pytest.Monk
 
     places: list[tuple[int, ...]] = []
 
-    class Noted:
-        def __init__(self, *path: int) -> None:
-            self.path = path
+    class Noted(Dropout):
+        """A dropout that drops nothing and notes where it is called: `key` is the path of members to it."""
 
         def __call__(self, x: jax.Array, place: int) -> jax.Array:
-            places.append((*self.path, place))
+            places.append((*self.key, place))
             return x
 
         def within(self, number: int) -> Noted:
-            return Noted(*self.path, number)
+            return Noted(self.rate, (*self.key, number))
 
     monkeypatch.setattr(zipformer, "run_layer", lambda graph, state, *inputs: nnx.merge(graph, state)(*inputs))
-    jax.eval_shape(lambda: model(frames, lengths, Noted()))
+    jax.eval_shape(lambda: model(frames, lengths, Noted(rate, ())))
     layers = [(stack, layer) for stack, count in enumerate(CONFIG.num_layers) for layer in range(count)]
     assert sorted(places) == [(*layer, place) for layer in layers for place in range(8)]
+
+
+def test_a_stack_traces_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of a stack's layers runs once, however many they are: forwards, with dropout and under a gradient."""
+    counts: list[int] = []
+    call = Layer.__call__
+
+    def counted(layer: Layer, x: jax.Array, *inputs: Any) -> jax.Array:
+        counts.append(x.shape[-1])
+        return call(layer, x, *inputs)
+
+    monkeypatch.setattr(Layer, "__call__", counted)
+    zipformer.run_layer.clear_cache()
+    config = dataclasses.replace(CONFIG, num_layers=(3, 2, 4))
+    graph, state = nnx.split(nnx.eval_shape(lambda: Zipformer(config, rngs=nnx.Rngs(0))))
+    frames, lengths = jnp.zeros((2, 60, config.feature_dim)), jnp.array([60, 41], jnp.int32)
+
+    def total(state: Any, dropout: Dropout | None) -> jax.Array:
+        return nnx.merge(graph, state)(frames, lengths, dropout)[0].sum()
+
+    jax.eval_shape(total, state, None)
+    assert counts == list(config.encoder_dim)
+    jax.eval_shape(total, state, None)
+    assert counts == list(config.encoder_dim), "a second program of the same shapes traces nothing"
+    jax.eval_shape(jax.grad(total), state, Dropout(jnp.asarray(0.1), jax.random.key(0)))
+    assert counts == 2 * list(config.encoder_dim)
