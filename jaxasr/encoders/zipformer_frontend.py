@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, overload
 
 import jax.numpy as jnp
 from flax import nnx
@@ -22,7 +22,15 @@ CONVNEXT_FACTOR = 3
 REACH = 3
 
 
-def subsampled_length(frames: Any) -> Any:
+@overload
+def subsampled_length(frames: int) -> int: ...
+
+
+@overload
+def subsampled_length(frames: Int[Array, " B"]) -> Int[Array, " B"]: ...
+
+
+def subsampled_length(frames: int | Int[Array, " B"]) -> int | Int[Array, " B"]:
     """Frames at 100 Hz to frames at 50 Hz, for integers and arrays: (T - 7) // 2, never below 0."""
     shortened = (frames - 7) // 2
     return max(shortened, 0) if isinstance(shortened, int) else jnp.maximum(shortened, 0)
