@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxasr.encoders.zipformer import ZipformerConfig
-from jaxasr.layers.subsampling import CONVNEXT_FACTOR, REACH, subsampled_length
+from jaxasr.encoders.zipformer_frontend import CONVNEXT_FACTOR, REACH, subsampled_length
 
 
 def encoder_operations(config: ZipformerConfig, clips: int, frames: int) -> int:

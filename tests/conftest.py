@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import shape_checks
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -53,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     Tests run on the CPU unless JAX_PLATFORMS says otherwise: libtpu, which the ahead-of-time tests bring, complains on
     stderr where there is no TPU, and the command line's tests count its lines.
     """
+    shape_checks.install()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if config.getoption("--all-executed"):
         from executed import Recorder

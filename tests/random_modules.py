@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxasr.testing import random_parameters
@@ -14,3 +16,9 @@ def random_module(build: Callable[[nnx.Rngs], Any], seed: int = 0) -> tuple[Any,
     """(graph, state) of the module that `build` makes, for `nnx.merge`."""
     graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
     return graph, random_parameters(state, seed)
+
+
+def build(kind: Callable[..., Any], *arguments: Any, seed: int = 0) -> Any:
+    """A module of this kind with random parameters."""
+    graph, state = random_module(lambda rngs: kind(*arguments, rngs=rngs), seed)
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, state))

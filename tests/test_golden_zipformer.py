@@ -28,9 +28,9 @@ from golden_models import (
 )
 from jaxasr import store
 from jaxasr.arrays import ceil_div
-from jaxasr.encoders.zipformer import PUBLISHER_PADDING, Layer, attention_mask, match_channels
-from jaxasr.layers.activations import swoosh_l, swoosh_r
-from jaxasr.layers.positions import compact_relative_positions
+from jaxasr.encoders.zipformer import PUBLISHER_PADDING, match_channels
+from jaxasr.encoders.zipformer_layer import Layer, compact_relative_positions, swoosh_l, swoosh_r
+from jaxasr.layers.attention import attention_mask
 from jaxasr.model import Model
 from jaxasr.search import BeamConfig, GreedyConfig
 

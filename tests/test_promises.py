@@ -17,7 +17,7 @@ import pytest
 
 from golden_models import CLIPS, END_TO_END, GOLDENS, PER_MODULE, STREAMING, Golden, difference, emitted, quick_jit
 from jaxasr.arrays import bucket
-from jaxasr.layers.subsampling import subsampled_length
+from jaxasr.encoders.zipformer_frontend import subsampled_length
 from jaxasr.search import BeamConfig, GreedyConfig, JointConfig, SearchConfig
 
 RATE = 16000

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxasr.layers.linear import Linear
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,5 +44,5 @@ class CTC(nnx.Module):
         """Ids that the head emits, blank included."""
         return self.config.vocabulary_size
 
-    def __call__(self, encoded: jax.Array) -> jax.Array:
+    def __call__(self, encoded: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         return jax.nn.log_softmax(self.output(encoded).astype(jnp.float32), axis=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,9 @@ from flax import nnx
 
 from jaxasr.configuration import Table
 from jaxasr.layers.products import embed, grouped_product
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 # In a context, "no token yet": its embedding is a vector of zeros, not the blank's row.
 NOTHING = -1
@@ -36,15 +39,15 @@ class Predictor(Protocol):
         """What a beam search adds to a hypothesis' number of tokens when it divides scores by lengths."""
         ...
 
-    def start(self, batch: int) -> tuple[Any, jax.Array]:
+    def start(self, batch: int) -> tuple[Any, Float[Array, "{batch} P"]]:
         """Nothing said yet: the state, and the output (B, P)."""
         ...
 
-    def step(self, state: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
+    def step(self, state: Any, tokens: Int[Array, " B"]) -> tuple[Any, Float[Array, "B P"]]:
         """tokens (B,) int32 were said: the state after them, and the output (B, P)."""
         ...
 
-    def __call__(self, labels: jax.Array) -> jax.Array:
+    def __call__(self, labels: Int[Array, "B U"]) -> Float[Array, "B U+1 P"]:
         """The outputs after none, one, ... all of labels (B, U), for training: (B, U + 1, P)."""
         ...
 
@@ -88,17 +91,19 @@ class StatelessPredictor(nnx.Module):
         """icefall counts the blanks of the first context as tokens."""
         return self.config.context_size
 
-    def start(self, batch: int) -> tuple[jax.Array, jax.Array]:
+    def start(self, batch: int) -> tuple[Int[Array, "{batch} context"], Float[Array, "{batch} P"]]:
         """Nothing said yet: contexts of [-1, ..., blank], and the output (B, P)."""
         context = jnp.full((batch, self.config.context_size), NOTHING, jnp.int32).at[:, -1].set(self.blank_id)
         return context, self.predict(context)
 
-    def step(self, state: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(
+        self, state: Int[Array, "B context"], tokens: Int[Array, " B"]
+    ) -> tuple[Int[Array, "B context"], Float[Array, "B P"]]:
         """Append tokens (B,) to every row's context: a first token follows nothing, [-1, blank] becomes [blank, y]."""
         context = jnp.concatenate([state[:, 1:], tokens[:, None].astype(jnp.int32)], axis=1)
         return context, self.predict(context)
 
-    def __call__(self, labels: jax.Array) -> jax.Array:
+    def __call__(self, labels: Int[Array, "B U"]) -> Float[Array, "B U+1 P"]:
         """labels (B, U) -> (B, U + 1, P), all contexts in one call."""
         batch, count = labels.shape
         size = self.config.context_size
@@ -107,7 +112,7 @@ class StatelessPredictor(nnx.Module):
         contexts = jnp.stack([history[:, k : k + count + 1] for k in range(size)], axis=-1)  # (B, U + 1, context_size)
         return self.predict(contexts.reshape(-1, size)).reshape(batch, count + 1, -1)
 
-    def predict(self, context: jax.Array) -> jax.Array:
+    def predict(self, context: Int[Array, "B context"]) -> Float[Array, "B P"]:
         """context (B, context_size) ids, -1 for no token -> (B, D)."""
         # Each token is embedded by itself: a reduction over the short context axis is ten times slower on CPU.
         embedded = [

@@ -7,14 +7,16 @@ Xu et al., 2023, arXiv 2304.06795 (TDT).
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxasr.heads.predictors import PREDICTORS, PredictorConfig, StatelessConfig
 from jaxasr.layers.linear import Linear
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,32 +78,36 @@ class Transducer(nnx.Module):
         """What a beam search adds to a hypothesis' number of tokens when it divides scores by lengths."""
         return self.predictor.length_offset
 
-    def project(self, encoded: jax.Array) -> jax.Array:
+    def project(self, encoded: Float[Array, "B T D"]) -> Float[Array, "B T J"]:
         """encoded (B, T, D) -> (B, T, J), the encoder's projection into the joiner."""
         return self.encoder_proj(encoded)
 
-    def initial_state(self, batch: int) -> tuple[Any, jax.Array]:
+    def initial_state(self, batch: int) -> tuple[Any, Float[Array, "{batch} J"]]:
         """Nothing said yet: the predictor's state, and its projected output (B, J)."""
         return self._project(self.predictor.start(batch))
 
-    def advance(self, state: tuple[Any, jax.Array], tokens: jax.Array) -> tuple[Any, jax.Array]:
+    def advance(
+        self, state: tuple[Any, Float[Array, "B J"]], tokens: Int[Array, " B"]
+    ) -> tuple[Any, Float[Array, "B J"]]:
         """tokens (B,) were said: the state after them."""
         return self._project(self.predictor.step(state[0], tokens))
 
-    def join(self, projected: jax.Array, state: tuple[Any, jax.Array]) -> jax.Array:
+    def join(self, projected: Float[Array, "B J"], state: tuple[Any, Float[Array, "B J"]]) -> Float[Array, "B V"]:
         """One frame of `project`, (B, J), with each row's state: logits (B, vocabulary + durations) float32."""
         return self.combine(projected, state[1])
 
-    def predict(self, labels: jax.Array) -> jax.Array:
+    def predict(self, labels: Int[Array, "B U"]) -> Float[Array, "B U+1 J"]:
         """The predictor's projections after none, one, ... all of labels (B, U), for training: (B, U + 1, J)."""
         outputs = self.predictor(labels)
         batch, count, _ = outputs.shape
         return self.predictor_proj(outputs.reshape(batch * count, -1)).reshape(batch, count, -1)
 
-    def combine(self, projected: jax.Array, predicted: jax.Array) -> jax.Array:
+    def combine(
+        self, projected: Float[Array, "*#batch J"], predicted: Float[Array, "*#batch J"]
+    ) -> Float[Array, "... V"]:
         """The joiner on projections (..., J) of encoder and predictor, which may broadcast: logits (..., V) float32."""
         return self.output(jnp.tanh(projected + predicted)).astype(jnp.float32)
 
-    def _project(self, predicted: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+    def _project(self, predicted: tuple[Any, Float[Array, "B P"]]) -> tuple[Any, Float[Array, "B J"]]:
         state, output = predicted
         return state, self.predictor_proj(output)

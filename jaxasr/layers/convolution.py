@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxasr.layers.products import convolution_product, depthwise_product
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 class DepthwiseConv1d(nnx.Module):
@@ -17,7 +22,7 @@ class DepthwiseConv1d(nnx.Module):
         self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (width, 1, features), jnp.float32, -bound, bound))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B _ C"]:
         return depthwise_product(x, self.kernel[...]) + self.bias[...].astype(x.dtype)
 
 
@@ -31,7 +36,7 @@ class DepthwiseConv2d(nnx.Module):
         )
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ C"]:
         return depthwise_product(x, self.kernel[...]) + self.bias[...].astype(x.dtype)
 
 
@@ -56,6 +61,6 @@ class Conv2d(nnx.Module):
         self.strides = strides
         self.padding = padding
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W in"]) -> Float[Array, "B _ _ out"]:
         y = convolution_product(x, self.kernel[...], self.strides, self.padding)
         return y + self.bias[...].astype(x.dtype)

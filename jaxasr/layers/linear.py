@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxasr.layers.products import linear_product
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 class Linear(nnx.Module):
@@ -30,5 +35,5 @@ class Linear(nnx.Module):
         )
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         return linear_product(x, self.kernel[...], None if self.bias is None else self.bias[...])

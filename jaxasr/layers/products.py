@@ -12,10 +12,14 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 # Shifted products that XLA fuses into one loop; more of them at once spill registers and run at half the speed.
 TAPS_PER_LOOP = 8
@@ -26,7 +30,9 @@ def precision_of(dtype: jnp.dtype) -> lax.Precision:
     return lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
 
 
-def linear_product(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def linear_product(
+    x: Float[Array, "*batch in"], kernel: Float[Array, "in out"], bias: Float[Array, " out"] | None = None
+) -> Float[Array, "*batch out"]:
     """x (..., in) times kernel (in, out) plus bias (out,): (..., out) in x's type."""
     product = lax.dot_general(
         x.astype(kernel.dtype),
@@ -41,8 +47,11 @@ def linear_product(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = Non
 
 
 def convolution_product(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: tuple[tuple[int, int], tuple[int, int]]
-) -> jax.Array:
+    x: Float[Array, "B H W in"],
+    kernel: Float[Array, "height width in out"],
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+) -> Float[Array, "B _ _ out"]:
     """x (B, H, W, in) convolved with kernel (height, width, in, out): (B, H', W', out) in x's type."""
     if x.shape[-1] == 1 and strides == (1, 1):
         return _single_channel_convolution(x, kernel, padding)
@@ -59,12 +68,14 @@ def convolution_product(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _single_channel_convolution(
-    x: jax.Array, kernel: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]
-) -> jax.Array:
+    x: Float[Array, "B H W 1"],
+    kernel: Float[Array, "height width 1 out"],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+) -> Float[Array, "B _ _ out"]:
     """One input channel: a few shifted multiples, which on CPU take a tenth of XLA's convolution's time."""
     taps = kernel[:, :, 0].astype(x.dtype)
-    windows = _windows(x, taps.shape[:2], padding)
-    return sum(windows[tap] * taps[tap] for tap in windows)
+    windows = _windows(x, (taps.shape[0], taps.shape[1]), padding)
+    return functools.reduce(operator.add, (windows[tap] * taps[tap] for tap in windows))
 
 
 def _single_channel_forward(
@@ -80,7 +91,8 @@ def _single_channel_backward(
     x, kernel = saved
     taps = kernel[:, :, 0].astype(dy.dtype)
     flat = dy.reshape(-1, dy.shape[-1])
-    windows, back = jax.vjp(lambda x: jnp.stack(list(_windows(x, taps.shape[:2], padding).values())), x)
+    size = (taps.shape[0], taps.shape[1])
+    windows, back = jax.vjp(lambda x: jnp.stack(list(_windows(x, size, padding).values())), x)
     dkernel = batched_product(windows.reshape(len(windows), -1).astype(dy.dtype), flat)
     dwindows = batched_product(taps.reshape(len(windows), -1), flat.T)
     (dx,) = back(dwindows.reshape(windows.shape).astype(x.dtype))
@@ -91,8 +103,8 @@ _single_channel_convolution.defvjp(_single_channel_forward, _single_channel_back
 
 
 def _windows(
-    x: jax.Array, size: tuple[int, int], padding: tuple[tuple[int, int], tuple[int, int]]
-) -> dict[tuple[int, int], jax.Array]:
+    x: Float[Array, "B H W C"], size: tuple[int, int], padding: tuple[tuple[int, int], tuple[int, int]]
+) -> dict[tuple[int, int], Float[Array, "B _ _ C"]]:
     """What each tap of a kernel of this size is multiplied by: x (B, H, W, C), padded, from that row and column on."""
     height, width = size
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -100,7 +112,7 @@ def _windows(
     return {(i, j): x[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)}
 
 
-def depthwise_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def depthwise_product(x: Float[Array, "B *space C"], kernel: Float[Array, "*window 1 C"]) -> Float[Array, "B ... C"]:
     """Valid depthwise convolution, in x's type, over one axis or two.
 
     x (B, T, C), kernel (width, 1, C) -> (B, T - width + 1, C), or x (B, H, W, C), kernel (height, width, 1, C) ->
@@ -121,11 +133,14 @@ def depthwise_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
             precision=precision_of(x.dtype),
         )
 
-    return lax.platform_dependent(x, kernel.astype(x.dtype), tpu=native, default=_shifted_sums)
+    y: jax.Array = lax.platform_dependent(x, kernel.astype(x.dtype), tpu=native, default=_shifted_sums)
+    return y
 
 
 @jax.custom_vjp
-def _shifted_sums(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _shifted_sums(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "height width 1 C"]
+) -> Float[Array, "B H-height+1 W-width+1 C"]:
     """x (B, H, W, C), kernel (h, w, 1, C): the taps' shifted multiples of x added up."""
     height, width = kernel.shape[:2]
     rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
@@ -157,37 +172,44 @@ def _shifted_sums_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) ->
 _shifted_sums.defvjp(_shifted_sums_forward, _shifted_sums_backward)
 
 
-def _in_groups(taps: list[jax.Array], size: int) -> jax.Array:
+def _in_groups(taps: list[Float[Array, "*shape"]], size: int) -> Float[Array, "*shape"]:
     """The sum of `taps`, `size` of them in a loop."""
-    total = None
-    for start in range(0, len(taps), size):
-        part = functools.reduce(operator.add, taps[start : start + size])
-        total = lax.optimization_barrier(part if total is None else total + part)
+    total = _barrier(functools.reduce(operator.add, taps[:size]))
+    for start in range(size, len(taps), size):
+        total = _barrier(total + functools.reduce(operator.add, taps[start : start + size]))
     return total
 
 
-def grouped_product(steps: Sequence[jax.Array], kernel: jax.Array) -> jax.Array:
+def _barrier(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x, computed by itself: XLA fuses nothing across it."""
+    y: jax.Array = lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
+    return y
+
+
+def grouped_product(
+    steps: Sequence[Float[Array, "B C"]], kernel: Float[Array, "width per_group out"]
+) -> Float[Array, "B out"]:
     """One output of a grouped convolution over time: its window's steps (B, C), kernel (width, in, out) -> (B, out).
 
     The kernel has C / in groups. It is multiplied in the type of the steps: a few numbers a group fill no matrix unit.
     """
     taps = kernel.astype(steps[0].dtype)
-    return sum(_grouped(step, taps[place]) for place, step in enumerate(steps))
+    return functools.reduce(operator.add, (_grouped(step, taps[place]) for place, step in enumerate(steps)))
 
 
-def _grouped(x: jax.Array, tap: jax.Array) -> jax.Array:
+def _grouped(x: Float[Array, "B C"], tap: Float[Array, "per_group out"]) -> Float[Array, "B out"]:
     """x (B, groups * in), tap (in, groups * out): (B, groups * out), written out since `in` is small."""
     inputs = tap.shape[0]
     groups = x.reshape(x.shape[0], -1, 1, inputs)  # (B, groups, 1, in)
     taps = tap.reshape(inputs, groups.shape[1], -1)  # (in, groups, out)
-    return sum(groups[..., k] * taps[k] for k in range(inputs)).reshape(x.shape[0], -1)
+    return functools.reduce(operator.add, (groups[..., k] * taps[k] for k in range(inputs))).reshape(x.shape[0], -1)
 
 
-def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
+def embed(table: Float[Array, "vocabulary D"], ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
     """Rows of a table (vocabulary, D) in its own type: ids (...) int32 -> (..., D)."""
     return table[ids]
 
 
-def batched_product(a: jax.Array, b: jax.Array) -> jax.Array:
+def batched_product(a: Float[Array, "*#batch M K"], b: Float[Array, "*#batch K N"]) -> Float[Array, "... M N"]:
     """Activation times activation: a (..., M, K), b (..., K, N) -> (..., M, N), summed in float32, in a's type."""
     return jnp.matmul(a, b, precision=precision_of(a.dtype), preferred_element_type=jnp.float32).astype(a.dtype)

@@ -1,4 +1,4 @@
-"""The Zipformer's parts against formulas written out in numpy, and its forms against each other on random weights."""
+"""The Zipformer's changes of rate against formulas in numpy, and its forms against each other on random weights."""
 
 from __future__ import annotations
 
@@ -14,23 +14,10 @@ from flax import nnx
 
 from golden_models import difference, quick_jit
 from jaxasr.encoders import zipformer
-from jaxasr.encoders.zipformer import (
-    MASKED,
-    AttentionWeights,
-    Bypass,
-    ChunkCausalDepthwiseConv1d,
-    ConvModule,
-    Downsample,
-    NonlinAttention,
-    SelfAttention,
-    Zipformer,
-    ZipformerConfig,
-    attention_mask,
-    match_channels,
-)
+from jaxasr.encoders.zipformer import Downsample, Zipformer, ZipformerConfig, match_channels
+from jaxasr.encoders.zipformer_layer import Layer
 from jaxasr.layers.dropout import Dropout
-from jaxasr.layers.positions import compact_relative_positions
-from random_modules import random_module
+from random_modules import build, random_module
 
 # Unequal everything, so that a swapped axis or stack shows.
 CONFIG = ZipformerConfig(
@@ -53,18 +40,8 @@ def random(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def build(kind: Any, *arguments: Any, seed: int = 0) -> Any:
-    """A module with random parameters."""
-    graph, state = random_module(lambda rngs: kind(*arguments, rngs=rngs), seed)
-    return nnx.merge(graph, jax.tree.map(jnp.asarray, state))
-
-
 def numbers(parameter: Any) -> np.ndarray:
     return np.asarray(parameter[...], np.float64)
-
-
-def linear(module: Any, x: np.ndarray) -> np.ndarray:
-    return x @ numbers(module.kernel) + (0 if module.bias is None else numbers(module.bias))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -101,134 +78,6 @@ def test_what_a_step_reads() -> None:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("steps", "cached"), [(6, 0), (4, 5)])
-def test_attention_weights(steps: int, cached: int) -> None:
-    """softmax of q·k + p·(W pe[key - query]), without 1/√d, masked scores at -1000."""
-    module = build(AttentionWeights, CONFIG, 1)
-    heads, query_dim, position_dim = 4, 2, 1
-    x, cache = random(0, 2, steps, 16), random(1, 2, cached, heads * query_dim)
-    table = np.asarray(compact_relative_positions(steps, cached, CONFIG.pos_dim), np.float64)
-    mask = np.ones((2, 1, 1, cached + steps), bool)
-    mask[1, ..., -2:] = False
-    mask[0, ..., :1] = cached == 0
-    projected = linear(module.in_proj, x.astype(np.float64))
-    query, key, position = np.split(projected, [heads * query_dim, 2 * heads * query_dim], axis=-1)
-    keys = np.concatenate([cache, key], axis=1)
-    encoded = linear(module.linear_pos, table).reshape(-1, heads, position_dim)
-    scores = np.zeros((2, heads, steps, cached + steps))
-    for head in range(heads):
-        q = query.reshape(2, steps, heads, -1)[:, :, head]
-        k = keys.reshape(2, cached + steps, heads, -1)[:, :, head]
-        p = position.reshape(2, steps, heads, -1)[:, :, head]
-        for i in range(steps):
-            for j in range(cached + steps):
-                row = (j - cached - i) + (steps - 1) + cached
-                scores[:, head, i, j] = (q[:, i] * k[:, j]).sum(-1) + (p[:, i] * encoded[row, head]).sum(-1)
-    expected = softmax(np.where(mask, scores, MASKED))
-    if cached:
-        new, weights = module.step(cache, x, table.astype(np.float32), mask)
-        np.testing.assert_allclose(new, keys[:, -cached:], atol=1e-5)
-    else:
-        weights = module(x, table.astype(np.float32), mask)
-    np.testing.assert_allclose(weights, expected, atol=1e-5)
-    assert not np.asarray(weights)[1, ..., -2:].any()
-
-
-def test_more_than_forty_seconds_attend_to_each_other() -> None:
-    """The publisher's ONNX models hold a table of 3999 offsets and fail beyond 40 s; ours grows: 50 s at 50 Hz."""
-    module = build(AttentionWeights, CONFIG, 2)
-    steps = 2500
-    x = random(3, 1, steps, 12)
-    positions = compact_relative_positions(steps, 0, CONFIG.pos_dim)
-    weights = np.asarray(quick_jit(module)(x, positions, jnp.ones((1, 1, 1, steps), bool)))
-    query, key, position = np.split(linear(module.in_proj, x[0].astype(np.float64)), [6, 12], axis=-1)
-    encoded = linear(module.linear_pos, np.asarray(positions, np.float64))  # (2 steps - 1, 3)
-    for i in (0, 7, 1250, 2499):
-        scores = key @ query[i] + encoded[steps - 1 - i : 2 * steps - 1 - i] @ position[i]
-        np.testing.assert_allclose(weights[0, 0, i], softmax(scores), atol=1e-5)
-
-
-def test_self_attention_and_its_cache() -> None:
-    module = build(SelfAttention, 10, 2, 3)
-    x, weights = random(0, 2, 4, 10), softmax(random(1, 2, 2, 4, 9)).astype(np.float32)
-    cache = random(2, 2, 5, 6)
-    values = np.concatenate([cache, linear(module.in_proj, x)], axis=1)
-    mixed = np.einsum("bhts,bshv->bthv", weights, values.reshape(2, 9, 2, 3)).reshape(2, 4, 6)
-    new, made = module.step(cache, x, weights)
-    np.testing.assert_allclose(made, linear(module.out_proj, mixed), atol=1e-5)
-    np.testing.assert_allclose(new, values[:, -5:], atol=1e-5)
-
-
-def test_nonlin_attention_and_its_cache() -> None:
-    """Linear to s, x, y in this order: out((A (x tanh s)) y); the cache holds x tanh s."""
-    module = build(NonlinAttention, 8, 6)
-    x, weights = random(0, 1, 3, 8), softmax(random(1, 1, 3, 5)).astype(np.float32)
-    cache = random(2, 1, 2, 6)
-    s, value, gate = np.split(linear(module.in_proj, x), 3, axis=-1)
-    values = np.concatenate([cache, value * np.tanh(s)], axis=1)
-    new, made = module.step(cache, x, weights)
-    np.testing.assert_allclose(made, linear(module.out_proj, (weights @ values) * gate), atol=1e-5)
-    np.testing.assert_allclose(new, values[:, -2:], atol=1e-5)
-
-
-def chunk_causal(module: ChunkCausalDepthwiseConv1d, x: np.ndarray, chunk: int) -> np.ndarray:
-    """icefall's ChunkCausalDepthwiseConv1d on one utterance (T, C), frame by frame."""
-    steps, channels = x.shape
-    width, half = module.width, module.half
-    causal, within = numbers(module.causal.kernel)[:, 0], numbers(module.chunkwise.kernel)[:, 0]
-    edges = numbers(module.edge_scale)
-    result = np.zeros((steps, channels))
-    for t in range(steps):
-        for k in range(half + 1):  # causal: the last tap is the frame itself
-            if t - half + k >= 0:
-                result[t] += causal[k] * x[t - half + k]
-        result[t] += numbers(module.causal.bias)
-        begin = t // chunk * chunk
-        inside = numbers(module.chunkwise.bias).copy()
-        for k in range(width):  # around the frame, zeros outside the chunk and behind the utterance
-            source = t - half + k
-            if begin <= source < min(begin + chunk, steps):
-                inside += within[k] * x[source]
-        scale = np.ones(channels)
-        place = t - begin
-        if chunk >= width:
-            left = np.concatenate([edges[0], np.zeros((chunk - width, channels))])
-            right = np.concatenate([np.zeros((chunk - width, channels)), edges[1]])
-        else:
-            left, right = edges[0][:chunk], edges[1][-chunk:]
-        scale += left[place] + right[place]
-        result[t] += inside * scale
-    return result
-
-
-@pytest.mark.parametrize("chunk", [2, 5, 7, 8, 40])  # shorter than the kernel, equal, longer, longer than all
-def test_chunk_causal_convolution(chunk: int) -> None:
-    """Also in a batch: a row shorter than a chunk is a chunk of its own length, whatever stands beside it."""
-    module = build(ChunkCausalDepthwiseConv1d, 3, 7)
-    lengths = [19, 6, 1]
-    x = random(chunk, 3, 19, 3)
-    for row, length in enumerate(lengths):
-        x[row, length:] = 0
-    made = np.asarray(quick_jit(module, static_argnums=2)(x, np.array(lengths), chunk))
-    for row, length in enumerate(lengths):
-        expected = chunk_causal(module, x[row, :length].astype(np.float64), min(chunk, length))
-        np.testing.assert_allclose(made[row, :length], expected, atol=1e-5, err_msg=str(length))
-    whole = np.asarray(quick_jit(module, static_argnums=2)(x, np.array(lengths), None))
-    for row, length in enumerate(lengths):
-        expected = chunk_causal(module, x[row, :length].astype(np.float64), length)
-        np.testing.assert_allclose(whole[row, :length], expected, atol=1e-5, err_msg=str(length))
-
-
-def test_convolutions_do_not_see_what_is_behind_a_rows_end() -> None:
-    module = build(ConvModule, 4, 7, False)
-    x = random(0, 2, 12, 4)
-    lengths = np.array([12, 5])
-    run = quick_jit(lambda x: module(x, lengths, lengths, None))
-    other = x.copy()
-    other[1, 5:] = 1e6
-    np.testing.assert_array_equal(run(x)[1, :5], run(other)[1, :5])
-
-
 @pytest.mark.parametrize("factor", [2, 3, 8])
 def test_downsampling(factor: int) -> None:
     """A softmax-weighted sum of each group, the last frame repeated to fill the last one."""
@@ -240,32 +89,10 @@ def test_downsampling(factor: int) -> None:
     np.testing.assert_allclose(module(x), expected, atol=1e-6)
 
 
-def test_a_bypass_is_used_as_stored() -> None:
-    module = build(Bypass, 3)
-    module.scale[...] = jnp.array([-0.5, 0.3, 1.7])  # outside [0, 1] too
-    x0, x = random(0, 2, 4, 3), random(1, 2, 4, 3)
-    np.testing.assert_allclose(module(x0, x), x0 + (x - x0) * np.array([-0.5, 0.3, 1.7]), atol=1e-6)
-
-
 def test_channels_are_cut_or_filled_at_the_end() -> None:
     x = random(0, 1, 2, 4)
     np.testing.assert_array_equal(match_channels(x, 3), x[..., :3])
     np.testing.assert_array_equal(match_channels(x, 6), np.concatenate([x, np.zeros((1, 2, 2))], axis=-1))
-
-
-@pytest.mark.parametrize(("chunk", "left"), [(4, 8), (4, 2), (4, None), (3, 7), (50, 8), (None, None)])
-def test_chunk_masks(chunk: int | None, left: int | None) -> None:
-    """Frame t sees chunks c - n to c, n = max(1, left // chunk), and nothing behind its row's length."""
-    lengths, steps = [17, 5], 17
-    mask = np.broadcast_to(attention_mask(jnp.array(lengths), steps, chunk, left), (2, 1, steps, steps))
-    for row, length in enumerate(lengths):
-        for t in range(steps):
-            for key in range(steps):
-                seen = key < length
-                if chunk is not None:
-                    c, other = t // chunk, key // chunk
-                    seen &= other <= c and (left is None or other >= c - max(1, left // chunk))
-                assert mask[row, 0, t, key] == seen, (row, t, key)
 
 
 # --- the whole, on random weights -------------------------------------------------------------------------------------
@@ -356,18 +183,43 @@ def test_dropout_draws_for_every_stack_layer_and_module(monkeypatch: pytest.Monk
 
     places: list[tuple[int, ...]] = []
 
-    class Noted:
-        def __init__(self, *path: int) -> None:
-            self.path = path
+    class Noted(Dropout):
+        """A dropout that drops nothing and notes where it is called: `key` is the path of members to it."""
 
         def __call__(self, x: jax.Array, place: int) -> jax.Array:
-            places.append((*self.path, place))
+            places.append((*self.key, place))
             return x
 
         def within(self, number: int) -> Noted:
-            return Noted(*self.path, number)
+            return Noted(self.rate, (*self.key, number))
 
     monkeypatch.setattr(zipformer, "run_layer", lambda graph, state, *inputs: nnx.merge(graph, state)(*inputs))
-    jax.eval_shape(lambda: model(frames, lengths, Noted()))
+    jax.eval_shape(lambda: model(frames, lengths, Noted(rate, ())))
     layers = [(stack, layer) for stack, count in enumerate(CONFIG.num_layers) for layer in range(count)]
     assert sorted(places) == [(*layer, place) for layer in layers for place in range(8)]
+
+
+def test_a_stack_traces_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of a stack's layers runs once, however many they are: forwards, with dropout and under a gradient."""
+    counts: list[int] = []
+    call = Layer.__call__
+
+    def counted(layer: Layer, x: jax.Array, *inputs: Any) -> jax.Array:
+        counts.append(x.shape[-1])
+        return call(layer, x, *inputs)
+
+    monkeypatch.setattr(Layer, "__call__", counted)
+    zipformer.run_layer.clear_cache()
+    config = dataclasses.replace(CONFIG, num_layers=(3, 2, 4))
+    graph, state = nnx.split(nnx.eval_shape(lambda: Zipformer(config, rngs=nnx.Rngs(0))))
+    frames, lengths = jnp.zeros((2, 60, config.input_dim)), jnp.array([60, 41], jnp.int32)
+
+    def total(state: Any, dropout: Dropout | None) -> jax.Array:
+        return nnx.merge(graph, state)(frames, lengths, dropout)[0].sum()
+
+    jax.eval_shape(total, state, None)
+    assert counts == list(config.encoder_dim)
+    jax.eval_shape(total, state, None)
+    assert counts == list(config.encoder_dim), "a second program of the same shapes traces nothing"
+    jax.eval_shape(jax.grad(total), state, Dropout(jnp.asarray(0.1), jax.random.key(0)))
+    assert counts == 2 * list(config.encoder_dim)

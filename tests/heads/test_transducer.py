@@ -84,7 +84,7 @@ def test_joiner() -> None:
     prediction = prediction @ parameters["predictor_proj.kernel"] + parameters["predictor_proj.bias"]
     hidden = np.tanh(expected[:, 1] + prediction)
     np.testing.assert_allclose(logits, hidden @ parameters["output.kernel"] + parameters["output.bias"], atol=1e-5)
-    narrow = module.join(projected[:, 1].astype(jnp.bfloat16), jax.tree.map(lambda x: x.astype(jnp.bfloat16), state))
+    narrow = module.join(projected[:, 1].astype(jnp.bfloat16), (state[0], state[1].astype(jnp.bfloat16)))
     assert narrow.dtype == jnp.float32  # the search's softmax is taken in float32 whatever the network runs in
 
 

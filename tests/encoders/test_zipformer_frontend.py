@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from golden_models import difference, quick_jit
-from jaxasr.layers.subsampling import Conv2dSubsampling, subsampled_length
+from jaxasr.encoders.zipformer_frontend import ConvEmbed, subsampled_length
 from random_modules import random_module
 
 BINS, WIDTH = 20, 6
@@ -17,7 +17,7 @@ BINS, WIDTH = 20, 6
 @pytest.fixture(scope="module")
 def front() -> tuple[Any, Any]:
     """(graph, state) of a small front end with biases that are not zero."""
-    return random_module(lambda rngs: Conv2dSubsampling(BINS, (8, 32, 128), WIDTH, rngs=rngs), seed=3)
+    return random_module(lambda rngs: ConvEmbed(BINS, (8, 32, 128), WIDTH, rngs=rngs), seed=3)
 
 
 def apply(front: tuple[Any, Any], frames: np.ndarray, lengths: list[int], **options: bool) -> tuple[Any, Any]:

@@ -1,16 +1,20 @@
-"""Front ends that shorten the sequence of frames before the encoder."""
+"""The Zipformer's front end, which halves the frame rate before the first stack (icefall, subsampling.py)."""
 
 from __future__ import annotations
 
-import jax
+from typing import TYPE_CHECKING
+
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxasr.arrays import Count, at_least_zero, zero_beyond
-from jaxasr.layers.activations import swoosh_l, swoosh_r
+from jaxasr.encoders.zipformer_layer import BiasNorm, swoosh_l, swoosh_r
 from jaxasr.layers.convolution import Conv2d, DepthwiseConv2d
 from jaxasr.layers.linear import Linear
-from jaxasr.layers.norms import BiasNorm
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 # What the ConvNeXt block widens its channels by.
 CONVNEXT_FACTOR = 3
@@ -31,18 +35,18 @@ class ConvNeXt(nnx.Module):
         self.pointwise1 = Linear(features, hidden, rngs=rngs)
         self.pointwise2 = Linear(hidden, features, initial_scale=0.01, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T F C"]) -> Float[Array, "B T-6 F C"]:
         """x (B, T + 2 REACH, F, C) with REACH frames of context at either end -> (B, T, F, C)."""
         y = self.depthwise(jnp.pad(x, ((0, 0), (0, 0), (3, 3), (0, 0))))
         y = self.pointwise2(swoosh_l(self.pointwise1(y)))
         return x[:, REACH:-REACH] + y
 
 
-class Conv2dSubsampling(nnx.Module):
-    """The Zipformer's front end: (B, T, bins) at 100 Hz -> (B, (T - 7) // 2, D) at 50 Hz (icefall, subsampling.py).
+class ConvEmbed(nnx.Module):
+    """The Zipformer's front end: (B, T, bins) at 100 Hz -> (B, (T - 7) // 2, D) at 50 Hz .
 
     Three 3 x 3 convolutions with SwooshR, a ConvNeXt block, a linear layer over channels x frequencies, BiasNorm.
-    `channels` are those behind each of the three convolutions.
+    `channels` are those after each of the three convolutions.
     """
 
     def __init__(self, bins: int, channels: tuple[int, ...], features: int, *, rngs: nnx.Rngs) -> None:
@@ -56,11 +60,13 @@ class Conv2dSubsampling(nnx.Module):
         self.out = Linear(self.frequencies * third, features, rngs=rngs)
         self.norm = BiasNorm(features, rngs=rngs)
 
-    def __call__(self, frames: jax.Array, lengths: jax.Array, *, isolated: bool = True) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, frames: Float[Array, "B T bins"], lengths: Int[Array, " B"], *, isolated: bool = True
+    ) -> tuple[Float[Array, "B (T-7)//2 D"], Int[Array, " B"]]:
         """frames (B, T, bins), lengths (B,) -> (B, (T - 7) // 2, D), lengths (B,).
 
-        `isolated` clears what the convolutions made of the padding before the ConvNeXt block can see it, which gives
-        a batch the values of its single utterances; the publisher's code does not.
+        `isolated` sets frames beyond each row's length to zero before the ConvNeXt block, whose window would reach
+        them: a batch then gives the values of its single utterances. The publisher's code does not mask them.
         """
         x = self._convolve(frames)
         lengths = subsampled_length(lengths)
@@ -69,21 +75,23 @@ class Conv2dSubsampling(nnx.Module):
         x = self.convnext(jnp.pad(x, ((0, 0), (REACH, REACH), (0, 0), (0, 0))))
         return self._project(x), lengths
 
-    def initial_state(self, batch: int, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def initial_state(self, batch: int, dtype: DTypeLike = jnp.float32) -> Float[Array, "{batch} 3 F C"]:
         """The ConvNeXt block's left context, (B, REACH, F, C) of zeros."""
         return jnp.zeros((batch, REACH, self.frequencies, self.channels), dtype)
 
-    def step(self, state: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(
+        self, state: Float[Array, "B 3 F C"], frames: Float[Array, "B T bins"]
+    ) -> tuple[Float[Array, "B 3 F C"], Float[Array, "B (T-13)//2 D"]]:
         """One chunk: frames (B, 2 c + 7 + 2 REACH, bins) -> state, (B, c, D); the last REACH frames are look-ahead."""
         x = self._convolve(frames)  # (B, c + REACH, F, C)
         x = jnp.concatenate([state, x], axis=1)
         consumed = x.shape[1] - REACH
         return x[:, consumed - REACH : consumed], self._project(self.convnext(x))
 
-    def _convolve(self, frames: jax.Array) -> jax.Array:
+    def _convolve(self, frames: Float[Array, "B T bins"]) -> Float[Array, "B (T-7)//2 F C"]:
         x = swoosh_r(self.conv1(frames[..., None]))
         x = swoosh_r(self.conv2(x))
         return swoosh_r(self.conv3(x))  # (B, (T - 7) // 2, F, C)
 
-    def _project(self, x: jax.Array) -> jax.Array:
+    def _project(self, x: Float[Array, "B T F C"]) -> Float[Array, "B T D"]:
         return self.norm(self.out(x.reshape(*x.shape[:2], -1)))

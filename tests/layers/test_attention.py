@@ -1,34 +1,38 @@
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxasr.layers import positions
-from jaxasr.layers.positions import compact_relative_positions, relative_bias
+from jaxasr.layers import attention
+from jaxasr.layers.attention import attention_mask, extend_cache, relative_bias, split_heads
 
 
-def encoding(offset: int, dim: int) -> list[float]:
-    """One row of icefall's table, written out: zipformer.py, CompactRelPositionalEncoding."""
-    root = math.sqrt(dim)
-    compressed = root * (1 if offset > 0 else -1 if offset < 0 else 0) * (math.log(abs(offset) + root) - math.log(root))
-    angle = math.atan(compressed * 2 * math.pi / dim)
-    row = [f(k * angle) for k in range(1, dim // 2 + 1) for f in (math.cos, math.sin)]
-    return [*row[:-1], 1.0]
+@pytest.mark.parametrize(("chunk", "left"), [(4, 8), (4, 2), (4, None), (3, 7), (50, 8), (None, None)])
+def test_chunk_masks(chunk: int | None, left: int | None) -> None:
+    """Frame t sees chunks c - n to c, n = max(1, left // chunk), and nothing beyond its row's length."""
+    lengths, steps = [17, 5], 17
+    mask = np.broadcast_to(attention_mask(jnp.array(lengths), steps, chunk, left), (2, 1, steps, steps))
+    for row, length in enumerate(lengths):
+        for t in range(steps):
+            for key in range(steps):
+                seen = key < length
+                if chunk is not None:
+                    c, other = t // chunk, key // chunk
+                    seen &= other <= c and (left is None or other >= c - max(1, left // chunk))
+                assert mask[row, 0, t, key] == seen, (row, t, key)
 
 
-@pytest.mark.parametrize(("queries", "cached", "dim"), [(1, 0, 8), (5, 0, 48), (4, 6, 10), (3000, 0, 8)])
-def test_the_table(queries: int, cached: int, dim: int) -> None:
-    """The last size is a minute at 50 Hz: the table has no longest utterance."""
-    table = np.asarray(compact_relative_positions(queries, cached, dim))
-    assert table.shape == (2 * queries - 1 + cached, dim)
-    rows = np.linspace(0, len(table) - 1, min(len(table), 40)).astype(int)
-    expected = [encoding(int(row) - (queries - 1) - cached, dim) for row in rows]
-    # Angles up to dim / 2 * pi / 2 in float32, as the original computes them.
-    np.testing.assert_allclose(table[rows], expected, atol=5e-6)
+def test_heads_and_caches() -> None:
+    """Head h has channels h d to (h + 1) d; a cache keeps its size, also where more frames arrive than it holds."""
+    x = np.arange(2 * 3 * 4).reshape(2, 3, 4).astype(np.float32)
+    np.testing.assert_array_equal(split_heads(jnp.asarray(x), 2), np.stack([x[..., :2], x[..., 2:]], axis=1))
+    for size in (0, 1, 5):
+        cached = np.full((2, size, 4), -1, np.float32)
+        kept, frames = extend_cache(jnp.asarray(cached), jnp.asarray(x))
+        np.testing.assert_array_equal(frames, np.concatenate([cached, x], axis=1))
+        np.testing.assert_array_equal(kept, np.concatenate([cached, x], axis=1)[:, 3:])
 
 
 @pytest.mark.parametrize(("steps", "cached"), [(1, 0), (6, 0), (4, 7)])
@@ -50,21 +54,11 @@ def test_what_tpus_do_is_what_others_do(steps: int, keys: int, monkeypatch: pyte
     rng = np.random.default_rng(2)
     scores = jnp.asarray(rng.standard_normal((2, steps, keys)))
     row = jnp.asarray(rng.standard_normal((2, keys + steps - 1)))
-    others = positions._by_offset(scores), positions._by_query(row, steps, keys)
-    monkeypatch.setattr(positions.lax, "platform_dependent", lambda x, *, tpu, default: tpu(x))
-    tpus = positions._by_offset(scores), positions._by_query(row, steps, keys)
+    others = attention._by_offset(scores), attention._by_query(row, steps, keys)
+    monkeypatch.setattr(attention.lax, "platform_dependent", lambda x, *, tpu, default: tpu(x))
+    tpus = attention._by_offset(scores), attention._by_query(row, steps, keys)
     for one, other in zip(tpus, others, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_the_row_of_a_key_encodes_its_offset() -> None:
-    """Table and scores agree on the order of rows: a query that asks for the offset's sign gets it."""
-    steps, cached = 4, 3
-    table = np.asarray(compact_relative_positions(steps, cached, 8))
-    sine = jnp.asarray(table[:, 1:2])[None]  # (1, N, 1): sin(a), which has the sign of key - query
-    bias = np.asarray(relative_bias(jnp.ones((1, 1, steps, 1)), sine, steps + cached))[0, 0]
-    offsets = np.arange(steps + cached)[None, :] - (cached + np.arange(steps))[:, None]
-    np.testing.assert_array_equal(np.sign(np.round(bias, 6)), np.sign(offsets))
 
 
 @pytest.mark.parametrize(("steps", "cached"), [(1, 0), (1, 3), (6, 0), (4, 7)])
