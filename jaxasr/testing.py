@@ -61,7 +61,9 @@ def random_parameters(shapes: Mapping[str, Any], seed: int = 0) -> dict[str, Any
 
     def numbers(leaf: Any) -> np.ndarray:
         fan_in = int(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 1
-        scale = fan_in**-0.5 if fan_in > 1 else 0.3
-        return (generator.standard_normal(leaf.shape) * scale).astype(np.float32)
+        scale: float = fan_in**-0.5 if fan_in > 1 else 0.3
+        normal: np.ndarray = generator.standard_normal(leaf.shape)
+        return (normal * scale).astype(np.float32)
 
-    return jax.tree.map(numbers, shapes)
+    filled: dict[str, Any] = jax.tree.map(numbers, shapes)
+    return filled

@@ -16,7 +16,8 @@ from jaxasr.text.sherpa_onnx import SherpaOnnxConfig, SherpaOnnxSpelling
 from jaxasr.text.tokens import ByteCoding, TokenTable
 
 Recognizer = Literal["offline_transducer", "ctc", "online"]
-CASES = [json.loads(line) for line in (Path(__file__).parent / "sherpa_onnx_spelling.jsonl").open(encoding="utf-8")]
+STORED = (Path(__file__).parent / "sherpa_onnx_spelling.jsonl").read_text(encoding="utf-8")
+CASES = [json.loads(line) for line in STORED.split("\n") if line]
 RECOGNIZERS: tuple[Recognizer, ...] = ("offline_transducer", "ctc", "online")
 
 
