@@ -22,13 +22,20 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(source: str, module: str, package: bool = False) -> Iterator[tuple[int, str, str | None]]:
-    """(line, module, name or None) of every import in the text of `module`, inside functions and for types alike.
+def imports(
+    source: str, module: str, package: bool = False, *, for_types: bool = True
+) -> Iterator[tuple[int, str, str | None]]:
+    """(line, module, name or None) of every import in the text of `module`, also of those inside functions.
 
     `import a.b` has no name; `from a import b, c` has two entries. Relative imports are resolved; `package` says that
-    the text is that of an __init__.py.
+    the text is that of an __init__.py. `for_types`: also what stands under `if TYPE_CHECKING:`, which never runs.
     """
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    if not for_types:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+                node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name, None

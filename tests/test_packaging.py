@@ -127,12 +127,13 @@ def _normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def imported() -> dict[str, str]:
-    """The distributions that the library imports, each with a place where it does."""
+def imported(*, for_types: bool) -> dict[str, str]:
+    """The distributions that the library imports, each with a place where it does; for types too where asked."""
     homes = importlib.metadata.packages_distributions()
     found: dict[str, str] = {}
     for module, path in modules().items():
-        for line, home, _ in imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py"):
+        source = path.read_text(encoding="utf-8")
+        for line, home, _ in imports(source, module, path.name == "__init__.py", for_types=for_types):
             package = home.partition(".")[0]
             if package != "jaxasr" and package not in sys.stdlib_module_names:
                 for distribution in homes.get(package, [package]):
@@ -145,10 +146,12 @@ def test_dependencies_are_what_is_imported() -> None:
     core = declared(PROJECT["project"]["dependencies"])
     extras = PROJECT["project"]["optional-dependencies"]
     optional = declared([*extras["media"], *extras["train"]])
-    found = imported()
+    found = imported(for_types=False)
     assert not {name: where for name, where in found.items() if name not in core | optional}, "not declared"
     assert core - found.keys() == UNUSED and optional <= found.keys(), "declared, but imported nowhere"
     assert not core & optional
+    known = core | optional | declared(extras["test"])
+    assert imported(for_types=True).keys() <= known, "the type checker's environment lacks it"
 
 
 def test_nothing_is_pinned_from_above() -> None:
