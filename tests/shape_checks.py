@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-ROOMS = ("jaxasr.layers", "jaxasr.encoders", "jaxasr.heads")
+ROOMS = ("jaxasr.features", "jaxasr.layers", "jaxasr.encoders", "jaxasr.heads", "jaxasr.search")
 
 
 def install() -> None:
@@ -71,6 +71,13 @@ def _names() -> dict[str, Any]:
     """What annotations name. Tests may hand in arrays of numpy, which JAX takes like its own."""
     import jax
     import numpy as np
-    from jaxtyping import Bool, Float, Int, Shaped
+    from jaxtyping import Bool, Float, Int, Shaped, UInt32
 
-    return {"Array": jax.Array | np.ndarray, "Bool": Bool, "Float": Float, "Int": Int, "Shaped": Shaped}
+    return {
+        "Array": jax.Array | np.ndarray,
+        "Bool": Bool,
+        "Float": Float,
+        "Int": Int,
+        "Shaped": Shaped,
+        "UInt32": UInt32,
+    }

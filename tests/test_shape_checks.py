@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from jaxasr.encoders.zipformer_layer import SelfAttention
+from jaxasr.heads.predictors import StatelessConfig
 from jaxasr.heads.transducer import Transducer, TransducerConfig
 from jaxasr.layers import attention, convolution, dropout, products
 from jaxasr.layers.attention import relative_bias
@@ -35,7 +36,7 @@ def test_a_wrong_shape_fails() -> None:
         relative_bias(zeros(1, 2, 5, 3), zeros(2, 8, 3), 5)
     with pytest.raises(WRONG, match="weights"):
         SelfAttention(4, 2, 3, rngs=nnx.Rngs(0))(zeros(1, 5, 4), zeros(1, 2, 1, 5))
-    head = Transducer(TransducerConfig(7, 4, 3), 5, rngs=nnx.Rngs(0))
+    head = Transducer(TransducerConfig(7, StatelessConfig(dim=4), 3), 5, rngs=nnx.Rngs(0))
     with pytest.raises(WRONG, match="tokens"):
         head.advance(head.initial_state(2), zeros(1, dtype=jnp.int32))
 

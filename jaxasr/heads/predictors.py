@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NOTHING = -1
 
 
+@runtime_checkable  # a field of a dataclass, which the shape checker of tests looks at
 class PredictorConfig(Protocol):
     """What a predictor's configuration answers."""
 

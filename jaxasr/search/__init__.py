@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 
@@ -17,6 +17,7 @@ from jaxasr.search.protocols import Search
 DEFAULT_BEAM = 4
 
 
+@runtime_checkable
 class HeadConfig(Protocol):
     """What every head's configuration answers, whatever its role."""
 
@@ -27,6 +28,7 @@ class HeadConfig(Protocol):
     def blank_id(self) -> int: ...
 
 
+@runtime_checkable
 class SearchConfig(Protocol):
     """What a search's configuration answers. Heads are named by their role in a model: "transducer", "ctc"."""
 

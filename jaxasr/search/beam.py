@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ from jax import lax
 from jaxasr.arrays import IMPOSSIBLE, length_mask
 from jaxasr.search.hypotheses import Buffers, Emissions, Hypotheses, empty_buffers
 from jaxasr.search.protocols import CTCHead, TransducerHead, choose_rows, is_token, penalise_blank
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 # Odd multipliers of two running hashes of 32 bits by which equal token sequences are known.
 _MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)
@@ -26,9 +29,9 @@ class BeamState(NamedTuple):
     """
 
     head: Any
-    score: jax.Array
-    hashes: jax.Array
-    searched: jax.Array
+    score: Float[Array, "B K"]
+    hashes: UInt32[Array, "B K 2"]
+    searched: Int[Array, " B"]
     found: Buffers
 
 
@@ -44,7 +47,7 @@ class TransducerBeam:
 
     head: TransducerHead
     beam: int
-    blank_penalty: jax.Array | float = 0.0
+    blank_penalty: Float[Array, ""] | float = 0.0
 
     def start(self, batch: int, frames: int) -> BeamState:
         """One hypothesis a row that says nothing; room for a token a frame."""
@@ -57,7 +60,7 @@ class TransducerBeam:
             found=empty_buffers(batch, self.beam, frames),
         )
 
-    def step(self, state: BeamState, encoded: jax.Array, lengths: jax.Array) -> BeamState:
+    def step(self, state: BeamState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> BeamState:
         """encoded (B, T, D), lengths (B,) in frames."""
         valid = length_mask(lengths, encoded.shape[1])
         inputs = (self.head.project(encoded).swapaxes(0, 1), valid.T)
@@ -74,7 +77,9 @@ class TransducerBeam:
         """The hypotheses kept, ranked."""
         return rank(state.found.scored(state.score), state.score / (state.found.length + self.head.length_offset))
 
-    def _frame(self, carry: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, ...]]:
+    def _frame(
+        self, carry: Any, inputs: tuple[Float[Array, "B J"], Bool[Array, " B"]]
+    ) -> tuple[Any, tuple[jax.Array, ...]]:
         (state, score, hashes), (projection, in_row) = carry, inputs
         head, (batch, beam) = self.head, score.shape
         logits = head.join(jnp.repeat(projection, beam, axis=0), state)
@@ -105,7 +110,7 @@ class JointState(NamedTuple):
     """The transducer's search, and the CTC head's log-probabilities (B, frames, V) of what it has searched."""
 
     beam: BeamState
-    log_probs: jax.Array
+    log_probs: Float[Array, "B frames V"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +131,7 @@ class JointBeam:
         log_probs = jnp.zeros((batch, frames, self.ctc.vocabulary_size), jnp.float32)
         return JointState(self.transducer.start(batch, frames), log_probs)
 
-    def step(self, state: JointState, encoded: jax.Array, lengths: jax.Array) -> JointState:
+    def step(self, state: JointState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> JointState:
         """encoded (B, T, D), lengths (B,) in frames."""
         piece = self.ctc(encoded)
         places = jnp.arange(state.log_probs.shape[1]) - state.beam.searched[:, None]  # (B, frames), in the piece
@@ -147,8 +152,13 @@ class JointBeam:
 
 
 def ctc_log_likelihood(
-    log_probs: jax.Array, lengths: jax.Array, tokens: jax.Array, counts: jax.Array, *, blank_id: int
-) -> jax.Array:
+    log_probs: Float[Array, "B T V"],
+    lengths: Int[Array, " B"],
+    tokens: Int[Array, "B N U"],
+    counts: Int[Array, "B N"],
+    *,
+    blank_id: int,
+) -> Float[Array, "B N"]:
     """Log of the sum over all CTC alignments of N texts a row: (B, N) float32.
 
     log_probs (B, T, V), lengths (B,) in frames; tokens (B, N, U), of which counts (B, N) are valid. Optax' loss does
@@ -180,18 +190,18 @@ def ctc_log_likelihood(
     return jnp.logaddexp(*(jnp.take_along_axis(each, last, axis=-1)[..., 0] for each in (blank, token)))
 
 
-def rank(hypotheses: Hypotheses, by: jax.Array) -> Hypotheses:
+def rank(hypotheses: Hypotheses, by: Float[Array, "B N"]) -> Hypotheses:
     """The same hypotheses, those with the highest `by` (B, N) first."""
     order = jnp.argsort(by, axis=1, descending=True, stable=True)
     return Hypotheses(*(_gather(leaf, order) for leaf in hypotheses))
 
 
-def _gather(leaf: jax.Array, places: jax.Array) -> jax.Array:
+def _gather(leaf: Shaped[Array, "B K ..."], places: Int[Array, "B N"]) -> Shaped[Array, "B N ..."]:
     """Hypotheses of each row by their places (B, N): leaf (B, K, ...) -> (B, N, ...)."""
     return jnp.take_along_axis(leaf, places.reshape(*places.shape, *(1,) * (leaf.ndim - 2)), axis=1)
 
 
-def _merge(score: jax.Array, hashes: jax.Array) -> jax.Array:
+def _merge(score: Float[Array, "B K"], hashes: UInt32[Array, "B K 2"]) -> Float[Array, "B K"]:
     """Scores (B, K), best first: the first of each group of equal hashes (B, K, 2) takes them all."""
     equal = (hashes[:, :, None] == hashes[:, None]).all(-1)  # (B, K, K)
     first = ~(equal & jnp.tril(jnp.ones(equal.shape[1:], bool), -1)).any(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,16 @@ from jaxasr.arrays import length_mask
 from jaxasr.search.hypotheses import Buffers, Emissions, Hypotheses, empty_buffers
 from jaxasr.search.protocols import CTCHead, TransducerHead, choose_rows, first_maximum, is_token, penalise_blank
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
 
 class TransducerState(NamedTuple):
     """Of each row: what the head remembers, frames still to skip (B,), frames searched (B,), the tokens found."""
 
     head: Any
-    skip: jax.Array
-    searched: jax.Array
+    skip: Int[Array, " B"]
+    searched: Int[Array, " B"]
     found: Buffers
 
 
@@ -35,7 +38,7 @@ class TransducerGreedy:
     """
 
     head: TransducerHead
-    blank_penalty: jax.Array | float = 0.0
+    blank_penalty: Float[Array, ""] | float = 0.0
     max_symbols: int = 1
 
     def start(self, batch: int, frames: int) -> TransducerState:
@@ -44,7 +47,9 @@ class TransducerGreedy:
         room = empty_buffers(batch, 1, frames * self.max_symbols)
         return TransducerState(self.head.initial_state(batch), none, none, room)
 
-    def step(self, state: TransducerState, encoded: jax.Array, lengths: jax.Array) -> TransducerState:
+    def step(
+        self, state: TransducerState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]
+    ) -> TransducerState:
         """encoded (B, T, D), lengths (B,) in frames."""
         projected = self.head.project(encoded)
         batch, steps = encoded.shape[:2]
@@ -65,12 +70,16 @@ class TransducerGreedy:
         """The tokens found; the score is the sum of their log-probabilities."""
         return state.found.scored(state.found.log_probs.sum(axis=-1))
 
-    def _one_token(self, carry: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, ...]]:
+    def _one_token(
+        self, carry: Any, inputs: tuple[Float[Array, "B J"], Bool[Array, " B"]]
+    ) -> tuple[Any, tuple[jax.Array, ...]]:
         (head, skip), (projection, in_row) = carry, inputs
         head, (token, _, log_prob, emit) = self._symbol(head, projection, in_row)
         return (head, skip), (token, jnp.ones_like(token), log_prob, emit)
 
-    def _several_tokens(self, carry: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, ...]]:
+    def _several_tokens(
+        self, carry: Any, inputs: tuple[Float[Array, "B J"], Bool[Array, " B"]]
+    ) -> tuple[Any, tuple[jax.Array, ...]]:
         (head, skip), (projection, in_row) = carry, inputs
         batch = skip.shape[0]
         nothing = jnp.zeros((self.max_symbols, batch), jnp.int32)
@@ -96,7 +105,9 @@ class TransducerGreedy:
         skip = jnp.where(looking, onward, skip) - in_row
         return (head, skip), outputs
 
-    def _symbol(self, head: Any, projection: jax.Array, here: jax.Array) -> tuple[Any, tuple[jax.Array, ...]]:
+    def _symbol(
+        self, head: Any, projection: Float[Array, "B J"], here: Bool[Array, " B"]
+    ) -> tuple[Any, tuple[jax.Array, ...]]:
         """The best token of each row; only the rows that are `here` (B,) emit it.
 
         Returns the head's state after it, and (token, duration, log-probability, whether it is emitted), each (B,).
@@ -120,8 +131,8 @@ class TransducerGreedy:
 class CTCState(NamedTuple):
     """Of each row: the last frame's best id (B,), frames searched (B,), the tokens found."""
 
-    last: jax.Array
-    searched: jax.Array
+    last: Int[Array, " B"]
+    searched: Int[Array, " B"]
     found: Buffers
 
 
@@ -133,14 +144,14 @@ class CTCGreedy:
     """
 
     head: CTCHead
-    blank_penalty: jax.Array | float = 0.0
+    blank_penalty: Float[Array, ""] | float = 0.0
 
     def start(self, batch: int, frames: int) -> CTCState:
         """Nothing said, as after a blank; room for a token a frame."""
         blank = jnp.full((batch,), self.head.blank_id, jnp.int32)
         return CTCState(blank, jnp.zeros((batch,), jnp.int32), empty_buffers(batch, 1, frames))
 
-    def step(self, state: CTCState, encoded: jax.Array, lengths: jax.Array) -> CTCState:
+    def step(self, state: CTCState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> CTCState:
         """encoded (B, T, D), lengths (B,) in frames."""
         penalised = penalise_blank(self.head(encoded), self.head.blank_id, self.blank_penalty)
         tokens, best = first_maximum(jax.nn.log_softmax(penalised, axis=-1))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 class Hypotheses(NamedTuple):
@@ -16,22 +18,22 @@ class Hypotheses(NamedTuple):
     many are valid. score (B, N) float32: of greedy searches the sum of the valid log_probs; others say what theirs is.
     """
 
-    tokens: jax.Array
-    frames: jax.Array
-    durations: jax.Array
-    log_probs: jax.Array
-    length: jax.Array
-    score: jax.Array
+    tokens: Int[Array, "B N L"]
+    frames: Int[Array, "B N L"]
+    durations: Int[Array, "B N L"]
+    log_probs: Float[Array, "B N L"]
+    length: Int[Array, "B N"]
+    score: Float[Array, "B N"]
 
 
 class Buffers(NamedTuple):
     """Tokens found so far: arrays (B, N, L) as in `Hypotheses`, zero after length (B, N)."""
 
-    tokens: jax.Array
-    frames: jax.Array
-    durations: jax.Array
-    log_probs: jax.Array
-    length: jax.Array
+    tokens: Int[Array, "B N L"]
+    frames: Int[Array, "B N L"]
+    durations: Int[Array, "B N L"]
+    log_probs: Float[Array, "B N L"]
+    length: Int[Array, "B N"]
 
     def append(self, found: Emissions) -> Buffers:
         """The buffers with what was emitted at the end of each row; tokens beyond their size are dropped."""
@@ -42,7 +44,7 @@ class Buffers(NamedTuple):
         source = jnp.take_along_axis(order, jnp.clip(places, 0, order.shape[-1] - 1), axis=-1)
         new = (places >= 0) & (places < (length - self.length)[..., None])
 
-        def appended(old: jax.Array, values: jax.Array) -> jax.Array:
+        def appended(old: Shaped[Array, "B N L"], values: Shaped[Array, "B N E"]) -> Shaped[Array, "B N L"]:
             return jnp.where(new, jnp.take_along_axis(values, source, axis=-1).astype(old.dtype), old)
 
         return Buffers(
@@ -53,7 +55,7 @@ class Buffers(NamedTuple):
             length=jnp.minimum(length, self.tokens.shape[-1]),
         )
 
-    def scored(self, score: jax.Array) -> Hypotheses:
+    def scored(self, score: Float[Array, "B N"]) -> Hypotheses:
         """Hypotheses of these tokens with a score (B, N)."""
         return Hypotheses(*self, score=score)
 
@@ -61,11 +63,11 @@ class Buffers(NamedTuple):
 class Emissions(NamedTuple):
     """What a piece of an utterance said, in the order of its frames: arrays (B, N, E), of which `emitted` count."""
 
-    tokens: jax.Array
-    frames: jax.Array
-    durations: jax.Array
-    log_probs: jax.Array
-    emitted: jax.Array
+    tokens: Int[Array, "B N E"]
+    frames: Int[Array, "B N E"]
+    durations: Int[Array, "B N E"]
+    log_probs: Float[Array, "B N E"]
+    emitted: Bool[Array, "B N E"]
 
 
 def empty_buffers(batch: int, number: int, size: int) -> Buffers:

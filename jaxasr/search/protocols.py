@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 
 from jaxasr.search.hypotheses import Hypotheses
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int, Shaped
+
 State = TypeVar("State")
 
 
+@runtime_checkable
 class TransducerHead(Protocol):
     """A transducer, whatever its predictor is made of. Its state is a pytree of arrays with the batch axis first."""
 
@@ -33,7 +36,7 @@ class TransducerHead(Protocol):
         """What is added to a hypothesis' number of tokens when scores are divided by lengths."""
         ...
 
-    def project(self, encoded: jax.Array) -> jax.Array:
+    def project(self, encoded: Float[Array, "B T D"]) -> Float[Array, "B T J"]:
         """encoded (B, T, D) -> (B, T, J)."""
         ...
 
@@ -41,15 +44,16 @@ class TransducerHead(Protocol):
         """The state of `batch` rows that have said nothing."""
         ...
 
-    def advance(self, state: Any, tokens: jax.Array) -> Any:
+    def advance(self, state: Any, tokens: Int[Array, " B"]) -> Any:
         """The state after tokens (B,)."""
         ...
 
-    def join(self, projected: jax.Array, state: Any) -> jax.Array:
+    def join(self, projected: Float[Array, "B J"], state: Any) -> Float[Array, "B outputs"]:
         """One projected frame (B, J) with each row's state: logits (B, V + durations) float32."""
         ...
 
 
+@runtime_checkable
 class CTCHead(Protocol):
     """A CTC head: encoded frames to log-probabilities."""
 
@@ -59,11 +63,12 @@ class CTCHead(Protocol):
     @property
     def vocabulary_size(self) -> int: ...
 
-    def __call__(self, encoded: jax.Array) -> jax.Array:
+    def __call__(self, encoded: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """encoded (B, T, D) -> log-probabilities (B, T, V) float32."""
         ...
 
 
+@runtime_checkable
 class Search(Protocol, Generic[State]):
     """A search over encoded frames in one piece or in many: what has been found so far is an explicit state.
 
@@ -75,7 +80,7 @@ class Search(Protocol, Generic[State]):
         """The state before the first frame, with room for what `frames` encoded frames can say."""
         ...
 
-    def step(self, state: State, encoded: jax.Array, lengths: jax.Array) -> State:
+    def step(self, state: State, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> State:
         """Search one more piece: encoded (B, T, D), of which the first lengths (B,) frames of a row count."""
         ...
 
@@ -84,17 +89,19 @@ class Search(Protocol, Generic[State]):
         ...
 
 
-def search_whole(search: Search[Any], encoded: jax.Array, lengths: jax.Array) -> Hypotheses:
+def search_whole(search: Search[Any], encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Hypotheses:
     """The hypotheses of whole utterances: encoded (B, T, D), lengths (B,) in frames."""
     return search.finish(search.step(search.start(*encoded.shape[:2]), encoded, lengths))
 
 
-def penalise_blank(logits: jax.Array, blank_id: int, penalty: jax.Array | float) -> jax.Array:
+def penalise_blank(
+    logits: Float[Array, "*rows V"], blank_id: int, penalty: Float[Array, ""] | float
+) -> Float[Array, "*rows V"]:
     """Logits or log-probabilities (..., V) with the penalty taken off the blank's."""
     return logits - jnp.where(jnp.arange(logits.shape[-1]) == blank_id, penalty, 0.0)
 
 
-def is_token(tokens: jax.Array, head: TransducerHead) -> jax.Array:
+def is_token(tokens: Int[Array, "*rows"], head: TransducerHead) -> Bool[Array, "*rows"]:
     """Which ids (...) a search emits: neither the blank nor a silent one."""
     emitted = tokens != head.blank_id
     for silent in head.silent_ids:
@@ -102,12 +109,14 @@ def is_token(tokens: jax.Array, head: TransducerHead) -> jax.Array:
     return emitted
 
 
-def choose_rows(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+def choose_rows(
+    chosen: Bool[Array, " B"], new: Shaped[Array, B * rest], old: Shaped[Array, B * rest]
+) -> Shaped[Array, B * rest]:
     """Rows of `new` where chosen (B,), rows of `old` elsewhere; both (B, ...)."""
     return jnp.where(chosen.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
-def first_maximum(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+def first_maximum(values: Float[Array, "*rows V"]) -> tuple[Int[Array, "*rows"], Float[Array, "*rows"]]:
     """The first index of the maximum over the last axis, and the maximum: (..., V) -> (...) int32, (...).
 
     Written as a maximum and a comparison: on CPU this is an order of magnitude faster than `jnp.argmax`.

@@ -112,7 +112,7 @@ def hypotheses_of(texts: list[list[int]], scores: list[float], longest: int) -> 
     )
 
 
-class Found:
+class Found(TransducerBeam):
     """A transducer's search that has found these hypotheses."""
 
     def finish(self, state: Any) -> Hypotheses:
@@ -154,7 +154,7 @@ def test_ctc_ranks_hypotheses_anew(weight: float) -> None:
     log_probs = np.stack([log_softmax(frame) for frame in logits]).astype(np.float32)
     padded = np.concatenate([log_probs, np.full((2, 3), np.nan, np.float32)])[None]
     given = hypotheses_of([*texts, [2, 2]], [*scores, IMPOSSIBLE], 7)
-    search: Any = JointBeam(Found(), LogProbs(blank_id=0), weight)
+    search: Any = JointBeam(Found(CountingHead(0), 5), LogProbs(blank_id=0), weight)
     ranked = search.finish(JointState(FoundState(given, jnp.array([5])), padded))
     expected = sorted(
         ((1 - weight) * score + weight * ctc_likelihood(log_probs, text), text)
