@@ -110,8 +110,8 @@ def is_token(tokens: Int[Array, "*rows"], head: TransducerHead) -> Bool[Array, "
 
 
 def choose_rows(
-    chosen: Bool[Array, " B"], new: Shaped[Array, B * rest], old: Shaped[Array, B * rest]
-) -> Shaped[Array, B * rest]:
+    chosen: Bool[Array, " B"], new: Shaped[Array, "B ..."], old: Shaped[Array, "B ..."]
+) -> Shaped[Array, "B ..."]:
     """Rows of `new` where chosen (B,), rows of `old` elsewhere; both (B, ...)."""
     return jnp.where(chosen.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
