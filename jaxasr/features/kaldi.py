@@ -216,8 +216,8 @@ def mel_banks(config: KaldiConfig) -> np.ndarray:
     """
     lines = np.arange(config.fft_length // 2, dtype=np.float32)  # Kaldi leaves the Nyquist line out
     mel = _mel(np.float32(config.sample_rate / config.fft_length) * lines)[:, None]
-    low = _mel(np.float32(config.low_freq))
-    delta = (_mel(np.float32(config.highest_frequency)) - low) / np.float32(config.bins + 1)
+    low, high = _mel(np.array([config.low_freq, config.highest_frequency], np.float32))
+    delta = (high - low) / np.float32(config.bins + 1)
     left, center, right = (low + np.arange(i, i + config.bins, dtype=np.float32) * delta for i in range(3))
     weights = np.where(mel <= center, (mel - left) / (center - left), (right - mel) / (right - center))
     weights = np.where((mel > left) & (mel < right), weights, np.float32(0))
@@ -229,7 +229,7 @@ def mel_banks(config: KaldiConfig) -> np.ndarray:
     return weights
 
 
-def _mel(frequency: np.ndarray | np.float32) -> np.ndarray | np.float32:
+def _mel(frequency: np.ndarray) -> np.ndarray:
     # The logarithm is rounded once from float64, as the C library's logf is; numpy's own float32 one errs by more.
     ratio = np.float32(1) + frequency / np.float32(700)
     return np.float32(1127) * np.log(ratio.astype(np.float64)).astype(np.float32)

@@ -182,7 +182,7 @@ def _in_groups(taps: list[Float[Array, "*shape"]], size: int) -> Float[Array, "*
 
 def _barrier(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x, computed by itself: XLA fuses nothing across it."""
-    y: jax.Array = lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
+    y: jax.Array = lax.optimization_barrier(x)
     return y
 
 
