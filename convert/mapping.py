@@ -117,10 +117,10 @@ def match_parameters(mapped: Mapping[str, np.ndarray], config: ModelConfig) -> d
 
     CheckpointError lists what is missing, has no place, or has the wrong shape, type or values that are not finite.
     """
-    from jaxasr.model import Skeleton
+    from jaxasr.model import AbstractModel
     from jaxasr.store import flatten
 
-    wanted = {path: leaf.shape for path, leaf in flatten(Skeleton(config).parameters).items()}
+    wanted = {path: leaf.shape for path, leaf in flatten(AbstractModel(config).parameters).items()}
     faults = [f"{path} {wanted[path]} is missing" for path in wanted if path not in mapped]
     for path, array in mapped.items():
         if path not in wanted:

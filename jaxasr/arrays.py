@@ -10,7 +10,7 @@ import jax.numpy as jnp
 # A length, or an array of lengths: arithmetic that a configuration does on both.
 Count = TypeVar("Count", int, jax.Array)
 # Stands in for log(0); finite, so that adding thousands of them does not overflow float32.
-IMPOSSIBLE = -1e30
+LOG_ZERO = -1e30
 
 
 def length_mask(lengths: jax.Array, size: int) -> jax.Array:

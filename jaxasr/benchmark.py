@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxasr.configs import named_configs
 from jaxasr.loading import load_model
-from jaxasr.model import Skeleton
+from jaxasr.model import AbstractModel
 from jaxasr.recognizer import Recognizer
 from jaxasr.speechlike import speechlike
 from jaxasr.store import read_config
@@ -78,7 +78,7 @@ def random_recognizer(name: str, *, seed: int = 0, **options: Any) -> Recognizer
     def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         return jnp.asarray(generator.standard_normal(leaf.shape, dtype=np.float32) * np.float32(0.03))
 
-    params = jax.tree.map(fill, Skeleton(config).parameters)
+    params = jax.tree.map(fill, AbstractModel(config).parameters)
     pieces = tuple(f"<{i}>" for i in range(config.vocabulary_size))
     return Recognizer(config, params, TokenTable(pieces), **options)
 
@@ -104,12 +104,12 @@ def _parts(recognizer: Recognizer, audio: np.ndarray, total: float, repeats: int
     programs, params = recognizer.programs, recognizer.programs.params
     waveforms = jnp.asarray(audio)
     lengths = jnp.full((audio.shape[0],), audio.shape[1], jnp.int32)
-    features = jax.jit(lambda p, x, n: programs.skeleton.fill(p).features(x, n))
+    features = jax.jit(lambda p, x, n: programs.abstract_model.fill(p).features(x, n))
     frames, frame_lengths = features(params, waveforms, lengths)
     frames = frames.astype(programs.policy.activations)
-    encoder = jax.jit(lambda p, x, n: programs.skeleton.fill(p).encoder(x, n))
+    encoder = jax.jit(lambda p, x, n: programs.abstract_model.fill(p).encoder(x, n))
     encoded, encoded_lengths = encoder(params, frames, frame_lengths)
-    search = jax.jit(lambda p, x, n: programs.skeleton.fill(p).search(x, n, programs.search))
+    search = jax.jit(lambda p, x, n: programs.abstract_model.fill(p).search(x, n, programs.search))
     return {
         "features": _factor(total, lambda: features(params, waveforms, lengths), repeats),
         "encoder": _factor(total, lambda: encoder(params, frames, frame_lengths), repeats),

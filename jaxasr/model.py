@@ -140,7 +140,7 @@ class Model(nnx.Module):
         return search_whole(SEARCHES.make(config, self.heads, blank_penalty), encoded, lengths)
 
 
-class Skeleton:
+class AbstractModel:
     """A model's structure without numbers: made once, then filled inside a traced function at no cost per call."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -157,12 +157,12 @@ class Skeleton:
 
 
 def named_parameters(model: Model) -> dict[str, Any]:
-    """A model's parameters, nested by name as a model directory stores them and `Skeleton.fill` takes them."""
+    """A model's parameters, nested by name as a model directory stores them and `AbstractModel.fill` takes them."""
     return _named(nnx.to_pure_dict(nnx.state(model)))
 
 
 class _AnyKey(nnx.Rngs):
-    """One key for all where only shapes matter: counting keys takes four fifths of the time of making a skeleton."""
+    """One key for all where only shapes matter: counting keys took four fifths of the time that an abstract model takes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxasr.caches import programs_kept
 from jaxasr.devices import Policy, policy
 from jaxasr.errors import ModelError
-from jaxasr.model import ModelConfig, Skeleton
+from jaxasr.model import AbstractModel, ModelConfig
 from jaxasr.search import SearchConfig
 from jaxasr.search.hypotheses import Hypotheses
 
@@ -25,7 +25,7 @@ Parameters = dict[str, Any]
 class Programs:
     """One compiled program per shape of a batch, over one set of parameters. Threads may share it.
 
-    `skeleton`: the model without numbers. `policy`: the types that it computes in. `compiled`: the programs by
+    `abstract_model`: the model without numbers. `policy`: the types that it computes in. `compiled`: the programs by
     (rows, samples).
     """
 
@@ -44,7 +44,7 @@ class Programs:
         self.search = search
         self.policy: Policy = policy(dtype)
         self.devices = list(devices) if devices is not None else jax.local_devices()
-        self.skeleton = Skeleton(config)
+        self.abstract_model = AbstractModel(config)
         self.compiled: dict[tuple[int, int], jax.stages.Compiled] = {}
         mesh = Mesh(np.array(self.devices), ("batch",))
         self._mesh = mesh
@@ -84,7 +84,7 @@ class Programs:
         """Shapes and types of `params`, known before the parameters are read."""
         abstract: Parameters = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._everywhere),
-            jax.eval_shape(self.policy.cast, self.skeleton.parameters),
+            jax.eval_shape(self.policy.cast, self.abstract_model.parameters),
         )
         return abstract
 
@@ -134,7 +134,7 @@ class Programs:
     def _recognize(
         self, params: Parameters, waveforms: jax.Array, lengths: jax.Array, blank_penalty: jax.Array
     ) -> Hypotheses:
-        model = self.skeleton.fill(params)
+        model = self.abstract_model.fill(params)
         encoded, encoded_lengths = model.encode(waveforms, lengths, self.policy.activations)
         return model.search(encoded, encoded_lengths, self.search, blank_penalty)
 

@@ -89,7 +89,7 @@ class Recognizer:
     @property
     def model(self) -> Model:
         """The Flax module over the parameters, to call it or its parts (features, encoder, heads) by hand."""
-        return self.programs.skeleton.fill(self.programs.params)
+        return self.programs.abstract_model.fill(self.programs.params)
 
     @overload
     def transcribe(

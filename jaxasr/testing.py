@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxasr import store
-from jaxasr.model import ModelConfig, Skeleton
+from jaxasr.model import AbstractModel, ModelConfig
 from jaxasr.recognizer import Recognizer
 from jaxasr.text.tokens import TokenTable
 
@@ -34,7 +34,7 @@ def tiny_recognizer(*, seed: int = 0, **options: Any) -> Recognizer:
     `options`: as `Recognizer` takes them, such as `beam=4` or `search="joint"`.
     """
     config = tiny_config()
-    return Recognizer(config, random_parameters(Skeleton(config).parameters, seed), _TOKENS, **options)
+    return Recognizer(config, random_parameters(AbstractModel(config).parameters, seed), _TOKENS, **options)
 
 
 def tiny_model_directory(path: str | os.PathLike[str], *, seed: int = 0) -> Path:
@@ -47,7 +47,7 @@ def tiny_model_directory(path: str | os.PathLike[str], *, seed: int = 0) -> Path
     card = store.ModelCard(
         config.name, (), ("random weights, for tests",), "jaxasr.testing", "Apache-2.0", trained=True
     )
-    store.save(path, config, random_parameters(Skeleton(config).parameters, seed), _TOKENS, card)
+    store.save(path, config, random_parameters(AbstractModel(config).parameters, seed), _TOKENS, card)
     return Path(path)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import jaxasr
 from jaxasr import store
-from jaxasr.model import Model, ModelConfig, Skeleton
+from jaxasr.model import AbstractModel, Model, ModelConfig
 from jaxasr.recognizer import Recognizer
 from jaxasr.search.greedy import TransducerGreedy
 from jaxasr.search.hypotheses import Hypotheses
@@ -61,12 +61,12 @@ class Golden:
     def bind(self, params: dict[str, Any], **encoder: Any) -> Model:
         """The module over (traced) parameters; `encoder` replaces fields of the encoder's configuration."""
         variant = dataclasses.replace(self.config.encoder, **encoder)
-        return skeleton(dataclasses.replace(self.config, encoder=variant)).fill(params)
+        return abstract_model(dataclasses.replace(self.config, encoder=variant)).fill(params)
 
 
 @functools.cache
-def skeleton(config: ModelConfig) -> Skeleton:
-    return Skeleton(config)
+def abstract_model(config: ModelConfig) -> AbstractModel:
+    return AbstractModel(config)
 
 
 def convert(name: str, folder: Path, directory: Path) -> Golden:

@@ -10,7 +10,7 @@ import pytest
 
 from jaxasr.configs import named_configs
 from jaxasr.errors import ConfigError
-from jaxasr.model import ModelConfig, Skeleton
+from jaxasr.model import AbstractModel, ModelConfig
 from jaxasr.store import read_config
 
 # Parameters of icefall's own modules (icefall, RESULTS.md of each recipe, and counted from the checkpoints).
@@ -25,7 +25,7 @@ CHECKPOINTS = {
 
 
 def parameters(config: ModelConfig) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(Skeleton(config).parameters))
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(AbstractModel(config).parameters))
 
 
 def left_out(config: ModelConfig) -> int:

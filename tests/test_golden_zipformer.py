@@ -452,7 +452,7 @@ def test_transcripts_of_beam_search(shared: Path, goldens: Goldens, name: str) -
 
 
 def test_transcripts_of_a_stream_without_tail(shared: Path, goldens: Goldens) -> None:
-    """sherpa-onnx drops what does not fill a chunk and its look-ahead; no silence behind the clip saves it."""
+    """sherpa-onnx drops what does not fill a chunk and its look-ahead; no silence after the clip saves it."""
     golden = goldens(STREAMING)
     recognizer = jaxasr.load_model(golden.directory, pad_after=0.0, **ONE_BUCKET)
     files = [shared / f"golden/audio/{clip}.wav" for clip in CLIPS]

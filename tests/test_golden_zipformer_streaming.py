@@ -16,7 +16,7 @@ from jaxasr.encoders.zipformer import PUBLISHER_PADDING
 
 Arrays = dict[str, np.ndarray]
 
-# Frames of padding behind a stream: 13 of look-ahead and 30 more.
+# Frames of padding after a stream: 13 of look-ahead and 30 more.
 TAIL = 43
 # What one chunk gives in the stream and in the whole utterance differs by float32's rounding (measured: 1e-5).
 SAME = 2e-5
@@ -278,7 +278,7 @@ def test_streams_equal_whole_utterances_up_to_the_last_full_chunk(
         if f"{setting}/{clip}/encoder_out" not in golden.arrays("streaming"):
             continue
         stream = np.concatenate([step[0] for _, step in streams(chunk, left, clip)])
-        # Frames at 25 Hz of the chunks that are full and have three frames of look-ahead behind them.
+        # Frames at 25 Hz of the chunks that are full and have three frames of look-ahead after them.
         full = max((len(features[clip]) - 7) // 2 - 3, 0) // chunk * (chunk // 2)
         if full:
             assert difference(encoded[row, :full], stream[:full]) < SAME, clip

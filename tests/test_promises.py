@@ -1,6 +1,6 @@
 """The promises of the whole: text that does not depend on companions, order or padding, and bounded programs.
 
-Measured here on every model: tokens are the same, and activations behind every module agree to a few units in the sixth
+Measured here on every model: tokens are the same, and activations after every module agree to a few units in the sixth
 place, which is the rounding of programs for other shapes.
 """
 
@@ -31,14 +31,14 @@ named = pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=[*GOLDENS, f"
 
 @dataclasses.dataclass
 class Heard:
-    """What a program made of one clip: the valid frames behind each module, and the tokens of each head."""
+    """What a program made of one clip: the valid frames after each module, and the tokens of each head."""
 
     activations: dict[str, np.ndarray]
     tokens: dict[str, tuple[list[int], list[int], np.ndarray]]
 
 
 class Probe:
-    """Runs padded batches and looks behind every module. One program a shape."""
+    """Runs padded batches and looks after every module. One program a shape."""
 
     def __init__(self, golden: Golden, encoder: dict[str, Any]) -> None:
         self.golden, self.encoder = golden, encoder

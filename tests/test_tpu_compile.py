@@ -47,7 +47,7 @@ program = recognizer.programs.compile(rows, samples)
 memory, cost, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
 print(json.dumps({
     "chips": len(chips),
-    "parameters": sum(leaf.size for leaf in jax.tree.leaves(recognizer.programs.skeleton.parameters)),
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(recognizer.programs.abstract_model.parameters)),
     "arguments": memory.argument_size_in_bytes,
     "output": memory.output_size_in_bytes,
     "temporary": memory.temp_size_in_bytes,

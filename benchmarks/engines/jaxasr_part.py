@@ -64,13 +64,13 @@ def part(name: str) -> tuple[Any, tuple[Any, ...]]:
     waveforms, lengths = jnp.asarray(np.stack(audio)), jnp.full((len(audio),), len(audio[0]), jnp.int32)
 
     def features(params: Any, waveforms: jax.Array, lengths: jax.Array) -> Any:
-        return programs.skeleton.fill(params).features(waveforms, lengths)
+        return programs.abstract_model.fill(params).features(waveforms, lengths)
 
     def encoder(params: Any, frames: jax.Array, lengths: jax.Array) -> Any:
-        return programs.skeleton.fill(params).encoder(frames, lengths)
+        return programs.abstract_model.fill(params).encoder(frames, lengths)
 
     def search(params: Any, encoded: jax.Array, lengths: jax.Array) -> Any:
-        return programs.skeleton.fill(params).search(encoded, lengths, programs.search)
+        return programs.abstract_model.fill(params).search(encoded, lengths, programs.search)
 
     if name == "features":
         return features, (programs.params, waveforms, lengths)

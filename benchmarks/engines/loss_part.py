@@ -27,7 +27,7 @@ from jaxasr import configure_process  # noqa: E402
 from jaxasr.configs import named_configs  # noqa: E402
 from jaxasr.heads.predictors import StatelessConfig  # noqa: E402
 from jaxasr.heads.transducer import Transducer, TransducerConfig  # noqa: E402
-from jaxasr.model import Skeleton  # noqa: E402
+from jaxasr.model import AbstractModel  # noqa: E402
 from jaxasr.store import read_config  # noqa: E402
 from jaxasr.training.loop import new_parameters  # noqa: E402
 from jaxasr.training.losses import choose_frames_at_once, transducer_loss  # noqa: E402
@@ -61,12 +61,12 @@ def loss_step() -> tuple[Any, tuple[Any, ...]]:
 def encoder_step() -> tuple[Any, tuple[Any, ...]]:
     """All parameters of the encoder get gradients; features of as many frames as give `--frames` encoded ones."""
     config = read_config(named_configs()[options.encoder])
-    skeleton, parameters = Skeleton(config), new_parameters(config, 1)
+    abstract_model, parameters = AbstractModel(config), new_parameters(config, 1)
     features = jnp.asarray(generator.standard_normal((options.batch, 4 * options.frames + 8, 80)), jnp.float32)
     lengths = jnp.full((options.batch,), features.shape[1])
 
     def objective(parameters: Any) -> jax.Array:
-        encoded, _ = skeleton.fill(parameters).encoder(features, lengths)
+        encoded, _ = abstract_model.fill(parameters).encoder(features, lengths)
         return jnp.square(encoded).sum()
 
     return jax.jit(jax.value_and_grad(objective)), (parameters,)

@@ -1,4 +1,4 @@
-"""torchaudio: value and gradient of its transducer loss behind a joiner in PyTorch, from the encoder's output on."""
+"""torchaudio: value and gradient of its transducer loss after a joiner in PyTorch, from the encoder's output on."""
 
 from __future__ import annotations
 

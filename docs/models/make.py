@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxasr.configs import named_configs
 from jaxasr.convert.hub.published import MODELS
-from jaxasr.model import ModelConfig, Skeleton
+from jaxasr.model import AbstractModel, ModelConfig
 from jaxasr.store import read_config
 
 FOLDER = Path(__file__).resolve().parent
@@ -27,7 +27,7 @@ _PART = re.compile(r"(<!-- (?P<table>\w+) (?P<kind>\w+) -->\n).*?(<!-- end -->)"
 
 def parameters(config: ModelConfig) -> int:
     """Parameters of a model, from its shapes."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(Skeleton(config).parameters))
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(AbstractModel(config).parameters))
 
 
 def configs(kind: str, count: Callable[[ModelConfig], int] = parameters) -> str:

@@ -108,7 +108,7 @@ def _format_of(output: str | None) -> Format:
 
 
 def _find(arguments: list[str]) -> tuple[list[str], bool]:
-    """The audio that the arguments mean, and whether one of them meant none; each of these is told in a line."""
+    """The audio that the arguments mean, and whether one of them meant none, for which a line is printed."""
     found: list[str] = []
     failed = False
     for argument in arguments:

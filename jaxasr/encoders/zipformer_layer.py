@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxasr.arrays import ceil_div, length_mask
 from jaxasr.layers.attention import extend_cache, relative_bias, split_heads
 from jaxasr.layers.convolution import DepthwiseConv1d
-from jaxasr.layers.dropout import Dropout, keep_all
+from jaxasr.layers.dropout import Dropout, no_dropout
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.products import batched_product
 
@@ -88,7 +88,7 @@ class Layer(nnx.Module):
             return module(x, lengths, scale_lengths, self.chunk)
 
         weights = self.attention_weights(x, positions, mask)  # (B, heads, T, T)
-        drop = keep_all if dropout is None else dropout.__call__
+        drop = no_dropout if dropout is None else dropout.__call__
         return self._residual_stream(x, weights, mix, convolve, drop)
 
     def initial_state(self, batch: int, left: int, dtype: DTypeLike) -> State:
@@ -121,7 +121,7 @@ class Layer(nnx.Module):
             return y
 
         new["key"], weights = self.attention_weights.step(state["key"], x, positions, mask)
-        return new, self._residual_stream(x, weights, mix, convolve, keep_all)
+        return new, self._residual_stream(x, weights, mix, convolve, no_dropout)
 
     def _residual_stream(
         self,

@@ -36,6 +36,6 @@ class Dropout(NamedTuple):
         return Dropout(self.rate, jax.random.fold_in(self.key, number))
 
 
-def keep_all(x: Float[Array, "B T D"], place: int) -> Float[Array, "B T D"]:
+def no_dropout(x: Float[Array, "B T D"], place: int) -> Float[Array, "B T D"]:
     """In the place of a Dropout: x as it is."""
     return x

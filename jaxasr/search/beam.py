@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxasr.arrays import IMPOSSIBLE, length_mask
+from jaxasr.arrays import LOG_ZERO, length_mask
 from jaxasr.search.hypotheses import Buffers, Emissions, Hypotheses, empty_buffers
 from jaxasr.search.protocols import CTCHead, TransducerHead, choose_rows, is_token, penalise_blank
 
@@ -42,7 +42,7 @@ class TransducerBeam:
     Each frame keeps the `beam` best of hypotheses times vocabulary; those that have come to say the same are then one,
     with the sum of their probabilities and the better one's times. Scores are the log-probabilities of all alignments
     found; hypotheses are ranked by score / (tokens + the head's length_offset), as icefall and sherpa-onnx do. Those of
-    score IMPOSSIBLE are no hypotheses. `blank_penalty` () is taken off the blank's logit before the softmax.
+    score LOG_ZERO are no hypotheses. `blank_penalty` () is taken off the blank's logit before the softmax.
     """
 
     head: TransducerHead
@@ -51,7 +51,7 @@ class TransducerBeam:
 
     def start(self, batch: int, frames: int) -> BeamState:
         """One hypothesis a row that says nothing; room for a token a frame."""
-        alone = jnp.where(jnp.arange(self.beam) == 0, 0.0, IMPOSSIBLE).astype(jnp.float32)
+        alone = jnp.where(jnp.arange(self.beam) == 0, 0.0, LOG_ZERO).astype(jnp.float32)
         return BeamState(
             head=self.head.initial_state(batch * self.beam),
             score=jnp.broadcast_to(alone, (batch, self.beam)),
@@ -147,7 +147,7 @@ class JointBeam:
             state.log_probs, state.beam.searched, found.tokens, found.length, blank_id=self.ctc.blank_id
         )
         both = (1 - self.weight) * found.score + self.weight * likelihood
-        score = jnp.where(found.score < IMPOSSIBLE / 2, IMPOSSIBLE, both)
+        score = jnp.where(found.score < LOG_ZERO / 2, LOG_ZERO, both)
         return rank(found._replace(score=score), score)
 
 
@@ -166,26 +166,26 @@ def ctc_log_likelihood(
     """
     batch, number, longest = tokens.shape
     same = jnp.pad(tokens[..., 1:] == tokens[..., :-1], ((0, 0), (0, 0), (1, 0)))
-    skip = jnp.where(same, IMPOSSIBLE, 0.0)  # between equal tokens there must be a blank
+    skip = jnp.where(same, LOG_ZERO, 0.0)  # between equal tokens there must be a blank
     valid = length_mask(lengths, log_probs.shape[1])
 
     def frame(carry: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         blank, token = carry  # (B, N, U + 1), (B, N, U): log of all ways to end there
         now, in_row = inputs
         of_tokens = jnp.take_along_axis(now, tokens.reshape(batch, -1), axis=1).reshape(tokens.shape)
-        before = jnp.pad(token, ((0, 0), (0, 0), (1, 0)), constant_values=IMPOSSIBLE)
+        before = jnp.pad(token, ((0, 0), (0, 0), (1, 0)), constant_values=LOG_ZERO)
         new_blank = jnp.logaddexp(blank, before) + now[:, blank_id, None, None]
         new_token = jnp.logaddexp(jnp.logaddexp(token, blank[..., :-1]), before[..., :-1] + skip) + of_tokens
         going = in_row[:, None, None]
         return (jnp.where(going, new_blank, blank), jnp.where(going, new_token, token)), None
 
-    start = jnp.where(jnp.arange(longest + 1) == 0, 0.0, IMPOSSIBLE).astype(jnp.float32)
+    start = jnp.where(jnp.arange(longest + 1) == 0, 0.0, LOG_ZERO).astype(jnp.float32)
     carry = (
         jnp.broadcast_to(start, (batch, number, longest + 1)),
-        jnp.full((batch, number, longest), IMPOSSIBLE, jnp.float32),
+        jnp.full((batch, number, longest), LOG_ZERO, jnp.float32),
     )
     (blank, token), _ = lax.scan(frame, carry, (log_probs.swapaxes(0, 1), valid.T))
-    token = jnp.pad(token, ((0, 0), (0, 0), (1, 0)), constant_values=IMPOSSIBLE)
+    token = jnp.pad(token, ((0, 0), (0, 0), (1, 0)), constant_values=LOG_ZERO)
     last = counts[..., None]
     return jnp.logaddexp(*(jnp.take_along_axis(each, last, axis=-1)[..., 0] for each in (blank, token)))
 
@@ -205,8 +205,8 @@ def _merge(score: Float[Array, "B K"], hashes: UInt32[Array, "B K 2"]) -> Float[
     """Scores (B, K), best first: the first of each group of equal hashes (B, K, 2) takes them all."""
     equal = (hashes[:, :, None] == hashes[:, None]).all(-1)  # (B, K, K)
     first = ~(equal & jnp.tril(jnp.ones(equal.shape[1:], bool), -1)).any(-1)
-    together = jax.nn.logsumexp(jnp.where(equal, score[:, None], IMPOSSIBLE), axis=-1)
-    return jnp.where(first, together, IMPOSSIBLE)
+    together = jax.nn.logsumexp(jnp.where(equal, score[:, None], LOG_ZERO), axis=-1)
+    return jnp.where(first, together, LOG_ZERO)
 
 
 def _trace_back(steps: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

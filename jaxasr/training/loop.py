@@ -23,7 +23,7 @@ from jaxasr.caches import programs_kept
 from jaxasr.devices import Policy, policy
 from jaxasr.errors import AudioError, ConfigError, TrainingError
 from jaxasr.evaluation import Errors
-from jaxasr.model import Model, ModelConfig, Skeleton, named_parameters
+from jaxasr.model import AbstractModel, Model, ModelConfig, named_parameters
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.data import Corpus, TrainingBatch, prefetch
 from jaxasr.training.objective import batch_losses, total_loss
@@ -87,10 +87,10 @@ def update(step: Step, state: State, learning_rate: jax.Array, *batch: jax.Array
     recipe, done = step.recipe, state["step"]
     key = jax.random.fold_in(jax.random.key(recipe.seed), done)
     strength = recipe.curriculum.strength(done)
-    skeleton = Skeleton(step.config)
+    abstract_model = AbstractModel(step.config)
 
     def objective(parameters: Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
-        model = skeleton.fill(step.policy.cast(parameters))
+        model = abstract_model.fill(step.policy.cast(parameters))
         sums = batch_losses(model, recipe, *batch, key=key, dtype=step.policy.activations, strength=strength)
         losses = sums.per_token()
         return total_loss(recipe, losses), losses

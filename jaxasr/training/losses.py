@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxasr.arrays import IMPOSSIBLE, ceil_div, length_mask, zero_beyond
+from jaxasr.arrays import LOG_ZERO, ceil_div, length_mask, zero_beyond
 
 Joiner = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -99,12 +99,12 @@ def _lattice_forward(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     positions = blank.shape[2]
     blank_by_step, emit_by_step = _to_diagonals(blank), _to_diagonals(_pad_emit(emit))  # (T + U, B, U + 1)
-    start = jnp.where(jnp.arange(positions) == 0, 0.0, IMPOSSIBLE)
+    start = jnp.where(jnp.arange(positions) == 0, 0.0, LOG_ZERO)
     start = jnp.broadcast_to(start, blank_by_step.shape[1:]).astype(jnp.float32)
 
     def step(alpha: jax.Array, log_probs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         after_blank, after_emit = alpha + log_probs[0], alpha + log_probs[1]
-        after_emit = jnp.pad(after_emit, ((0, 0), (1, 0)), constant_values=IMPOSSIBLE)[:, :-1]  # one position further
+        after_emit = jnp.pad(after_emit, ((0, 0), (1, 0)), constant_values=LOG_ZERO)[:, :-1]  # one position further
         following = jnp.logaddexp(after_blank, after_emit)
         return following, alpha
 
@@ -131,7 +131,7 @@ def _lattice_backward(saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tup
         number, alpha, blanks, emits = inputs
         # beta is that of the next step; beyond the end of a row it is impossible.
         beta = jnp.where((number + 1 == end)[:, None] & at_end, 0.0, beta)
-        after_emit = jnp.pad(beta, ((0, 0), (0, 1)), constant_values=IMPOSSIBLE)[:, 1:]
+        after_emit = jnp.pad(beta, ((0, 0), (0, 1)), constant_values=LOG_ZERO)[:, 1:]
         through_blank, through_emit = blanks + beta, emits + after_emit
         posteriors = (
             jnp.exp(alpha + through_blank - log_likelihood[:, None]),
@@ -139,11 +139,11 @@ def _lattice_backward(saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tup
         )
         frame = number - position[None, :]
         inside = (frame < frame_lengths[:, None]) & (position[None, :] <= label_lengths[:, None])
-        beta = jnp.where(inside, jnp.logaddexp(through_blank, through_emit), IMPOSSIBLE)
+        beta = jnp.where(inside, jnp.logaddexp(through_blank, through_emit), LOG_ZERO)
         of_blank, of_emit = (jnp.where(inside, posterior, 0.0) for posterior in posteriors)
         return beta, (of_blank, of_emit)
 
-    start = jnp.full((batch, positions), IMPOSSIBLE, jnp.float32)
+    start = jnp.full((batch, positions), LOG_ZERO, jnp.float32)
     inputs = (jnp.arange(len(alphas)), alphas, _to_diagonals(blank), _to_diagonals(_pad_emit(emit)))
     _, posteriors = lax.scan(step, start, inputs, reverse=True)
     weight = -jnp.where(frame_lengths > 0, cotangent, 0.0)[:, None, None]
@@ -156,7 +156,7 @@ lattice_loss.defvjp(_lattice_forward, _lattice_backward)
 
 def _pad_emit(emit: jax.Array) -> jax.Array:
     """After the last position no token follows: (B, T, U) -> (B, T, U + 1)."""
-    return jnp.pad(emit, ((0, 0), (0, 0), (0, 1)), constant_values=IMPOSSIBLE)
+    return jnp.pad(emit, ((0, 0), (0, 0), (0, 1)), constant_values=LOG_ZERO)
 
 
 def _to_diagonals(points: jax.Array) -> jax.Array:
@@ -168,7 +168,7 @@ def _to_diagonals(points: jax.Array) -> jax.Array:
     batch, frames, positions = points.shape
     diagonals = frames + positions - 1
     columns = points.transpose(0, 2, 1)  # (B, U + 1, T)
-    columns = jnp.pad(columns, ((0, 0), (0, 0), (0, positions)), constant_values=IMPOSSIBLE)
+    columns = jnp.pad(columns, ((0, 0), (0, 0), (0, positions)), constant_values=LOG_ZERO)
     shifted = columns.reshape(batch, -1)[:, : positions * diagonals].reshape(batch, positions, diagonals)
     return shifted.transpose(2, 0, 1)
 
@@ -177,7 +177,7 @@ def _from_diagonals(values: jax.Array, frames: int) -> jax.Array:
     """The inverse of `_to_diagonals`: (T + U, B, U + 1) -> (B, T, U + 1)."""
     diagonals, batch, positions = values.shape
     rows = values.transpose(1, 2, 0).reshape(batch, -1)
-    rows = jnp.pad(rows, ((0, 0), (0, positions)), constant_values=IMPOSSIBLE)
+    rows = jnp.pad(rows, ((0, 0), (0, positions)), constant_values=LOG_ZERO)
     columns = rows.reshape(batch, positions, diagonals + 1)[:, :, :frames]
     return columns.transpose(0, 2, 1)
 

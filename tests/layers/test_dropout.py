@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxasr.layers.dropout import Dropout, keep_all
+from jaxasr.layers.dropout import Dropout, no_dropout
 
 ONES = jnp.ones((300, 2, 300), jnp.float32)
 
@@ -30,7 +30,7 @@ def test_bfloat16_keeps_type_and_mean() -> None:
 
 def test_no_rate_no_change() -> None:
     x = jax.random.normal(jax.random.key(0), (3, 2, 4)).astype(jnp.bfloat16)
-    for same in (Dropout(jnp.asarray(0.0), jax.random.key(1))(x, 0), keep_all(x, 0)):
+    for same in (Dropout(jnp.asarray(0.0), jax.random.key(1))(x, 0), no_dropout(x, 0)):
         assert same.dtype == jnp.bfloat16
         np.testing.assert_array_equal(same, x)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from counting_head import BLANK, VOCABULARY, CountingHead, LogProbs
-from jaxasr.arrays import IMPOSSIBLE
+from jaxasr.arrays import LOG_ZERO
 from jaxasr.search.beam import JointBeam, JointState, TransducerBeam, ctc_log_likelihood
 from jaxasr.search.greedy import TransducerGreedy
 from jaxasr.search.hypotheses import Hypotheses
@@ -69,7 +69,7 @@ def test_against_a_search_in_python(batch: int, beam: int, penalty: float, silen
     assert found.tokens.shape == (batch, beam, 20)
     for row, length in enumerate(lengths):
         expected = written_out(head, encoded[row, :length], beam, penalty, silent)
-        valid = np.asarray(found.score[row]) > IMPOSSIBLE / 2
+        valid = np.asarray(found.score[row]) > LOG_ZERO / 2
         assert valid.sum() == len(expected) and valid[: len(expected)].all()
         for rank, (tokens, at, log_probs, score) in enumerate(expected):
             count = int(found.length[row, rank])
@@ -96,7 +96,7 @@ def test_a_wide_beam_sums_all_alignments() -> None:
     encoded = random_frames(1, np.array([20]))[:, :3]
     found = search_whole(TransducerBeam(head, VOCABULARY**2), encoded, jnp.array([3]))
     texts = {tuple(found.tokens[0, k, : found.length[0, k]].tolist()) for k in range(found.score.shape[1])}
-    valid = np.asarray(found.score[0]) > IMPOSSIBLE / 2
+    valid = np.asarray(found.score[0]) > LOG_ZERO / 2
     assert len(texts) >= valid.sum() > VOCABULARY
     assert 0.9 < np.exp(np.asarray(found.score[0])[valid]).sum() <= 1.00001
 
@@ -144,7 +144,7 @@ def test_likelihoods_are_those_of_optax() -> None:
     loss = [ctc_loss(log_probs, tokens[:, k], lengths, counts[:, k]) for k in range(2)]
     possible = np.array([[True, True], [True, False], [True, False]])
     np.testing.assert_allclose(np.asarray(made)[possible], -np.stack(loss, axis=1)[possible], atol=1e-4)
-    assert (np.asarray(made)[~possible] < IMPOSSIBLE / 2).all()
+    assert (np.asarray(made)[~possible] < LOG_ZERO / 2).all()
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
@@ -153,7 +153,7 @@ def test_ctc_ranks_hypotheses_anew(weight: float) -> None:
     logits = np.random.default_rng(4).standard_normal((5, 3))
     log_probs = np.stack([log_softmax(frame) for frame in logits]).astype(np.float32)
     padded = np.concatenate([log_probs, np.full((2, 3), np.nan, np.float32)])[None]
-    given = hypotheses_of([*texts, [2, 2]], [*scores, IMPOSSIBLE], 7)
+    given = hypotheses_of([*texts, [2, 2]], [*scores, LOG_ZERO], 7)
     search: Any = JointBeam(Found(CountingHead(0), 5), LogProbs(blank_id=0), weight)
     ranked = search.finish(JointState(FoundState(given, jnp.array([5])), padded))
     expected = sorted(
@@ -163,4 +163,4 @@ def test_ctc_ranks_hypotheses_anew(weight: float) -> None:
     for rank, (score, text) in enumerate(expected):
         assert ranked.tokens[0, rank, : ranked.length[0, rank]].tolist() == text
         np.testing.assert_allclose(ranked.score[0, rank], score, atol=1e-4)
-    assert ranked.score[0, -1] == IMPOSSIBLE and ranked.tokens[0, -1, :2].tolist() == [2, 2]
+    assert ranked.score[0, -1] == LOG_ZERO and ranked.tokens[0, -1, :2].tolist() == [2, 2]

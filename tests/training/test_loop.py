@@ -26,7 +26,7 @@ from golden_models import Golden
 from jaxasr import store
 from jaxasr.errors import TrainingError
 from jaxasr.manifests import read_manifest
-from jaxasr.model import ModelConfig, Skeleton
+from jaxasr.model import AbstractModel, ModelConfig
 from jaxasr.search import JointConfig
 from jaxasr.text.encoding import TextEncoder
 from jaxasr.training.augmentation import AugmentationConfig
@@ -61,7 +61,7 @@ def trained() -> Any:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def losses_of(config: ModelConfig, recipe: Recipe, parameters: Any, key: Any, strength: Any, *batch: Any) -> Losses:
-    model = Skeleton(config).fill(parameters)
+    model = AbstractModel(config).fill(parameters)
     return batch_losses(model, recipe, *batch, key=key, dtype=jnp.dtype("float32"), strength=strength)
 
 

@@ -26,7 +26,7 @@ from jaxasr.training.losses import (
 
 
 class Problem(NamedTuple):
-    """Arguments of `transducer_loss` behind its joiner."""
+    """Arguments of `transducer_loss` after its joiner."""
 
     projected: np.ndarray  # (B, T, J)
     predicted: np.ndarray  # (B, U + 1, J)

@@ -70,7 +70,7 @@ def as_constant_nodes(graph: OnnxGraph) -> OnnxGraph:
 
 
 def stored_transposed(graph: OnnxGraph) -> OnnxGraph:
-    """Every matrix of a MatMul stored the other way, behind Transpose, Cast to its own type, and Identity."""
+    """Every matrix of a MatMul stored the other way, after Transpose, Cast to its own type, and Identity."""
     matrices = {n.inputs[1] for n in graph.nodes if n.op_type == "MatMul" and n.inputs[1] in graph.initializers}
     nodes = []
     initializers = dict(graph.initializers)
@@ -86,7 +86,7 @@ def stored_transposed(graph: OnnxGraph) -> OnnxGraph:
 
 
 def as_gemm(graph: OnnxGraph) -> OnnxGraph:
-    """MatMul and the Add behind it in one Gemm."""
+    """MatMul and the Add after it in one Gemm."""
     users = {name: node for node in graph.nodes for name in node.inputs}
     nodes, gone = [], set()
     for node in graph.nodes:
