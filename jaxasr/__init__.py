@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jaxasr.loading import load_model as load_model
     from jaxasr.process import configure_process as configure_process
     from jaxasr.recognizer import Recognizer as Recognizer
+    from jaxasr.training.train import train as train
     from jaxasr.transcripts import Failure as Failure
     from jaxasr.transcripts import Segment as Segment
     from jaxasr.transcripts import Transcript as Transcript

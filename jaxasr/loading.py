@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jaxasr import store
 from jaxasr.errors import ModelError
+from jaxasr.model import Parameters
 from jaxasr.recognizer import Recognizer
 
 logger = logging.getLogger("jaxasr")
@@ -68,7 +69,7 @@ def load_model(
     if pad_after is not None:
         audio = dataclasses.replace(audio, silence_after=pad_after)
 
-    def read() -> store.Parameters:
+    def read() -> Parameters:
         return stored.params(verify=verify)
 
     return Recognizer(

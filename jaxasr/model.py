@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxasr.encoders import ENCODERS, EncoderConfig
 from jaxasr.errors import ConfigError
@@ -19,6 +21,9 @@ from jaxasr.search import SEARCHES, GreedyConfig, HeadConfig, SearchConfig, choo
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.search.protocols import search_whole
 from jaxasr.text import SPELLINGS, SpellingConfig
+
+# Arrays nested by name, as a model directory stores them.
+Parameters = dict[str, "Parameters | jax.Array | np.ndarray"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +121,7 @@ class Model(nnx.Module):
         return {role: getattr(self, role) for role in self.config.heads}
 
     def encode(
-        self, waveforms: jax.Array, lengths: jax.Array, dtype: jnp.dtype = jnp.float32
+        self, waveforms: jax.Array, lengths: jax.Array, dtype: DTypeLike = jnp.float32
     ) -> tuple[jax.Array, jax.Array]:
         """waveforms (B, S) float32, lengths (B,) in samples -> encoded (B, T, D), lengths (B,) in frames to decode.
 
@@ -149,20 +154,20 @@ class AbstractModel:
         self.parameters: dict[str, Any] = _named(nnx.to_pure_dict(self._state))
         """Shapes and types of every parameter, nested by name as a model directory stores them."""
 
-    def fill(self, parameters: dict[str, Any]) -> Model:
+    def fill(self, parameters: Parameters) -> Model:
         """The model over nested `parameters`, to call it or parts of it."""
         state = jax.tree.map(lambda leaf: leaf, self._state)
         nnx.replace_by_pure_dict(state, nnx.restore_int_paths(parameters))
         return nnx.merge(self._graph, state)
 
 
-def named_parameters(model: Model) -> dict[str, Any]:
+def named_parameters(model: Model) -> Parameters:
     """A model's parameters, nested by name as a model directory stores them and `AbstractModel.fill` takes them."""
     return _named(nnx.to_pure_dict(nnx.state(model)))
 
 
 class _AnyKey(nnx.Rngs):
-    """One key for all where only shapes matter: counting keys took four fifths of the time that an abstract model takes."""
+    """One key for all, where only shapes matter: counting keys took four fifths of the time of an abstract model."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxasr.caches import programs_kept
 from jaxasr.devices import Policy, policy
 from jaxasr.errors import ModelError
-from jaxasr.model import AbstractModel, ModelConfig
+from jaxasr.model import AbstractModel, ModelConfig, Parameters
 from jaxasr.search import SearchConfig
 from jaxasr.search.hypotheses import Hypotheses
-
-Parameters = dict[str, Any]
 
 
 class Programs:

@@ -14,8 +14,8 @@ import numpy as np
 from jaxasr.audio import SAMPLE_RATE, AudioSource
 from jaxasr.batching import Batch, Window, assemble, cut, plan
 from jaxasr.errors import ConfigError, ModelError
-from jaxasr.model import Model, ModelConfig
-from jaxasr.programs import Parameters, Programs
+from jaxasr.model import Model, ModelConfig, Parameters
+from jaxasr.programs import Programs
 from jaxasr.reading import Clip, read_ahead
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.text import SPELLINGS

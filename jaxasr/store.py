@@ -25,12 +25,11 @@ import yaml
 from jaxasr.configuration import from_mapping, to_mapping
 from jaxasr.errors import ModelError
 from jaxasr.files import file_hash, read_yaml, reason, writing_folder
-from jaxasr.model import ModelConfig
+from jaxasr.model import ModelConfig, Parameters
 from jaxasr.text.tokens import TokenTable
 
 FORMAT = 2
 CONFIG, PARAMS, TOKENS, CARD, MANIFEST = "config.yaml", "params", "tokens.txt", "README.md", "manifest.json"
-Parameters = dict[str, Any]
 SAVE_CONCURRENT_GB = 0.1
 _TRANSPOSED = (
     "The parameters are the source's, transposed; nothing was trained or rounded unless a line above says so. "

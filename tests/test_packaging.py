@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.resources
+import inspect
 import json
 import os
 import re
@@ -276,3 +277,25 @@ def test_licence_is_whole() -> None:
     assert PROJECT["project"]["license"] == "Apache-2.0"
     metadata = importlib.metadata.metadata("jaxasr")
     assert metadata["License-Expression"] == "Apache-2.0"
+
+
+def test_the_public_surface_says_its_types() -> None:
+    """Every parameter and result of a public name is annotated, and none as Any."""
+    untyped = []
+    for name in jaxasr.__all__:
+        value = getattr(jaxasr, name)
+        if inspect.isclass(value):
+            functions = [each for key, each in vars(value).items() if key == "__init__" or not key.startswith("_")]
+            functions = [each.fget if isinstance(each, property) else each for each in functions]
+            noted = [(name, dict(getattr(value, "__annotations__", {})))]
+        else:
+            functions, noted = [value], []
+        for function in filter(inspect.isfunction, functions):
+            signature = inspect.signature(function)
+            notes = {key: each.annotation for key, each in signature.parameters.items() if key != "self"}
+            noted.append((function.__qualname__, notes | {"return": signature.return_annotation}))
+        for place, notes in noted:
+            for key, note in notes.items():
+                if note is inspect.Signature.empty or re.search(r"\bAny\b", str(note)):
+                    untyped.append(f"{place}: {key}")
+    assert not untyped

@@ -23,14 +23,12 @@ from jaxasr.caches import programs_kept
 from jaxasr.devices import Policy, policy
 from jaxasr.errors import AudioError, ConfigError, TrainingError
 from jaxasr.evaluation import Errors
-from jaxasr.model import AbstractModel, Model, ModelConfig, named_parameters
+from jaxasr.model import AbstractModel, Model, ModelConfig, Parameters, named_parameters
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.data import Corpus, TrainingBatch, prefetch
 from jaxasr.training.objective import batch_losses, total_loss
 from jaxasr.training.recipe import Recipe
 from jaxasr.training.runs import Log, RunFolder, State, identify, stop_requests
-
-Parameters = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

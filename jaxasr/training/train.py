@@ -15,12 +15,12 @@ from jaxasr import loading, store
 from jaxasr.errors import ConfigError
 from jaxasr.evaluation import Errors, evaluate
 from jaxasr.manifests import Utterance, duration, read_manifest
-from jaxasr.model import ModelConfig
+from jaxasr.model import ModelConfig, Parameters
 from jaxasr.recognizer import Recognizer
 from jaxasr.text.encoding import TextEncoder
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.data import Corpus, Example, check
-from jaxasr.training.loop import Parameters, Progress, Trainer, new_parameters
+from jaxasr.training.loop import Progress, Trainer, new_parameters
 from jaxasr.training.recipe import Recipe, read_recipe
 from jaxasr.training.runs import RunFolder
 from jaxasr.training.vocabulary import make_vocabulary, with_vocabulary
