@@ -334,7 +334,8 @@ def test_predictor_and_joiner(goldens: Goldens, name: str) -> None:
         state = head.initial_state(len(stored["contexts"]))
         for tokens in stored["contexts"].T:
             state = head.advance(state, tokens)
-        logits = jax.vmap(lambda frame: head.join(frame[None], state))(frames)
+        rows = (len(state[1]), frames.shape[1])
+        logits = jax.vmap(lambda frame: head.join(jnp.broadcast_to(frame, rows), state))(frames)
         training = head.predictor(np.stack([sequence[:-1], sequence[1:]], axis=1))
         return head.predictor(stored["contexts"]), state[1], logits, training
 
