@@ -64,8 +64,8 @@ class ZipformerConfig:
     padding: Literal["isolated", "publisher"] = "isolated"
 
     def __post_init__(self) -> None:
-        if len(self.embed_channels) != 3 or min(self.embed_channels) < 1:
-            raise ValueError("embed_channels needs three positive numbers")
+        if min(self.embed_channels) < 1:
+            raise ValueError("embed_channels must be positive")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name == "embed_channels":

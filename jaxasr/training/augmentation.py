@@ -58,7 +58,7 @@ class AugmentationConfig:
     def __post_init__(self) -> None:
         for name in ("speed", "volume_db", "noise_snr_db", "reverberation_seconds"):
             values = getattr(self, name)
-            if len(values) != 2 or not all(map(math.isfinite, values)) or values[0] > values[1]:
+            if not all(map(math.isfinite, values)) or values[0] > values[1]:
                 raise ValueError(f"{name} must be two finite numbers, the lower one first, got {list(values)}")
             if name in ("speed", "reverberation_seconds") and values[0] <= 0:
                 raise ValueError(f"{name} must be positive, got {list(values)}")

@@ -37,7 +37,7 @@ class CurriculumConfig:
     gentle_steps: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        if len(self.gap_seconds) != 2 or not 0 <= self.gap_seconds[0] <= self.gap_seconds[1]:
+        if not 0 <= self.gap_seconds[0] <= self.gap_seconds[1]:
             raise ValueError("gap_seconds must be the shortest and the longest gap")
         if self.join_most < 1:
             raise ValueError("join_most must be at least 1")
@@ -47,7 +47,7 @@ class CurriculumConfig:
             raise ValueError("edge_share and repeat_share must lie in 0..1")
         if self.clean_epochs < 0:
             raise ValueError("clean_epochs must not be negative")
-        if len(self.gentle_steps) != 2 or not 0 <= self.gentle_steps[0] <= self.gentle_steps[1]:
+        if not 0 <= self.gentle_steps[0] <= self.gentle_steps[1]:
             raise ValueError("gentle_steps must be two numbers of steps, the lower one first")
 
     def longest(self, epoch: int, bucket: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ import jax
 from jaxasr import loading, store
 from jaxasr.errors import ConfigError
 from jaxasr.evaluation import Errors, evaluate
+from jaxasr.files import file_hash
 from jaxasr.manifests import Utterance, duration, read_manifest
 from jaxasr.model import ModelConfig, Parameters
 from jaxasr.recognizer import Recognizer
@@ -206,15 +206,9 @@ def _card(
         summary.append(f"stored as {settings.stored}")
     return store.ModelCard(
         name=config.name,
-        source=tuple(_fingerprint(Path(manifest)) for manifest in manifests),
+        source=tuple((path.name, path.stat().st_size, file_hash(path)) for path in map(Path, manifests)),
         summary=tuple(summary),
         origin="training on the manifests below",
         trained=True,
         licence="that of its recordings",
     )
-
-
-def _fingerprint(path: Path) -> tuple[str, int, str]:
-    """Name, size in bytes and SHA-256 of a file."""
-    content = path.read_bytes()
-    return path.name, len(content), hashlib.sha256(content).hexdigest()
