@@ -68,7 +68,6 @@ def loudest(samples: np.ndarray) -> float:
     [
         ("speed", (0.0, 1.0)),
         ("speed", (1.1, 0.9)),
-        ("speed", (1.0,)),
         ("volume_db", (3.0, math.inf)),
         ("noise_probability", 1.5),
         ("noise_snr_db", (30.0, 0.0)),
@@ -85,6 +84,11 @@ def loudest(samples: np.ndarray) -> float:
 def test_an_impossible_setting_is_named(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{field} must"):
         AugmentationConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_one_number_is_no_span() -> None:
+    with pytest.raises(ConfigError, match="speed: expected 2 values, got 1"):
+        from_mapping(AugmentationConfig, {"speed": [1.0]}, "recipe")
 
 
 def test_every_setting_comes_from_yaml_and_goes_back() -> None:
