@@ -64,7 +64,6 @@ def convert_checkpoint(
         chunk_seconds=chunk_seconds,
         left_context_seconds=left_context_seconds,
         family=family,
-        overwrite=overwrite,
     )
     options = _with_config(options, config)
     _, checkpoint, converted = _read(Path(source), options)
@@ -75,9 +74,7 @@ def convert_checkpoint(
         origin=origin,
         licence=licence,
     )
-    store.save(
-        target, converted.config, parameters(converted.arrays), converted.tokens, card, overwrite=options.overwrite
-    )
+    store.save(target, converted.config, parameters(converted.arrays), converted.tokens, card, overwrite=overwrite)
     return card
 
 

@@ -55,7 +55,7 @@ class Options:
     `recipe`: the publisher's own arguments, as their yaml file holds them. `config_file`: where `config` or `recipe`
     stands. `precision`: one of PRECISIONS. `average`: further training checkpoints to average with. `chunk_seconds`,
     `left_context_seconds`: of models that stream; infinity for no chunks and for unlimited context. `family`: a name of
-    FAMILIES, the only one to be asked. `overwrite`: whether a model directory may be replaced.
+    FAMILIES, the only one to be asked.
     """
 
     name: str = ""
@@ -68,7 +68,6 @@ class Options:
     chunk_seconds: float | None = None
     left_context_seconds: float | None = None
     family: str | None = None
-    overwrite: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

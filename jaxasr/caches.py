@@ -53,11 +53,11 @@ def programs_kept() -> Iterator[None]:
     import jax
 
     with _lock:
-        _inside += 1
-        if _inside == 1:
+        if _inside == 0:
             for name, value in compilation_options().items():
                 _replaced[name] = (getattr(jax.config, name), value)
                 jax.config.update(name, value)
+        _inside += 1
     try:
         yield
     finally:

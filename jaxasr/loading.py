@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from jaxasr import store
-from jaxasr.errors import ModelError
+from jaxasr.errors import ConfigError, ModelError
 from jaxasr.model import Parameters
 from jaxasr.recognizer import Recognizer
 
@@ -64,10 +64,12 @@ def load_model(
     directory = _embedded() if name_or_path is None else locate(name_or_path, precision)
     stored = store.open_model(directory, verify=verify)
     audio = stored.config.audio
-    if pad_before is not None:
-        audio = dataclasses.replace(audio, silence_before=pad_before)
-    if pad_after is not None:
-        audio = dataclasses.replace(audio, silence_after=pad_after)
+    for name, field, value in (("pad_before", "silence_before", pad_before), ("pad_after", "silence_after", pad_after)):
+        if value is not None:
+            try:
+                audio = dataclasses.replace(audio, **{field: value})
+            except ValueError:
+                raise ConfigError(f"{name} must be a number of seconds, not {value}") from None
 
     def read() -> Parameters:
         return stored.params(verify=verify)

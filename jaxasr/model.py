@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -36,6 +37,12 @@ class AudioConfig:
     silence_before: float = 0.0
     silence_after: float = 0.0
     longest: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("silence_before", "silence_after", "longest"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0) or (name == "longest" and value == 0):
+                raise ValueError(f"{name} must be a number of seconds, not {value}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,8 +49,8 @@ def _keep_freed_memory() -> None:
 class _Mpg123Silence:
     """Keeps what libmpg123 prints from file descriptor 2, once a process has enabled it.
 
-    What other threads write meanwhile goes out when the last reader leaves: entered per block, so that this takes
-    milliseconds.
+    What other threads write meanwhile is held back until the last reader leaves. Readers enter it for each block that
+    they decode, so that this takes milliseconds.
     """
 
     _LINE = re.compile(rb"Note: |Warning: |\[src/libmpg123/")

@@ -98,6 +98,8 @@ class Programs:
     def compile(self, rows: int, samples: int) -> jax.stages.Compiled:
         """The program for batches of this shape: traced and compiled once, then kept in `compiled`."""
         with self._lock:
+            if self._params is None and self._given is None:
+                raise ModelError("the recognizer is closed")
             if (rows, samples) not in self.compiled:
                 by_row = PartitionSpec("batch")
                 mapped = jax.shard_map(

@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, cast
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from jaxasr.errors import AudioError, JaxasrError
 from jaxasr.transcripts import Failure
 
 READERS = 2  # threads
+_END: Final = object()  # of the sources, among which None is an error of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +43,8 @@ def read_ahead(
             group: list[Clip | Failure] = []
             size = 0
             while size < group_samples:
-                while len(pending) < 2 * READERS and (source := next(inputs, None)) is not None:
-                    pending.append(readers.submit(_read, source, sample_rate))
+                while len(pending) < 2 * READERS and (source := next(inputs, _END)) is not _END:
+                    pending.append(readers.submit(_read, cast(AudioSource, source), sample_rate))
                 if not pending:
                     break
                 item = pending.popleft().result()
@@ -57,7 +59,7 @@ def read_ahead(
                     upcoming = collector.submit(collect)
                     yield group
             finally:
-                for future in pending:
+                for future in list(pending):  # which `collect` may still change
                     future.cancel()
 
 

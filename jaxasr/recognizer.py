@@ -78,6 +78,8 @@ class Recognizer:
         for name, value in (("batch_seconds", batch_seconds), ("shortest_seconds", shortest_seconds)):
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive, not {value}")
+        if config.encoder.encoded_length(config.features.frame_count(int(shortest_seconds * SAMPLE_RATE))) < 1:
+            raise ConfigError(f"shortest_seconds is {shortest_seconds}, which {config.name} makes no frame of")
         self.config, self.tokens = config, tokens
         chosen = config.choose_search(search, head, beam)
         self.programs = Programs(config, params, search=chosen, dtype=dtype, devices=devices)

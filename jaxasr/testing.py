@@ -1,4 +1,4 @@
-"""A small model for tests of programs that use jaxasr: it loads in a second and takes every way that a large one takes.
+"""A small model for tests of programs that use jaxasr: it loads in a second and runs through a large model's code.
 
 Its weights are random, so that what it hears means nothing; but it is a whole recogniser with a transducer and a CTC
 head, made like any other. Two processors may round differently: a test should not compare its text with a stored one.

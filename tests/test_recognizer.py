@@ -145,6 +145,12 @@ def test_misspelt_arguments_are_errors(recognizer: Recognizer, bundled: Golden) 
         recognizer.transcribe([], on_error="ignore")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="float33"):
         bundled.recognizer(dtype="float33")
+    for option in ("pad_before", "pad_after"):
+        for seconds in (-1.0, float("nan")):
+            with pytest.raises(ConfigError, match=f"{option} must be a number of seconds"):
+                jaxasr.load_model(bundled.directory, **{option: seconds})
+    with pytest.raises(ConfigError, match="shortest_seconds"):
+        bundled.recognizer(shortest_seconds=0.05)
     with pytest.raises(ConfigError, match="batch_seconds"):
         bundled.recognizer(batch_seconds=0)
     with pytest.raises(ConfigError, match="rnnt"):
@@ -170,6 +176,7 @@ GREEDY, JOINT = GreedyConfig(), JointConfig(beam=8)
         (BeamConfig(beam=6), {"beam": 2}, BeamConfig(beam=2)),
         (JOINT, {}, JOINT),
         (JOINT, {"beam": 3}, JointConfig(beam=3)),
+        (JOINT, {"beam": 1}, GREEDY),
         (JointConfig(beam=8, ctc_weight=0.7), {"kind": "joint", "beam": 3}, JointConfig(beam=3, ctc_weight=0.7)),
         (JOINT, {"kind": "greedy"}, GREEDY),
         (JOINT, {"kind": "beam"}, BeamConfig(beam=8)),
@@ -207,6 +214,12 @@ def test_a_configuration_names_parts_that_do_not_agree(bundled: Golden) -> None:
         JointConfig(ctc_weight=1.5)
     with pytest.raises(ValueError, match="two heads of one vocabulary"):
         dataclasses.replace(bundled.config, search=JOINT, ctc=None)
+    with pytest.raises(ValueError, match="ctc head emits one token a frame at most"):
+        dataclasses.replace(bundled.config, search=GreedyConfig(head="ctc", max_symbols=2))
+    timed = dataclasses.replace(bundled.config.transducer, durations=(0, 1))
+    for search in (BeamConfig(), JointConfig()):
+        with pytest.raises(ValueError, match="knows no durations"):
+            dataclasses.replace(bundled.config, transducer=timed, search=search)
     with pytest.raises(ValueError, match="no ctc head"):
         dataclasses.replace(bundled.config, search=GreedyConfig(head="ctc"), ctc=None)
     with pytest.raises(ValueError, match="vocabularies differ"):

@@ -89,8 +89,11 @@ def _converted(request: Request, root: Path) -> Path | None:
 
 
 def _model_directory(request: Request, root: Path, commit: str) -> Path:
-    # The version is part of the name: what an older converter wrote is not taken for what this one writes.
-    return root / "models" / request.folder / f"{commit[:12]}-{request.precision}-{__version__}"
+    from jaxasr.store import FORMAT
+
+    # Version and format are part of the name: what an older converter wrote is not taken for what this one writes.
+    name = f"{commit[:12]}-{request.precision}-{__version__}-{FORMAT}"
+    return root / "models" / request.folder / name
 
 
 def _pinned(request: Request, root: Path) -> str | None:

@@ -65,10 +65,11 @@ BlankPenaltyOption = Annotated[
     ),
 ]
 SearchOption = Annotated[
-    Literal["greedy", "beam", "joint"] | None,
+    str | None,
     typer.Option(
-        help="How tokens are found: the best of each frame, a transducer's beam search, or that ranked by the CTC head "
-        "too; the model's own if unset."
+        metavar="KIND",
+        help="How tokens are found: greedy, the best of each frame; beam, a transducer's beam search; joint, that one "
+        "ranked by the CTC head too; the model's own if unset.",
     ),
 ]
 HeadOption = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,7 @@ class Encoder(Protocol):
         ...
 
 
+@runtime_checkable
 class StreamingEncoder(Encoder, Protocol):
     """An encoder with a form that takes an utterance in pieces; a state is a pytree with the batch axis first."""
 

@@ -43,7 +43,7 @@ class ConvNeXt(nnx.Module):
 
 
 class ConvEmbed(nnx.Module):
-    """The Zipformer's front end: (B, T, bins) at 100 Hz -> (B, (T - 7) // 2, D) at 50 Hz .
+    """The Zipformer's front end: (B, T, bins) at 100 Hz -> (B, (T - 7) // 2, D) at 50 Hz.
 
     Three 3 x 3 convolutions with SwooshR, a ConvNeXt block, a linear layer over channels x frequencies, BiasNorm.
     `channels` are those after each of the three convolutions.

@@ -36,10 +36,10 @@ class TransducerConfig:
     durations: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in (self.blank_id, *self.silent_ids):
-            if not 0 <= name < self.vocabulary_size:
+        for token_id in (self.blank_id, *self.silent_ids):
+            if not 0 <= token_id < self.vocabulary_size:
                 raise ValueError(
-                    f"blank_id and silent_ids must lie in the vocabulary of {self.vocabulary_size}: {name}"
+                    f"blank_id and silent_ids must lie in the vocabulary of {self.vocabulary_size}: {token_id}"
                 )
         if self.durations and (min(self.durations) < 0 or max(self.durations) < 1):
             raise ValueError(f"durations must be numbers of frames of which one is positive, not {self.durations}")

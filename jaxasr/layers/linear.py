@@ -1,4 +1,4 @@
-"""Linear layers and embeddings."""
+"""Linear layers."""
 
 from __future__ import annotations
 

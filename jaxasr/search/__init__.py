@@ -68,8 +68,13 @@ class GreedyConfig:
         return 1
 
     def fault(self, heads: Mapping[str, HeadConfig]) -> str | None:
-        """The head must be there."""
-        return None if self.head is None or self.head in heads else f"there is no {self.head} head"
+        """The head must be there, and be a transducer where it may emit several tokens a frame."""
+        role = self.head or next(iter(heads))
+        if role not in heads:
+            return f"there is no {role} head"
+        if self.max_symbols > 1 and role != "transducer":
+            return f"the {role} head emits one token a frame at most: leave out max_symbols"
+        return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +90,10 @@ class BeamConfig:
             raise ValueError(f"a beam search needs a beam of 1 or more, not {self.beam}")
 
     def fault(self, heads: Mapping[str, HeadConfig]) -> str | None:
-        """There must be a transducer."""
-        return None if self.head in heads else "a beam search needs a transducer head"
+        """There must be a transducer, without durations."""
+        if self.head not in heads:
+            return "a beam search needs a transducer head"
+        return _durations_fault(heads[self.head])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,10 +116,17 @@ class JointConfig:
         return "transducer"
 
     def fault(self, heads: Mapping[str, HeadConfig]) -> str | None:
-        """There must be both heads, with one vocabulary and one blank."""
-        both = [heads.get(role) for role in ("transducer", "ctc")]
-        sizes = {(head.vocabulary_size, head.blank_id) for head in both if head is not None}
-        return None if None not in both and len(sizes) == 1 else "a joint search needs two heads of one vocabulary"
+        """There must be both heads, with one vocabulary and one blank, and no durations."""
+        both = [heads[role] for role in ("transducer", "ctc") if role in heads]
+        sizes = {(head.vocabulary_size, head.blank_id) for head in both}
+        if len(both) < 2 or len(sizes) > 1:
+            return "a joint search needs two heads of one vocabulary"
+        return _durations_fault(heads[self.head])
+
+
+def _durations_fault(head: HeadConfig) -> str | None:
+    """A beam goes from frame to frame and skips none."""
+    return "a beam search knows no durations: take greedy search" if getattr(head, "durations", ()) else None
 
 
 def _greedy(config: GreedyConfig, heads: Mapping[str, Any], blank_penalty: jax.Array | float) -> Search[Any]:
@@ -142,9 +156,9 @@ def choose_search(
 ) -> SearchConfig:
     """The search that a user asks for: of this kind, by this head, with this many hypotheses; each None if unsaid.
 
-    `own` is the model's, and what stays of it where nothing speaks against it. A beam alone changes how many hypotheses
-    are kept, and makes a beam search of a greedy one; a beam of 1 is greedy search. A head alone is searched by itself.
-    Raises ValueError for what cannot be.
+    `own` is the model's search; its settings stay unless an argument replaces them. A beam alone changes how many
+    hypotheses are kept, and makes a beam search of a greedy one; a beam of 1 is greedy search. A head alone is searched
+    by itself. Raises ValueError for what cannot be.
     """
     if kind is not None and kind not in SEARCHES:
         raise ValueError(f"search {kind!r} is none of {', '.join(SEARCHES)}")
@@ -170,7 +184,7 @@ def choose_search(
 
 def _kind(own: SearchConfig, head: str | None, beam: int | None) -> str:
     """The kind of search that a head and a beam without a kind mean."""
-    if head is None and (beam is None or (own.beam > 1 and beam > 1) or own.kind == "joint"):
+    if head is None and (beam is None or (own.beam > 1 and beam > 1) or (own.kind == "joint" and beam != 1)):
         return own.kind
     searched = head or own.head
     several = (own.beam if beam is None else beam) != 1

@@ -24,7 +24,7 @@ _MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)
 class BeamState(NamedTuple):
     """What is known after some frames.
 
-    Of each hypothesis: what the head remembers (B * K, ...), its score (B, K), hashes of its tokens (B, K, 2). Of each
+    Of each hypothesis: what the head remembers (B, K, ...), its score (B, K), hashes of its tokens (B, K, 2). Of each
     row: the frames searched (B,). And the tokens found.
     """
 
@@ -53,7 +53,7 @@ class TransducerBeam:
         """One hypothesis a row that says nothing; room for a token a frame."""
         alone = jnp.where(jnp.arange(self.beam) == 0, 0.0, LOG_ZERO).astype(jnp.float32)
         return BeamState(
-            head=self.head.initial_state(batch * self.beam),
+            head=jax.tree.map(functools.partial(_by_row, batch=batch), self.head.initial_state(batch * self.beam)),
             score=jnp.broadcast_to(alone, (batch, self.beam)),
             hashes=jnp.zeros((batch, self.beam, 2), jnp.uint32),
             searched=jnp.zeros((batch,), jnp.int32),
@@ -64,7 +64,9 @@ class TransducerBeam:
         """encoded (B, T, D), lengths (B,) in frames."""
         valid = length_mask(lengths, encoded.shape[1])
         inputs = (self.head.project(encoded).swapaxes(0, 1), valid.T)
-        (head, score, hashes), steps = lax.scan(self._frame, (state.head, state.score, state.hashes), inputs)
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), state.head)  # (B * K, ...)
+        (flat, score, hashes), steps = lax.scan(self._frame, (flat, state.score, state.hashes), inputs)
+        head = jax.tree.map(functools.partial(_by_row, batch=encoded.shape[0]), flat)
         ancestor, tokens, log_probs, emitted = _trace_back(steps)
         # Each hypothesis goes on with the tokens of the one that it descends from.
         found = jax.tree.map(functools.partial(_gather, places=ancestor), state.found)
@@ -194,6 +196,11 @@ def rank(hypotheses: Hypotheses, by: Float[Array, "B N"]) -> Hypotheses:
     """The same hypotheses, those with the highest `by` (B, N) first."""
     order = jnp.argsort(by, axis=1, descending=True, stable=True)
     return Hypotheses(*(_gather(leaf, order) for leaf in hypotheses))
+
+
+def _by_row(leaf: Shaped[Array, "BK ..."], batch: int) -> Shaped[Array, "{batch} K ..."]:
+    """A leaf of all hypotheses, row after row, with an axis for the rows."""
+    return leaf.reshape(batch, -1, *leaf.shape[1:])
 
 
 def _gather(leaf: Shaped[Array, "B K ..."], places: Int[Array, "B N"]) -> Shaped[Array, "B N ..."]:

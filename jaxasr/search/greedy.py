@@ -87,9 +87,10 @@ class TransducerGreedy:
 
         def symbol(loop: Any) -> Any:
             number, head, here, onward, outputs = loop
-            head, now = self._symbol(head, projection, here)
+            head, (token, duration, log_prob, emit) = self._symbol(head, projection, here)
+            spanned = duration if self.head.durations else jnp.ones_like(duration)
+            now = (token, spanned, log_prob, emit)
             outputs = tuple(kept.at[number].set(new) for kept, new in zip(outputs, now, strict=True))
-            _, duration, _, emit = now
             stays = here & emit & (duration == 0)
             onward = jnp.where(here & ~stays, jnp.maximum(duration, 1), onward)
             return number + 1, head, stays, onward, outputs

@@ -117,7 +117,7 @@ class TokenTable:
         if strangers:
             raise CheckpointError(
                 f"{path}: has the token {pieces[strangers[0]]!r} with id {strangers[0]}, but the model's vocabulary "
-                f"ends at {size} tokens; give the tokens.txt that belongs to it with --tokens"
+                f"ends at {size} tokens; give the tokens.txt that belongs to it as tokens"
             )
         count = max(pieces) + 1 if size is None else size
         # A stray huge id must not make a huge list: the first few holes are enough to say.
@@ -126,7 +126,7 @@ class TokenTable:
             holes = [token_id for token_id in range(min(count, present + 4)) if token_id not in pieces][:4]
             raise CheckpointError(
                 f"{path}: has {present} tokens where {count} are needed (the first id without one is {holes[0]}); "
-                "give the tokens.txt that belongs to the model with --tokens"
+                "give the tokens.txt that belongs to the model as tokens"
             )
         return cls(tuple(pieces[token_id] for token_id in range(count)))
 

@@ -71,7 +71,8 @@ class RunFolder:
         """Write a checkpoint; the one before stays until this one is whole. TrainingError where there is no room."""
         import orbax.checkpoint as ocp
 
-        _replace(self.path / RUN, json.dumps(identity, indent=1) + "\n")
+        with writing_file(self.path / RUN, TrainingError) as write:
+            write(json.dumps(identity, indent=1) + "\n")
         try:
             with self._checkpoints() as manager:
                 manager.save(step, args=ocp.args.StandardSave(state))
@@ -109,8 +110,9 @@ class RunFolder:
         """TrainingError that names what differs from the run that began here."""
         try:
             before = json.loads((self.path / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return  # the shapes in the checkpoint decide
+            before["recipe"]["model"], before["data"], before["devices"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return  # absent or damaged: the shapes in the checkpoint decide
         # A field that a run of an earlier version does not name was at its default, if it was a field at all.
         with contextlib.suppress(ConfigError):
             stored = {"steps": 1, **before["recipe"]}
@@ -126,12 +128,6 @@ class RunFolder:
             )
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file of a run, whole or not at all; TrainingError, since a ConfigError would mean a bad recording."""
-    with writing_file(path, TrainingError) as write:
-        write(text)
-
-
 class Log:
     """`log.jsonl`: a JSON object a line, one for each step and each evaluation.
 
@@ -142,7 +138,8 @@ class Log:
         path = run.path / LOG
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and done else []
         kept = [line for line in lines if _step_of(line) <= done]
-        _replace(path, "".join(f"{line}\n" for line in kept))
+        with writing_file(path, TrainingError) as write:  # a ConfigError would mean a bad recording
+            write("".join(f"{line}\n" for line in kept))
         try:
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         except OSError as error:

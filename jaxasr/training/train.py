@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 
 from jaxasr import loading, store
-from jaxasr.devices import prepare
 from jaxasr.errors import ConfigError
 from jaxasr.evaluation import Errors, evaluate
 from jaxasr.files import file_hash
@@ -81,7 +80,6 @@ def train(
     SIGTERM end a run after the running step, with a checkpoint: KeyboardInterrupt, or whatever the handler installed
     before does. ConfigError, AudioError, ModelError and TrainingError have messages of one line.
     """
-    prepare()  # before the first program, so that all are kept for the next process
     settings = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     if steps is not None:
         settings = dataclasses.replace(settings, steps=steps)

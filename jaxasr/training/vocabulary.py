@@ -23,7 +23,7 @@ class VocabularyConfig:
 
 
 def with_vocabulary(config: ModelConfig, tokens: TokenTable) -> ModelConfig:
-    """The configuration with the size, the blank and the unknown of a vocabulary."""
+    """The configuration with the size and the blank of a vocabulary; its `<unk>` is the transducer's only silent id."""
     size, blank = len(tokens), tokens.blank_id or 0
     transducer, ctc = config.transducer, config.ctc
     if transducer is not None:

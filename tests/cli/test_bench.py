@@ -56,6 +56,6 @@ def test_a_model_that_is_not_there_is_one_line(run: Run, tmp_path: Path) -> None
 def test_a_configuration_is_filled_with_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert benchmark.DEFAULT in named_configs()
     recognizer = benchmark.random_recognizer("gigaspeech_kws_zipformer", seed=1, beam=4)
-    assert recognizer.config.name == "gigaspeech_kws_zipformer" and recognizer.search.beam == 4
-    kernel = np.asarray(recognizer.params["transducer"]["output"]["kernel"])
+    assert recognizer.config.name == "gigaspeech_kws_zipformer" and recognizer.programs.search.beam == 4
+    kernel = np.asarray(recognizer.programs.params["transducer"]["output"]["kernel"])
     assert 0.02 < kernel.std() < 0.04

@@ -81,7 +81,7 @@ def test_a_model_directory_is_what_its_checkpoint_is(run: Run, shared: Path, tmp
     published = json.loads(run("info", encoder, "--json").out)
     converted = json.loads(run("info", tmp_path / "model", "--json").out)
     for key in (
-        "architecture", "heads", "search", "beam", "parameters", "dtype", "vocabulary", "causal", "chunk_size",
+        "architecture", "heads", "search", "head", "beam", "parameters", "dtype", "vocabulary", "causal", "chunk_size",
         "left_context", "silence_before_s", "silence_after_s", "longest_s",
     ):  # fmt: skip
         assert converted[key] == published[key], key

@@ -96,7 +96,7 @@ def written_out_with_durations(
         if token == BLANK:
             at, here = at + max(duration, 1), 0
             continue
-        found.append((token, at, duration))
+        found.append((token, at, duration if durations else 1))
         total = total + head.by_token[token]
         here += 1
         if duration or here == max_symbols:
@@ -164,6 +164,22 @@ def test_pieces_give_what_the_whole_gives(name: str, sizes: list[int]) -> None:
         np.testing.assert_array_equal(getattr(pieces, field), getattr(whole, field), err_msg=field)
     for field in ("log_probs", "score"):
         np.testing.assert_allclose(getattr(pieces, field), getattr(whole, field), rtol=1e-5, atol=1e-5, err_msg=field)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_rows_of_a_state_can_be_swapped(name: str) -> None:
+    """As a stream's slots are: a state has the batch axis first in every leaf."""
+    search = SEARCHES[name]
+    width = VOCABULARY + (3 if name == "durations" else 0)
+    encoded = np.asarray(jax.nn.log_softmax(np.random.default_rng(12).standard_normal((2, 12, width)))).astype(
+        np.float32
+    )
+    lengths = jnp.array([6, 6])
+    state = search.step(search.start(2, 12), encoded[:, :6], lengths)
+    swapped = search.step(jax.tree.map(lambda leaf: leaf[::-1], state), encoded[::-1, 6:], lengths)
+    straight = search.finish(search.step(state, encoded[:, 6:], lengths))
+    for ours, theirs in zip(search.finish(swapped), straight, strict=True):
+        np.testing.assert_allclose(ours[::-1], theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_tokens_beyond_the_buffers_are_dropped() -> None:

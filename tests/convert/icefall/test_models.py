@@ -45,7 +45,8 @@ def test_a_checkpoint_under_options(bundled: Golden) -> None:
     candidate = Candidate("", (PurePosixPath("pretrained.pt"),), folder=bundled.folder)
     options = Options(name="mine", tokens=bundled.folder / "tokens.txt", recipe={"unk_id": 7})
     converted = convert(read(candidate, options), options)
-    assert (converted.config.name, converted.config.text.unknown_id) == ("mine", 7)
+    transducer = converted.config.transducer
+    assert transducer is not None and (converted.config.name, transducer.silent_ids) == ("mine", (7,))
     assert converted.tokens == bundled.tokens
     given = dataclasses.replace(options, config=bundled.config, recipe=None)
     assert convert(read(candidate, given), given).config == bundled.config
