@@ -97,10 +97,9 @@ class EmitsAll:
     silent_ids = ()
 
     def __init__(self, head: Any) -> None:
-        self._head = head
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._head, name)
+        self.blank_id, self.durations, self.length_offset = head.blank_id, head.durations, head.length_offset
+        self.project, self.initial_state = head.project, head.initial_state
+        self.advance, self.join = head.advance, head.join
 
 
 def icefall_greedy(head: Any, encoded: Any, lengths: Any) -> Hypotheses:

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 ROOMS = ("jaxasr.features", "jaxasr.layers", "jaxasr.encoders", "jaxasr.heads", "jaxasr.search")
 
@@ -60,8 +60,13 @@ class _Finder:
 
 def _jaxtyping_hook() -> Any:
     """jaxtyping's finder, made when it is first needed: with it comes JAX."""
+    import jax
     import jaxtyping
+    import numpy as np
 
+    import jaxasr.arrays
+
+    jaxasr.arrays.Count = TypeVar("Count", int, jax.Array, np.ndarray)  # type: ignore[misc, assignment]
     manager = jaxtyping.install_import_hook(ROOMS, "shape_checks.check")
     manager.uninstall()
     return manager.hook

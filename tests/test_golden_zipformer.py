@@ -336,8 +336,8 @@ def test_predictor_and_joiner(goldens: Goldens, name: str) -> None:
             state = head.advance(state, tokens)
         rows = (len(state[1]), frames.shape[1])
         logits = jax.vmap(lambda frame: head.join(jnp.broadcast_to(frame, rows), state))(frames)
-        training = head.predictor(np.stack([sequence[:-1], sequence[1:]], axis=1))
-        return head.predictor(stored["contexts"]), state[1], logits, training
+        training = head.predictor.predict(np.stack([sequence[:-1], sequence[1:]], axis=1))
+        return head.predictor.predict(stored["contexts"]), state[1], logits, training
 
     ours = run(golden.params)
     names = ("decoder_out", "decoder_proj", "joiner_logits", "padded_decoder_out")

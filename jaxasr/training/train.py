@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from jaxasr import loading, store
+from jaxasr.caches import programs_kept
 from jaxasr.errors import ConfigError
 from jaxasr.evaluation import Errors, evaluate
 from jaxasr.files import file_hash
@@ -46,6 +47,7 @@ class TrainingResult:
     skipped: tuple[tuple[Utterance, str], ...]
 
 
+@programs_kept()
 def train(
     recipe: Recipe | StrPath,
     data: StrPath | Sequence[StrPath],

@@ -74,8 +74,9 @@ def test_options_reach_the_library(run: Run, two: Path, recognizers: list[Any]) 
     options += "--pad-before 0.9 --pad-after 0".split()
     assert run("evaluate", two / "b" / "m.tsv", "--model", "m", *options, "--precision", "int8").code == 0
     assert recognizers[0].options == {
-        "model": "m", "dtype": "bfloat16", "batch_seconds": 30.0, "blank_penalty": 1.5, "head": "joint",
-        "beam": 8, "pad_before": 0.9, "pad_after": 0.0, "precision": "int8", "lazy": True,
+        "model": "m", "dtype": "bfloat16", "batch_seconds": 30.0, "blank_penalty": 1.5,
+        "search": "joint", "head": None, "beam": 8, "pad_before": 0.9, "pad_after": 0.0, "precision": "int8",
+        "lazy": True,
     }  # fmt: skip
 
 

@@ -53,12 +53,13 @@ def test_options_reach_the_library(run: Run, talks: Path, recognizers: list[Any]
     assert recognizers[0].closed
     assert run("transcribe", talks, "--model", "m").code == 0
     assert recognizers[0].options == {
-        "model": "m", "dtype": "bfloat16", "batch_seconds": 30.0, "blank_penalty": 1.5, "head": "joint",
-        "beam": 8, "pad_before": 0.9, "pad_after": 0.0, "precision": "int8", "lazy": True,
+        "model": "m", "dtype": "bfloat16", "batch_seconds": 30.0, "blank_penalty": 1.5,
+        "search": "joint", "head": None, "beam": 8, "pad_before": 0.9, "pad_after": 0.0, "precision": "int8",
+        "lazy": True,
     }  # fmt: skip
     assert recognizers[1].options == {
-        "model": "m", "dtype": "float32", "batch_seconds": None, "blank_penalty": 0.0, "head": None,
-        "beam": None, "pad_before": None, "pad_after": None, "precision": "float32", "lazy": True,
+        "model": "m", "dtype": "float32", "batch_seconds": None, "blank_penalty": 0.0, "search": None,
+        "head": None, "beam": None, "pad_before": None, "pad_after": None, "precision": "float32", "lazy": True,
     }  # fmt: skip
 
 
@@ -296,11 +297,12 @@ def test_results_come_as_they_are_recognised(talks: Path) -> None:
 def test_a_reader_that_leaves(talks: Path) -> None:
     arguments = f"'transcribe', {str(talks)!r}, '-m', 'm'"
     program = SLOW.replace("PAUSE", "0.3").replace("ARGUMENTS", arguments)
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None and process.stderr is not None
-    assert process.stdout.readline() == b"word\n"
-    process.stdout.close()
-    assert (process.stderr.read(), process.wait(timeout=30)) == (b"", 141)
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"word\n"
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(timeout=30)) == (b"", 141)
 
 
 def test_progress_on_a_terminal_leaves_standard_output_alone(talks: Path, on_a_terminal: OnATerminal) -> None:
