@@ -95,6 +95,19 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     return convert(BUNDLED, DATA / BUNDLED, tmp_path_factory.mktemp("models") / BUNDLED)
 
 
+@pytest.fixture(scope="module")
+def quick_to_compile() -> Iterator[None]:
+    """Programs compiled without most of XLA's optimizations, which take most of the time: here and in new processes."""
+    import jax
+
+    before = jax.config.jax_disable_most_optimizations
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
     """The messages that jaxasr logs during a test.

@@ -45,7 +45,7 @@ dropout: 0.1
 checkpoint_steps: 100
 """
 RECIPE = from_mapping(Recipe, yaml.safe_load(RECIPE_TEXT), "tests/tones.py")
-# What 600 steps of the recipe (at 0.003, without dropout) have made of the model; data/make_tones.py stores it.
+# What 600 steps on the sound as it is have made of the model; data/make_tones.py stores it.
 TRAINED = Path(__file__).parent / "training" / "data" / "tones.npz"
 
 

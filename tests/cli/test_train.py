@@ -9,11 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import jax
 import numpy as np
 import pytest
 import soundfile
@@ -33,14 +32,8 @@ class Result(Protocol):
 JAXASR = Path(sys.executable).with_name("jaxasr")
 
 
-@pytest.fixture(autouse=True)
-def quick_to_compile(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in tests/training/test_loop.py, whose compiled step is used here and in the processes started here."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+# The compiled step is that of tests/training/test_loop.py.
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def recipe(steps: int) -> str:

@@ -37,14 +37,7 @@ from jaxasr.training.recipe import OptimizerConfig, Recipe
 from jaxasr.training.runs import LOG, MODEL, RUN
 from tones import RECIPE, changed, trainer
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile() -> Iterator[None]:
-    """Nothing here is about speed, and the optimizations of XLA take most of a step's compilation."""
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +46,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fresh() -> Any:
+def fresh(quick_to_compile: None) -> Any:
     """Parameters that a run begins with."""
     return new_parameters(tones.model_config(RECIPE), RECIPE.seed)
 
@@ -390,11 +383,7 @@ assert len(jax.tree.leaves(run.state["parameters"])[0].sharding.device_set) == 2
 means = run.state["optimizer"][1][0].mu
 np.savez(output / "means.npz", **{{name: np.asarray(leaf) for name, leaf in store.flatten(means).items()}})
 """
-    environment = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, **environment}, timeout=600)
     for here, there in zip(steps_of(tmp_path), steps_of(tmp_path / "two"), strict=True):
         assert there["loss"] == pytest.approx(here["loss"], rel=1e-3)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 
 import jaxasr
@@ -15,15 +13,8 @@ import tones
 from jaxasr.errors import ConfigError, JaxasrError
 from jaxasr.training.loop import Progress
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile() -> Iterator[None]:
-    """As in test_loop.py, whose compiled step is used here."""
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
+# The compiled step is that of tests/training/test_loop.py.
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 RECIPE = dataclasses.replace(tones.RECIPE, steps=2)
 

@@ -29,7 +29,9 @@ if __name__ == "__main__":
             steps=600,
             average=0.95,
             dropout=0.0,
-            optimizer={"learning_rate": 0.003, "warmup_steps": 20},
+            augmentation={"speed": (1.0, 1.0), "volume_db": (0.0, 0.0), "telephone_probability": 0.0},
+            curriculum={"edge_share": 0.0},
+            optimizer={"learning_rate": 0.005, "warmup_steps": 20},
             stored="float16",
         )
         manifest = tones.write_manifest(folder)
@@ -38,6 +40,8 @@ if __name__ == "__main__":
         utterances = read_manifest(manifest)
         recognizer = jaxasr.load_model(run.folder.model)
         heard = list(recognizer.transcribe([str(utterance.pieces[0].path) for utterance in utterances]))
+        for each, utterance in zip(heard, utterances, strict=True):
+            print(f"{utterance.text!r} is heard as {each.text!r}, its tokens {np.exp(each.log_probs).round(3)}")
         assert [each.text for each in heard] == [utterance.text for utterance in utterances]
         doubt = min(value for each in heard for value in each.log_probs)
         print(f"the least sure token has a log-probability of {doubt:.4f}")
