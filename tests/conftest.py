@@ -100,7 +100,7 @@ def quick_to_compile() -> Iterator[None]:
     """Programs compiled without most of XLA's optimizations, which take most of the time: here and in new processes."""
     import jax
 
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", True)

@@ -143,6 +143,7 @@ class Trainer:
         self._rows = NamedSharding(mesh, PartitionSpec("batch"))
         # Steps per epoch, counted on the first epoch after the growth of the items' lengths.
         epoch = corpus.plan_epoch(len(corpus.curriculum.growth), recipe.seed, len(self.devices))
+        # Compiled, since single operations would round otherwise than a program does.
         self._schedule = jax.jit(recipe.optimizer.schedule(recipe.steps, len(epoch)))
         self.step = Step(config, recipe.of_a_step(), policy(recipe.compute))
         self.update: Callable[..., tuple[State, dict[str, Any]]] = functools.partial(update, self.step)
