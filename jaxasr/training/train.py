@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from jaxasr import loading, store
+from jaxasr.devices import prepare
 from jaxasr.errors import ConfigError
 from jaxasr.evaluation import Errors, evaluate
 from jaxasr.manifests import Utterance, duration, read_manifest
@@ -80,6 +81,7 @@ def train(
     SIGTERM end a run after the running step, with a checkpoint: KeyboardInterrupt, or whatever the handler installed
     before does. ConfigError, AudioError, ModelError and TrainingError have messages of one line.
     """
+    prepare()  # before the first program, so that all are kept for the next process
     settings = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     if steps is not None:
         settings = dataclasses.replace(settings, steps=steps)

@@ -383,7 +383,8 @@ assert len(jax.tree.leaves(run.state["parameters"])[0].sharding.device_set) == 2
 means = run.state["optimizer"][1][0].mu
 np.savez(output / "means.npz", **{{name: np.asarray(leaf) for name, leaf in store.flatten(means).items()}})
 """
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, **environment}, timeout=600)
     for here, there in zip(steps_of(tmp_path), steps_of(tmp_path / "two"), strict=True):
         assert there["loss"] == pytest.approx(here["loss"], rel=1e-3)
