@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+FORMAT = 2  # of a model directory; part of the name of each that is kept here
+
 _DIRECTORY = "jax_compilation_cache_dir"
 # Every program is worth keeping: by default JAX keeps only those that took over a second to compile.
 _KEEP_ALL = {"jax_persistent_cache_min_compile_time_secs": 0, "jax_persistent_cache_min_entry_size_bytes": -1}

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import yaml
 
+from jaxasr.caches import FORMAT
 from jaxasr.configuration import from_mapping, to_mapping
 from jaxasr.errors import ModelError
 from jaxasr.files import file_hash, read_yaml, reason, writing_folder
 from jaxasr.model import ModelConfig, Parameters
 from jaxasr.text.tokens import TokenTable
 
-FORMAT = 2
 CONFIG, PARAMS, TOKENS, CARD, MANIFEST = "config.yaml", "params", "tokens.txt", "README.md", "manifest.json"
 SAVE_CONCURRENT_GB = 0.1
 _TRANSPOSED = (

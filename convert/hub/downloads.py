@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jaxasr import __version__
-from jaxasr.caches import cache_folder
+from jaxasr.caches import FORMAT, cache_folder
 from jaxasr.convert.families import expected, find
 from jaxasr.convert.hub.client import Hub, Remote, connect
 from jaxasr.convert.hub.names import COMMIT, Request, parse
@@ -89,8 +89,6 @@ def _converted(request: Request, root: Path) -> Path | None:
 
 
 def _model_directory(request: Request, root: Path, commit: str) -> Path:
-    from jaxasr.store import FORMAT
-
     # Version and format are part of the name: what an older converter wrote is not taken for what this one writes.
     name = f"{commit[:12]}-{request.precision}-{__version__}-{FORMAT}"
     return root / "models" / request.folder / name

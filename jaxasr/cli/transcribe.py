@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 
 import jaxasr
-from jaxasr.audio import expand_paths
 from jaxasr.cli.options import RecognizerOptions, with_recognizer_options
 from jaxasr.cli.progress import metered, say
 from jaxasr.errors import ConfigError, JaxasrError
@@ -109,6 +108,8 @@ def _format_of(output: str | None) -> Format:
 
 def _find(arguments: list[str]) -> tuple[list[str], bool]:
     """The audio that the arguments mean, and whether one of them meant none, for which a line is printed."""
+    from jaxasr.audio import expand_paths  # with it comes numpy
+
     found: list[str] = []
     failed = False
     for argument in arguments:
