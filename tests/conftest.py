@@ -45,9 +45,8 @@ def shared() -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--all-executed", action="store_true", help="name the public functions that no test executes, and fail"
-    )
+    parser.addoption("--name-unexecuted", action="store_true", help="name the public functions that no test executes")
+    parser.addoption("--all-executed", action="store_true", help="the same, and fail where there is one")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     shape_checks.install()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    if config.getoption("--all-executed"):
+    if config.getoption("--all-executed") or config.getoption("--name-unexecuted"):
         from executed import Recorder
 
         config.pluginmanager.register(Recorder(), "executed")

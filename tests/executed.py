@@ -1,4 +1,4 @@
-"""Which public functions of the library no test has executed: `pytest --all-executed` names them and fails.
+"""Which public functions no test has executed: `pytest --name-unexecuted` names them, `--all-executed` fails too.
 
 Python 3.12 tells a tool once that a function has started and then no more (sys.monitoring), which costs next to
 nothing; before that nothing is recorded. Workers of pytest-xdist send what they have seen to the process that started
@@ -89,7 +89,8 @@ class Recorder:
             session.config.workeroutput["executed"] = [list(function) for function in self.functions()]
             return
         self.seen |= self.functions()
-        if self.records and never_executed(self.seen) and session.exitstatus == pytest.ExitCode.OK:
+        fails = session.config.getoption("--all-executed") and session.exitstatus == pytest.ExitCode.OK
+        if self.records and fails and never_executed(self.seen):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     @pytest.hookimpl(optionalhook=True)
