@@ -54,7 +54,7 @@ def measure(
     return {
         "model": recognizer.config.name,
         "search": recognizer.programs.search.kind,
-        "head": recognizer.programs.search.head or next(iter(recognizer.config.heads)),
+        "head": recognizer.config.searched_head(recognizer.programs.search),
         "beam": recognizer.programs.search.beam,
         "dtype": dtype,
         "device": f"{recognizer.programs.devices[0].device_kind} x {len(recognizer.programs.devices)}",

@@ -98,9 +98,13 @@ class ModelConfig:
         """Duration of one encoded frame."""
         return self.features.frame_seconds * self.encoder.subsampling
 
-    def spelling(self, head: str | None) -> SpellingConfig:
-        """How the ids of the head of this role are spelt; None for the first head."""
-        role = head or next(iter(self.heads))
+    def searched_head(self, search: SearchConfig) -> str:
+        """The role of the head whose tokens a search finds: the search's own, else the first."""
+        return search.head or next(iter(self.heads))
+
+    def spelling(self, search: SearchConfig) -> SpellingConfig:
+        """How the ids that a search finds are spelt."""
+        role = self.searched_head(search)
         return self.ctc_text if role == "ctc" and self.ctc_text is not None else self.text
 
     def choose_search(self, kind: str | None = None, head: str | None = None, beam: int | None = None) -> SearchConfig:

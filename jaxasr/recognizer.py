@@ -86,7 +86,7 @@ class Recognizer:
         self.batch_seconds = batch_seconds or (60.0 if self.programs.devices[0].platform == "cpu" else 1200.0)
         self.shortest_seconds = shortest_seconds
         self.blank_penalty = float(blank_penalty)
-        self._spell = SPELLINGS.make(config.spelling(chosen.head))
+        self._spell = SPELLINGS.make(config.spelling(chosen))
 
     @property
     def model(self) -> Model:

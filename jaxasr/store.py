@@ -190,7 +190,7 @@ def facts(config: ModelConfig, arrays: Sequence[tuple[Sequence[int], str]]) -> d
         "architecture": config.encoder.kind,
         "heads": list(config.heads),
         "search": config.search.kind,
-        "head": config.search.head or next(iter(config.heads)),
+        "head": config.searched_head(config.search),
         "beam": config.search.beam,
         "parameters": sum(math.prod(shape) for shape, _ in arrays),
         "dtype": ", ".join(sorted({dtype for _, dtype in arrays})),
