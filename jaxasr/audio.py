@@ -31,7 +31,7 @@ EXTENSIONS = frozenset(
 
 _BLOCK = 1 << 20  # values decoded at a time
 _RATES = (1_000, 1_000_000)  # Hz; what a damaged header says outside would blow up memory when resampled
-_LOUDEST = float(2**31)  # full scale of the widest integers; a larger "sample" is no audio and overflows the features
+_LOUDEST = float(2**31)  # full scale of the widest integers; larger values are no audio and overflow the features
 _MOST_CHANNELS = 32  # of an array: more are features or a batch, not a recording
 _UNRECOGNISED = 1  # SF_ERR_UNRECOGNISED_FORMAT
 _READ_AHEAD = 1 << 16  # bytes; more than decoders take in beyond what they have decoded
@@ -183,7 +183,7 @@ def _load_file(file: Any, name: str) -> np.ndarray:
 
 
 def _load_by_libsndfile(soundfile: Any, file: Any, head: bytes, name: str) -> np.ndarray:
-    # libsndfile tells MPEG audio by the same bytes, and only that decoder talks.
+    # libsndfile recognises MPEG audio by the same bytes; of its decoders only that one writes to standard error.
     mpeg = head[:3] == b"ID3" or (head[0] == 0xFF and len(head) > 1 and head[1] >= 0xE0)
     quiet = mpg123_silence.reading if mpeg else contextlib.nullcontext
     calm = _CalmFile(file)
@@ -206,8 +206,8 @@ def _load_by_libsndfile(soundfile: Any, file: Any, head: bytes, name: str) -> np
     if read == size:
         return samples
     if form == "MP3":
-        # libsndfile stops where a header says, or where the first frame's bit rate lets it guess, that the end is: in
-        # streams of variable bit rate and in joined files it may be far away.
+        # libsndfile takes the length from a header, or guesses it from the first frame's bit rate, and stops there.
+        # Streams of variable bit rate and joined files may go on far beyond.
         file.seek(0)
         whole = _load_endless_mp3(soundfile, file.read(), name)
         return whole if len(whole) > len(samples) + _MP3_PADDING else samples
@@ -327,7 +327,7 @@ def _gather(blocks: Iterable[np.ndarray], rate: float, name: str) -> np.ndarray:
 def _upsample(samples: np.ndarray, rate: float) -> np.ndarray:
     """From below 16 kHz, through a short filter that lets some of the mirror image above the old band pass.
 
-    A steep filter leaves that band empty, which recognisers trained on 16 kHz have never heard: on spoken digits at
+    A steep filter leaves that band empty, which no recording at 16 kHz in a training corpus is: on spoken digits at
     8 kHz the published Zipformer makes 79 % word errors after soxr's HQ filter and 45 % after this one
     (docs/decisions.md).
     """
@@ -339,9 +339,10 @@ def _upsample(samples: np.ndarray, rate: float) -> np.ndarray:
 
 
 class _CalmFile:
-    """What libsndfile reads from: nothing is raised in its callbacks, which could only print, and no name is shown.
+    """The file as libsndfile's callbacks see it: no exception leaves them, since they could only print it, and no name.
 
-    A damaged file makes libsndfile seek to impossible places; soundfile would take a name .raw for headerless samples.
+    A damaged file makes libsndfile seek to impossible positions. From a name that ends in .raw soundfile would conclude
+    that the samples have no header.
     """
 
     def __init__(self, file: Any) -> None:

@@ -19,6 +19,7 @@ from jaxasr.configs import named_configs
 from jaxasr.loading import load_model
 from jaxasr.model import AbstractModel
 from jaxasr.recognizer import Recognizer
+from jaxasr.search import searched_head
 from jaxasr.speechlike import speechlike
 from jaxasr.store import read_config
 from jaxasr.text.tokens import TokenTable
@@ -54,7 +55,7 @@ def measure(
     return {
         "model": recognizer.config.name,
         "search": recognizer.programs.search.kind,
-        "head": recognizer.config.searched_head(recognizer.programs.search),
+        "head": searched_head(recognizer.programs.search, recognizer.config.heads),
         "beam": recognizer.programs.search.beam,
         "dtype": dtype,
         "device": f"{recognizer.programs.devices[0].device_kind} x {len(recognizer.programs.devices)}",

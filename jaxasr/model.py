@@ -13,12 +13,13 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxasr.audio import SAMPLE_RATE
 from jaxasr.encoders import ENCODERS, EncoderConfig
 from jaxasr.errors import ConfigError
-from jaxasr.features import FEATURES, SAMPLE_RATE, FeaturesConfig
+from jaxasr.features import FEATURES, FeaturesConfig
 from jaxasr.heads.ctc import CTC, CTCConfig
 from jaxasr.heads.transducer import Transducer, TransducerConfig
-from jaxasr.search import SEARCHES, GreedyConfig, HeadConfig, SearchConfig, choose_search
+from jaxasr.search import SEARCHES, GreedyConfig, HeadConfig, SearchConfig, choose_search, searched_head
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.search.protocols import search_whole
 from jaxasr.text import SPELLINGS, SpellingConfig
@@ -98,13 +99,9 @@ class ModelConfig:
         """Duration of one encoded frame."""
         return self.features.frame_seconds * self.encoder.subsampling
 
-    def searched_head(self, search: SearchConfig) -> str:
-        """The role of the head whose tokens a search finds: the search's own, else the first."""
-        return search.head or next(iter(self.heads))
-
     def spelling(self, search: SearchConfig) -> SpellingConfig:
         """How the ids that a search finds are spelt."""
-        role = self.searched_head(search)
+        role = searched_head(search, self.heads)
         return self.ctc_text if role == "ctc" and self.ctc_text is not None else self.text
 
     def choose_search(self, kind: str | None = None, head: str | None = None, beam: int | None = None) -> SearchConfig:

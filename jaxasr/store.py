@@ -27,6 +27,7 @@ from jaxasr.configuration import from_mapping, to_mapping
 from jaxasr.errors import ModelError
 from jaxasr.files import file_hash, read_yaml, reason, writing_folder
 from jaxasr.model import ModelConfig, Parameters
+from jaxasr.search import searched_head
 from jaxasr.text.tokens import TokenTable
 
 CONFIG, PARAMS, TOKENS, CARD, MANIFEST = "config.yaml", "params", "tokens.txt", "README.md", "manifest.json"
@@ -190,7 +191,7 @@ def facts(config: ModelConfig, arrays: Sequence[tuple[Sequence[int], str]]) -> d
         "architecture": config.encoder.kind,
         "heads": list(config.heads),
         "search": config.search.kind,
-        "head": config.searched_head(config.search),
+        "head": searched_head(config.search, config.heads),
         "beam": config.search.beam,
         "parameters": sum(math.prod(shape) for shape, _ in arrays),
         "dtype": ", ".join(sorted({dtype for _, dtype in arrays})),

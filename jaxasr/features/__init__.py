@@ -10,9 +10,6 @@ from jaxasr.arrays import Count
 from jaxasr.configuration import Table
 from jaxasr.features.kaldi import KaldiConfig, KaldiFbank
 
-# Hz; what every recording is resampled to before a model hears it.
-SAMPLE_RATE = 16_000
-
 
 class FeaturesConfig(Protocol):
     """What a front end's configuration answers."""

@@ -69,7 +69,7 @@ class GreedyConfig:
 
     def fault(self, heads: Mapping[str, HeadConfig]) -> str | None:
         """The head must be there, and be a transducer where it may emit several tokens a frame."""
-        role = self.head or next(iter(heads))
+        role = searched_head(self, heads)
         if role not in heads:
             return f"there is no {role} head"
         if self.max_symbols > 1 and role != "transducer":
@@ -130,7 +130,7 @@ def _durations_fault(head: HeadConfig) -> str | None:
 
 
 def _greedy(config: GreedyConfig, heads: Mapping[str, Any], blank_penalty: jax.Array | float) -> Search[Any]:
-    role = config.head or next(iter(heads))
+    role = searched_head(config, heads)
     if role == "ctc":
         return CTCGreedy(heads[role], blank_penalty)
     return TransducerGreedy(heads[role], blank_penalty, config.max_symbols)
@@ -149,6 +149,11 @@ def _joint(config: JointConfig, heads: Mapping[str, Any], blank_penalty: jax.Arr
 SEARCHES: Table[Search[Any]] = Table(
     {"greedy": (GreedyConfig, _greedy), "beam": (BeamConfig, _beam), "joint": (JointConfig, _joint)}
 )
+
+
+def searched_head(search: SearchConfig, heads: Mapping[str, Any]) -> str:
+    """The role of the head whose tokens `search` finds among a model's `heads` by role: its own, else the first."""
+    return search.head or next(iter(heads))
 
 
 def choose_search(

@@ -146,8 +146,8 @@ def add_noise(samples: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarr
 def coloured_noise(size: int, slope: float, generator: np.random.Generator, sample_rate: int = 16000) -> np.ndarray:
     """Gaussian noise (size,) float32 whose power falls as 1 / f ** slope (0 white, 1 pink, 2 brown), at any level.
 
-    Below 50 Hz it is white: brown noise would else be a rumble that no recogniser's front end lets in, and a ratio of
-    powers would say nothing about what is heard.
+    Below 50 Hz it is white. Otherwise most power of brown noise would lie at frequencies that no front end passes, and
+    the signal-to-noise ratio would say nothing about what the recogniser hears.
     """
     from scipy import fft
 
@@ -162,9 +162,9 @@ def coloured_noise(size: int, slope: float, generator: np.random.Generator, samp
 
 
 def babble(size: int, others: Sequence[np.ndarray], generator: np.random.Generator) -> np.ndarray:
-    """Three to eight voices at once, equally loud: (size,) float32 of clips (any,), each repeated from some place on.
+    """Three to eight voices at once, equally loud: (size,) float32, each a clip (any,) repeated from a random start.
 
-    Voices are drawn from the clips with repetition; silent ones add nothing.
+    Voices are drawn from the clips with replacement; silent ones add nothing.
     """
     mixed = np.zeros(size, np.float32)
     for _ in range(generator.integers(*_BABBLE_VOICES, endpoint=True)):
@@ -206,8 +206,8 @@ def reverberate(
 def telephone(samples: np.ndarray, sample_rate: int = 16000) -> np.ndarray:
     """Samples (S,) float32 through a telephone line, 300 to 3400 Hz in 8 bits of mu-law at 8 kHz: (S,) float32.
 
-    They come back to `sample_rate` by the short filter through which jaxasr.audio takes recordings at 8 kHz, so that
-    training hears what a recogniser will: a faint mirror image above 4 kHz instead of an empty band.
+    They return to `sample_rate` through the short filter by which jaxasr.audio upsamples recordings at 8 kHz. Training
+    therefore hears what a recogniser will hear: a faint mirror image above 4 kHz instead of an empty band.
     """
     import soxr
     from scipy import signal
@@ -252,10 +252,10 @@ def spec_augment(
 ) -> jax.Array:
     """Replace bands of frequency and spans of time of each utterance by its own mean.
 
-    frames (B, T, F) float32 log-mel, lengths (B,) int32 of the rows -> (B, T, F). Frames beyond a row's end stay as
-    they are and change nothing. A row's masks depend on the key, its place in the batch
-    and its length only. How many masks there are and how wide they are: `AugmentationConfig`; `strength` in 0..1 makes
-    all of them narrower. Pure, for jax.jit.
+    frames (B, T, F) float32 log-mel, lengths (B,) int32 of the rows -> (B, T, F). Frames beyond a row's end are neither
+    changed nor counted in its mean. A row's masks depend only on the key, the row's index in the batch and its length.
+    `AugmentationConfig` says how many masks there are and how wide; `strength` in 0..1 makes all of them narrower.
+    Pure, for jax.jit.
     """
     batch, total, bins = frames.shape
     valid = length_mask(lengths, total)[..., None]  # (B, T, 1)
@@ -289,7 +289,7 @@ def _hidden(
     width_key, start_key = jax.random.split(key)
     width = jnp.ceil(width * strength).astype(jnp.int32)
     widths = jax.random.randint(width_key, (masks,), 0, jnp.maximum(width, 1))
-    # The last bin or frame is never hidden: starts stay below length - width, in the paper as in lhotse.
+    # Starts are drawn below length - width, as in the paper and in lhotse: the last bin or frame is never hidden.
     starts = jax.random.randint(start_key, (masks,), 0, jnp.maximum(length - widths, 1))
     ends = jnp.where(jnp.arange(masks) < count, starts + widths, starts)
     position = jnp.arange(size)[:, None]
@@ -299,7 +299,7 @@ def _hidden(
 def _time_masks(config: AugmentationConfig, total: int) -> tuple[np.ndarray, np.ndarray]:
     """For utterances of 0..total frames the number of time masks and what each is narrower than, (total + 1,) int32.
 
-    As tables because lhotse's arithmetic is that of float64, which the device need not have.
+    Tables made on the host, because lhotse computes in float64, which a device may lack.
     """
     budget = config.time_mask_fraction * np.arange(total + 1)
     if not config.time_masks or not config.time_mask_frames:
