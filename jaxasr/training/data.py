@@ -7,6 +7,7 @@ seed. So a run that is resumed sees the very batches that it would have seen.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from jaxasr import audio
-from jaxasr.errors import ConfigError, JaxasrError
+from jaxasr.errors import AudioError, ConfigError, JaxasrError
 from jaxasr.manifests import Utterance, duration, read_audio
 from jaxasr.model import ModelConfig
 from jaxasr.text.encoding import TextEncoder
@@ -25,6 +26,8 @@ from jaxasr.training.curriculum import CurriculumConfig
 
 RATE = audio.SAMPLE_RATE
 SHORTEST = 0.05  # s; what is shorter than that holds no speech
+
+logger = logging.getLogger("jaxasr")
 _SLACK = 0.001  # s; what rounding to samples may add
 
 
@@ -110,7 +113,8 @@ class TrainingBatch:
 class Corpus:
     """Checked utterances, planned to batches epoch by epoch.
 
-    Their sound is kept in memory as 16-bit integers, up to `cache_bytes`.
+    Their sound is kept in memory as 16-bit integers, up to `cache_bytes`. Sound that turns out to be damaged raises
+    AudioError; with `skip_bad` its rows stay empty instead, and the logger "jaxasr" names it once.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class Corpus:
         augmentation: AugmentationConfig,
         *,
         cache_bytes: int = 2 << 30,
+        skip_bad: bool = False,
     ) -> None:
         if not examples:
             raise ConfigError("no utterance is left to train on")
@@ -128,6 +133,8 @@ class Corpus:
         self.config, self.curriculum, self.augmentation = config, curriculum, augmentation
         self._cache: dict[int, np.ndarray] = {}
         self._room = cache_bytes
+        self._skip_bad = skip_bad
+        self._reported: set[str] = set()
 
     def plan_epoch(self, epoch: int, seed: int, multiple: int = 1) -> list[BatchPlan]:
         """The batches of an epoch (counted from 0); their rows are a multiple of `multiple`."""
@@ -158,7 +165,11 @@ class Corpus:
         labels = np.zeros((plan.rows, self.config.labels(plan.seconds)), np.int32)
         augmentation = self.curriculum.augmentation(plan.epoch, self.augmentation)
         for row, item in enumerate(plan.items):
-            sound = self._sound(item, augmentation)[:samples]
+            try:
+                sound = self._sound(item, augmentation)[:samples]
+            except AudioError as error:
+                self._skip(error)
+                continue
             ids = [number for index in item.examples for number in self.examples[index].ids]
             waveforms[row, : len(sound)], lengths[row] = sound, len(sound)
             labels[row, : len(ids)], label_lengths[row] = ids, len(ids)
@@ -233,10 +244,17 @@ class Corpus:
         augmentation = dataclasses.replace(augmentation, speed=(item.speed, item.speed))
         return augment(sound, augmentation, generator, others=_Clips(self))
 
+    def _skip(self, error: AudioError) -> None:
+        if not self._skip_bad:
+            raise error
+        if str(error) not in self._reported:
+            self._reported.add(str(error))
+            logger.warning("%s", error)
+
     def _clip(self, index: int) -> np.ndarray:
         if index in self._cache:
             return self._cache[index].astype(np.float32) / 32767
-        samples = audio.load(*read_audio(self.examples[index].utterance))
+        samples = audio.load(*read_audio(self.examples[index].utterance, intact=True))
         # Rounded whether kept or not: what is kept depends on where a run began.
         rounded: np.ndarray = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
         if rounded.nbytes <= self._room:
@@ -255,7 +273,11 @@ class _Clips(Sequence[np.ndarray]):
         return len(self._corpus.examples)
 
     def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
-        return self._corpus._clip(index)
+        try:
+            return self._corpus._clip(index)
+        except AudioError as error:
+            self._corpus._skip(error)
+            return np.zeros(0, np.float32)
 
 
 def check(
@@ -276,7 +298,7 @@ def check(
     bad: list[tuple[Utterance, str]] = []
     for utterance in utterances:
         try:
-            seconds = duration(utterance)
+            seconds = duration(utterance, intact=True)
         except JaxasrError as error:
             bad.append((utterance, str(error)))
             continue

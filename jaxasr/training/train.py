@@ -73,7 +73,8 @@ def train(
     `held_out_where`: as `where`, for `held_out`.
     `init`: a model directory or a published model's name to fine-tune, with its tokens, instead of a new model.
     `resume`: go on from the newest checkpoint in `output`; it ends at the weights of a run that was never stopped.
-    `skip_bad`: leave out rows that cannot be trained on, instead of raising.
+    `skip_bad`: leave out rows that cannot be trained on, instead of raising; also sound that is damaged inside, once
+    it is met.
     `steps`: updates in all, instead of the recipe's.
     `devices`: the devices that share each batch; all local ones if unset.
     `report`: called after every step.
@@ -113,7 +114,7 @@ def train(
         logger.warning("%s", reason)
     if bad and not skip_bad:
         raise ConfigError(f"{len(bad)} of {len(utterances)} rows cannot be trained on; mend them, or give skip_bad")
-    corpus = Corpus(good, settings.data, settings.curriculum, settings.augmentation)
+    corpus = Corpus(good, settings.data, settings.curriculum, settings.augmentation, skip_bad=skip_bad)
 
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
