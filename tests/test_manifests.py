@@ -76,6 +76,72 @@ def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
             read_manifest(path)
 
 
+def test_a_path_with_a_comma_is_a_path_where_there_is_such_a_file(sounds: Path) -> None:
+    (sounds / "a.flac").rename(sounds / "well, hello.flac")
+    path = manifest(sounds, "path\ttext\nwell, hello.flac\tHELLO\nb.flac,c.flac\tTWO\n")
+    first, second = read_manifest(path)
+    assert first.pieces == (Piece(sounds / "well, hello.flac"),)
+    assert [piece.path.name for piece in second.pieces] == ["b.flac", "c.flac"]
+    assert len(read_audio(first)[0]) == 4000
+
+
+def test_json_lines_of_nemo(sounds: Path) -> None:
+    path = manifest(
+        sounds,
+        '{"audio_filepath": "a.flac", "text": "WHOLE", "duration": 0.5, "lang": "en"}\n\n'
+        '{"audio_filepath": "a.flac", "text": "PART", "offset": 0.1, "duration": 0.25, "speaker": 7}\n'
+        f'{{"audio_filepath": "{sounds}/c.flac", "text": "REST", "offset": 0.2, "duration": 0.0501}}\n',
+    )
+    whole, part, rest = read_manifest(path)
+    samples, _ = soundfile.read(sounds / "a.flac", dtype="float32")
+    other, _ = soundfile.read(sounds / "c.flac", dtype="float32")
+    np.testing.assert_array_equal(read_audio(whole)[0], samples)
+    np.testing.assert_array_equal(read_audio(part)[0], samples[800:2800])
+    # A duration is a rounded number: what it has too much is forgiven.
+    np.testing.assert_array_equal(read_audio(rest)[0], other[3200:])
+    assert [duration(each) for each in (whole, part, rest)] == [0.5, 0.25, 0.05]
+    assert (part.text, part.columns["path"], part.columns["speaker"]) == ("PART", "a.flac", "7")
+    with pytest.raises(ConfigError, match="line 3 has no 'lang', only audio_filepath, text"):
+        read_manifest(path, {"lang": ["en"]})
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"audio_filepath": "a"', "line 1 is not JSON"),
+        ('{"audio_filepath": "a"}', "line 1 has no 'text', only audio_filepath"),
+        ('{"audio_filepath": 5, "text": "A"}', "line 1: audio_filepath must be text, not 5"),
+        ('{"audio_filepath": "a", "text": null}', "line 1: text must be text, not null"),
+        ('{"audio_filepath": "a", "text": "A", "offset": -1}', "line 1: offset and duration must be seconds"),
+        ('{"audio_filepath": "a", "text": "A", "offset": "x", "duration": 1}', "line 1: offset and duration"),
+        ('{"audio_filepath": "a", "text": "A", "offset": 0, "duration": [1]}', "line 1: offset and duration"),
+        ('{"audio_filepath": "a", "text": "A"}\n[1]', "line 2 is no JSON object"),
+    ],
+)
+def test_broken_json_lines(tmp_path: Path, line: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        read_manifest(manifest(tmp_path, line))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_duration_beyond_the_end(sounds: Path) -> None:
+    path = manifest(sounds, '{"audio_filepath": "a.flac", "text": "A", "offset": 0.3, "duration": 0.4}\n')
+    with pytest.raises(AudioError, match="holds 4000 samples, not the 3200 from 2400 on"):
+        read_audio(read_manifest(path)[0])
+
+
+def test_sound_that_is_damaged_is_refused_where_it_must_be_intact(sounds: Path, logged: list[str]) -> None:
+    content = bytearray((sounds / "a.flac").read_bytes())
+    content[len(content) // 2 :] = b""
+    (sounds / "a.flac").write_bytes(content)
+    damaged = utterance(Piece(sounds / "a.flac"))
+    read_audio(damaged)
+    assert len(logged) == 1 and "damaged or missing" in logged[0]
+    for refuse in (read_audio, duration):
+        with pytest.raises(AudioError, match="so that the text that m.tsv has may not fit"):
+            refuse(damaged, intact=True)  # type: ignore[operator]
+
+
 def utterance(*pieces: Piece) -> Utterance:
     return Utterance("m.tsv", pieces, "")
 

@@ -151,7 +151,8 @@ class FFmpegDecoder:
                 what = "FFmpeg has no decoder for its sound" if tracks else "it holds no audio track"
                 raise Undecodable(what, recognised=True)
             # What does not have its checksum is damaged, and not the noise that comes of decoding it.
-            usable[0].codec_context.options = {"err_detect": "crccheck"}
+            if usable[0].codec_context.name == "flac":
+                usable[0].codec_context.options = {"err_detect": "crccheck+explode"}
             yield container, usable[0]
         if self._view.error is not None:
             raise self._view.error

@@ -16,7 +16,8 @@ SAMPLE_RATE: Final = 16000  # Hz: what every recogniser here listens to
 Channels: TypeAlias = Literal["mix", "each"] | int
 
 _RATES: Final = (1_000, 1_000_000)  # Hz; what a damaged header says outside would blow up memory when resampled
-_WINDOW: Final = 1 << 14  # samples; over each it is decided whether channels cancel
+_WINDOW: Final = 1 << 10  # samples; over each it is decided whether channels cancel
+_NOTICEABLE: Final = 0.5  # s of channels that cancel, of which the user is told
 _CANCELLED: Final = 0.03  # of the power that the mean of independent channels would have
 _SILENT: Final = 1e-8  # power, of full scale 1
 _INTEGER_SCALE: Final = 2.0**15
@@ -51,7 +52,7 @@ class Mixer:
         self._name, self._channels = name, channels
         self._floating, self._scaled = floating, scaled
         self._begun = False
-        self._loudest = 0
+        self._loudest: int | None = None
         self._cancelled = 0
 
     def __call__(self, block: np.ndarray) -> list[np.ndarray]:
@@ -66,9 +67,8 @@ class Mixer:
                 raise AudioError(f"{self._name}: has {count} channels and no channel {self._channels}")
             return [np.ascontiguousarray(block[:, self._channels - 1])]
         mono: np.ndarray = sum(block.T) / np.float32(count)  # thirty times as fast as mean(axis=1)
-        if count > 1:
-            for start in range(0, len(block), _WINDOW):
-                self._keep_loudest(block[start : start + _WINDOW], mono[start : start + _WINDOW])
+        if count > 1 and len(block):
+            self._keep_loudest(block, mono)
         return [mono]
 
     def remarks(self, rate: float) -> list[str]:
@@ -76,7 +76,7 @@ class Mixer:
         lines = []
         if self._scaled:
             lines.append(f"{self._name}: its samples were at the scale of 16-bit integers: they were divided by 32768")
-        if self._cancelled:
+        if self._cancelled > _NOTICEABLE * rate:
             lines.append(
                 f"{self._name}: its channels cancel each other for {self._cancelled / rate:.1f} s: the loudest one was "
                 "heard there instead of their mean"
@@ -105,15 +105,18 @@ class Mixer:
         return block
 
     def _keep_loudest(self, block: np.ndarray, mono: np.ndarray) -> None:
-        """Overwrite the mean of a stretch whose channels cancel by its loudest channel."""
-        powers = np.einsum("nc,nc->c", block, block) / len(block)
-        total = float(powers.sum())
-        if total < _SILENT or float(mono @ mono) / len(block) >= _CANCELLED * total / block.shape[1] ** 2:
-            return
-        if powers[min(self._loudest, len(powers) - 1)] < 0.5 * powers.max():
-            self._loudest = int(powers.argmax())
-        mono[:] = block[:, self._loudest]
-        self._cancelled += len(block)
+        """Overwrite the mean, where channels cancel, by the loudest channel."""
+        starts = np.arange(0, len(block), _WINDOW)
+        powers = np.add.reduceat(np.square(block), starts)  # (windows, C), and not yet divided by the samples
+        kept = np.add.reduceat(np.square(mono), starts)
+        total = powers.sum(axis=1)
+        cancelled = (total > _SILENT * _WINDOW) & (kept < _CANCELLED * total / block.shape[1] ** 2)
+        for window in np.flatnonzero(cancelled).tolist():
+            if self._loudest is None or powers[window, self._loudest] < 0.5 * powers[window].max():
+                self._loudest = int(powers[window].argmax())
+            place = slice(starts[window], starts[window] + _WINDOW)
+            mono[place] = block[place, self._loudest]
+            self._cancelled += len(mono[place])
 
 
 class Resampler:

@@ -26,7 +26,8 @@ def test_only_the_stretch_that_cancels_is_taken_from_one_channel(logged: list[st
     right[:32000] = 0.25 * left[:32000]
     right[32000:64000] = -left[32000:64000]
     samples = audio.load(np.stack([left, right], 1))
-    assert np.abs(samples).reshape(-1, 1000).max(axis=1).min() > 0.2
+    # But for the two windows in which it begins and ends.
+    assert np.count_nonzero(np.abs(samples).reshape(-1, 1000).max(axis=1) < 0.2) <= 4
     np.testing.assert_allclose(samples[:16000], 0.625 * left[:16000], atol=1e-6)
     np.testing.assert_allclose(samples[81000:], left[81000:], atol=1e-6)
     assert len(logged) == 1

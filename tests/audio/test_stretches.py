@@ -97,7 +97,7 @@ def test_headers_that_are_not_true(tmp_path: Path, decoded: list[int]) -> None:
         path.write_bytes(content)
         length = stretches.length(path)
         assert abs(length.samples - samples) < 5000
-        assert abs(length.lost - lost) < 0.3
+        assert abs(length.lost - lost) < 0.6
         assert length.samples == len(audio.load(path))
     with pytest.raises(AudioError, match="no such file"):
         stretches.length(tmp_path / "missing")

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 import tones
+from jaxasr.errors import AudioError
 from jaxasr.manifests import Piece, Utterance
 from jaxasr.text.encoding import TextEncoder
 from jaxasr.text.tokens import TokenTable
@@ -147,3 +148,25 @@ def test_a_clip_must_be_long_enough_at_its_fastest(recordings: list[Utterance]) 
     row = dataclasses.replace(recordings[0], text="A B A B A B A B")  # 0.4 s with gaps: eight frames
     assert len(check([row], TextEncoder(TOKENS), MODEL, CONFIG, CURRICULUM)[0]) == 1
     assert len(check([row], TextEncoder(TOKENS), MODEL, CONFIG, CURRICULUM, fastest=1.3)[0]) == 0
+
+
+def test_sound_that_is_damaged_inside(recordings: list[Utterance], logged: list[str]) -> None:
+    (path,) = (piece.path.with_suffix(".flac") for piece in recordings[-1].pieces)
+    samples, _ = soundfile.read(path.with_suffix(".wav"))
+    soundfile.write(path, samples, 16000)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 300] = bytes(300)
+    path.write_bytes(content)
+    damaged = Example(dataclasses.replace(recordings[-1], pieces=(Piece(path),)), (2,), 3.0)
+    sound = Example(recordings[-2], (2,), 2.7)
+    strict = Corpus([damaged, sound], CONFIG, CURRICULUM, AUGMENTATION)
+    (plan,) = strict.plan_epoch(0, 7)
+    with pytest.raises(AudioError, match=r"\.flac: .* of its sound are damaged"):
+        strict.batch(plan)
+    tolerant = Corpus([damaged, sound], CONFIG, CURRICULUM, AUGMENTATION, skip_bad=True)
+    row = [item.examples for item in plan.items].index((0,))
+    for _ in range(2):
+        batch = tolerant.batch(plan)
+        assert (batch.lengths[row], batch.label_lengths[row]) == (0, 0)
+        assert batch.lengths[1 - row] > 0 and batch.label_lengths[1 - row] == 1
+    assert len([line for line in logged if "so that the text" in line]) == 1
