@@ -1,14 +1,18 @@
-"""The types that a model computes in on the machine that it runs on, decided once and in one place."""
+"""The types that a model computes in, and JAX as it is to be while it does: decided once and in one place."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax._src import xla_bridge  # which alone knows whether JAX has been used
 
-from jaxasr.errors import ConfigError
+from jaxasr.errors import ConfigError, ModelError
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -40,3 +44,46 @@ def policy(dtype: str) -> Policy:
         raise ConfigError(f"dtype {dtype!r} is none of {', '.join(get_args(DTypeName))}")
     weights = jnp.dtype(dtype)
     return Policy(weights, jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else weights)
+
+
+@contextlib.contextmanager
+def usual_settings() -> Iterator[None]:
+    """JAX's own defaults, inside and in this thread, whatever the host program has set for the arrays of its own."""
+    with contextlib.ExitStack() as stack:
+        for setting in (
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+            jax.enable_x64(False),
+            jax.debug_nans(False),
+            jax.debug_infs(False),
+            jax.transfer_guard("allow"),
+            jax.disable_jit(False),
+        ):
+            stack.enter_context(setting)
+        yield
+
+
+_lost = False  # JAX was used before this process was forked, and its threads are the parent's alone
+
+
+def _note_fork() -> None:
+    global _lost
+    _lost = _lost or xla_bridge.backends_are_initialized()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def is_lost() -> bool:
+    """Whether this process was forked after JAX was used: every computation would wait for ever in it."""
+    return _lost
+
+
+def check_process() -> None:
+    """ModelError in a process that is lost to JAX."""
+    if _lost:
+        raise ModelError(
+            "JAX was used before this process was forked, and does not work in it: start processes by spawn "
+            "(multiprocessing.get_context('spawn')), or fork before a model is loaded and JAX is used"
+        )

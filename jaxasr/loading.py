@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 from importlib.resources import files
@@ -10,7 +11,6 @@ from pathlib import Path
 
 from jaxasr import store
 from jaxasr.errors import ConfigError, ModelError
-from jaxasr.model import Parameters
 from jaxasr.recognizer import Recognizer
 
 logger = logging.getLogger("jaxasr")
@@ -71,12 +71,11 @@ def load_model(
             except ValueError:
                 raise ConfigError(f"{name} must be a number of seconds, not {value}") from None
 
-    def read() -> Parameters:
-        return stored.params(verify=verify)
-
-    return Recognizer(
+    # A recognizer that is sent to another process takes this along, and reads the folder there.
+    stored = dataclasses.replace(stored, folder=stored.folder.absolute())
+    recognizer = Recognizer(
         dataclasses.replace(stored.config, audio=audio),
-        read if lazy else read(),
+        functools.partial(stored.params, verify=verify),
         stored.tokens,
         dtype=dtype,
         batch_seconds=batch_seconds,
@@ -86,6 +85,9 @@ def load_model(
         head=head,
         beam=beam,
     )
+    if not lazy:
+        recognizer.programs.load()
+    return recognizer
 
 
 def locate(name_or_path: str | os.PathLike[str], precision: str = "float32") -> Path:

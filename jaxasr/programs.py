@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -12,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxasr.caches import programs_kept
-from jaxasr.devices import Policy, policy
-from jaxasr.errors import ModelError
+from jaxasr.devices import Policy, check_process, is_lost, policy, usual_settings
+from jaxasr.errors import ConfigError, ModelError
 from jaxasr.model import AbstractModel, ModelConfig, Parameters
 from jaxasr.search import SearchConfig
 from jaxasr.search.hypotheses import Hypotheses
@@ -21,6 +22,9 @@ from jaxasr.search.hypotheses import Hypotheses
 
 class Programs:
     """One compiled program per shape of a batch, over one set of parameters. Threads may share it.
+
+    It pickles: a function that reads parameters goes along if it pickles, else the parameters do, and programs are made
+    anew. In a process that was forked after JAX was used it raises ModelError.
 
     `abstract_model`: the model without numbers. `policy`: the types that it computes in. `compiled`: the programs by
     (rows, samples).
@@ -38,10 +42,13 @@ class Programs:
         """`search`: how tokens are found. `params`: nested arrays, or a function that reads them, which is called in a
         thread: programs are compiled meanwhile. `devices`: the local devices that share each batch, all by default.
         """
+        check_process()
         self.search = search
         self.policy: Policy = policy(dtype)
+        self._chosen = devices is not None
         self.devices = list(devices) if devices is not None else jax.local_devices()
-        self.abstract_model = AbstractModel(config)
+        with usual_settings():
+            self.abstract_model = AbstractModel(config)
         self.compiled: dict[tuple[int, int], jax.stages.Compiled] = {}
         mesh = Mesh(np.array(self.devices), ("batch",))
         self._mesh = mesh
@@ -51,6 +58,7 @@ class Programs:
         self._params: Parameters | None = None  # on the devices
         self._given: Future[Parameters] | None = Future()  # as they were given, until they are on the devices
         self._reader: threading.Thread | None = None
+        self._source = params if callable(params) else None
         if callable(params):
             # No daemon: a process that ends while TensorStore reads would abort.
             self._reader = threading.Thread(target=_fulfil, args=(self._given, params), name="jaxasr-params")
@@ -58,24 +66,35 @@ class Programs:
         else:
             self._given.set_result(params)
 
+    def load(self) -> None:
+        """Wait until the parameters have been read; raises what reading them raised."""
+        given = self._given
+        if given is not None:
+            given.result()
+
     @property
     def params(self) -> Parameters:
         """The parameters in the types of the policy, on every device; waits until they have been read."""
-        given = self._given
-        if given is not None:
-            given.result()  # without the lock, which compilation needs meanwhile
+        check_process()
+        self.load()  # without the lock, which compilation needs meanwhile
         with self._lock:
             if self._given is not None:
-                self.replace_params(self._given.result())
+                self._put(self._given.result())
             if self._params is None:
                 raise ModelError("the recognizer is closed")
             return self._params
 
     def replace_params(self, params: Parameters) -> None:
         """Go on with other parameters of the same model; compiled programs stay."""
-        with programs_kept(), self._lock:
+        check_process()
+        with self._lock:
+            self._put(params)
+            self._source = None
+
+    def _put(self, params: Parameters) -> None:
+        with programs_kept(), usual_settings():
             self._params = jax.device_put(self.policy.cast(params), self._everywhere)
-            self._given = None
+        self._given = None
 
     def abstract_params(self) -> Parameters:
         """Shapes and types of `params`, known before the parameters are read."""
@@ -91,12 +110,14 @@ class Programs:
         B must be a multiple of the number of devices. The result stays on the device.
         """
         program = self.compile(*waveforms.shape)
-        rows = jax.device_put((waveforms, lengths), self._by_row)
-        found: Hypotheses = program(self.params, *rows, np.float32(blank_penalty))
+        with usual_settings():
+            rows = jax.device_put((waveforms, lengths), self._by_row)
+            found: Hypotheses = program(self.params, *rows, np.float32(blank_penalty))
         return found
 
     def compile(self, rows: int, samples: int) -> jax.stages.Compiled:
         """The program for batches of this shape: traced and compiled once, then kept in `compiled`."""
+        check_process()
         with self._lock:
             if self._params is None and self._given is None:
                 raise ModelError("the recognizer is closed")
@@ -109,7 +130,7 @@ class Programs:
                     out_specs=by_row,
                     check_vma=False,
                 )
-                with programs_kept():
+                with programs_kept(), usual_settings():
                     self.compiled[rows, samples] = (
                         jax.jit(mapped)
                         .lower(
@@ -124,11 +145,21 @@ class Programs:
 
     def close(self) -> None:
         """Wait until the parameters have been read, then let go of them and of the programs. May be called again."""
+        if is_lost():
+            return  # whose lock a thread of the parent may hold for ever
         if self._reader is not None:
             self._reader.join()
         with self._lock:
-            self._params = self._given = None
+            self._params = self._given = self._source = None
             self.compiled = {}
+
+    def __reduce__(self) -> tuple[Callable[..., Programs], tuple[object, ...]]:
+        params: Parameters | Callable[[], Parameters] | None = self._source if _pickles(self._source) else None
+        if params is None:
+            with usual_settings():
+                params = jax.device_get(self.params)
+        devices = [(device.platform, device.id) for device in self.devices] if self._chosen else None
+        return _remake, (self.abstract_model.config, params, self.search, self.policy.weights.name, devices)
 
     def _recognize(
         self, params: Parameters, waveforms: jax.Array, lengths: jax.Array, blank_penalty: jax.Array
@@ -138,8 +169,35 @@ class Programs:
         return model.search(encoded, encoded_lengths, self.search, blank_penalty)
 
 
+def _remake(
+    config: ModelConfig,
+    params: Parameters | Callable[[], Parameters],
+    search: SearchConfig,
+    dtype: str,
+    devices: list[tuple[str, int]] | None,
+) -> Programs:
+    """Programs out of a pickle; ConfigError where this machine lacks one of the devices (platform, id) they ran on."""
+    if devices is None:
+        return Programs(config, params, search=search, dtype=dtype)
+    here = {(device.platform, device.id): device for device in jax.local_devices()}
+    absent = [f"{platform}:{number}" for platform, number in devices if (platform, number) not in here]
+    if absent:
+        raise ConfigError(f"the recognizer was made for {', '.join(absent)}, which is not here: leave out devices")
+    return Programs(config, params, search=search, dtype=dtype, devices=[here[device] for device in devices])
+
+
+def _pickles(source: object) -> bool:
+    """Whether a function can be sent to another process: a named one can, one inside another cannot."""
+    try:
+        return source is not None and bool(pickle.dumps(source))
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return False
+
+
 def _fulfil(future: Future[Parameters], read: Callable[[], Parameters]) -> None:
     try:
-        future.set_result(read())
+        with usual_settings():
+            params = read()
+        future.set_result(params)
     except BaseException as error:  # whatever it is, it belongs to who waits for the parameters
         future.set_exception(error)

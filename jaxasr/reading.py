@@ -1,23 +1,37 @@
-"""Recordings are read and decoded ahead of their use, in threads, while the device works on those before."""
+"""Recordings are read and decoded ahead of their use, in threads, while the device works on those before.
+
+Nobody ever waits for the source of recordings: it may be a queue that somebody fills tomorrow. It is asked in a thread
+of its own, which ends with the process, and what has come is handed on as soon as the source lets us wait.
+"""
 
 from __future__ import annotations
 
+import atexit
 import collections
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, cast
+import threading
+import time
+import weakref
+from collections.abc import Generator, Iterable, Mapping
+from typing import Final
 
 import numpy as np
 
-from jaxasr import audio
-from jaxasr.audio import AudioSource
-from jaxasr.errors import AudioError, JaxasrError
+from jaxasr import audio, inputs
+from jaxasr.devices import usual_settings
+from jaxasr.errors import AudioError, JaxasrError, ModelError
+from jaxasr.files import reason
+from jaxasr.inputs import AudioInput
 from jaxasr.transcripts import Failure
 
 READERS = 2  # threads
-_END: Final = object()  # of the sources, among which None is an error of its own
+UNREAD = 2 * READERS  # inputs that are taken from the source and not yet decoded
+# A group that is not full goes on its way when its next input has not come from the source for so many seconds, or has
+# come and is not read after so many, as a file that somebody is still writing.
+SOURCE_PATIENCE, FILE_PATIENCE = 0.05, 1.0
+EXIT_PATIENCE = 1.0  # s that a process waits at its end for files that are being decoded
+_END: Final = object()  # of the source, in which None is an input like others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,45 +43,240 @@ class Clip:
 
 
 def read_ahead(
-    sources: Iterable[AudioSource], sample_rate: float | None, group_samples: float
-) -> Iterator[list[Clip | Failure]]:
-    """The sources in groups of about `group_samples`, in their order; the next group is read while one is used.
+    sources: Iterable[AudioInput],
+    sample_rate: float | None,
+    *,
+    group_samples: float,
+    smallest: int = 1,
+    most: int | None = None,
+    stop_at_failure: bool = False,
+) -> Generator[list[Clip | Failure], None, None]:
+    """The sources in groups, in their order; the next group is read while one is used.
 
-    `sample_rate` (Hz): of arrays. What cannot be read takes its place as a Failure.
+    A group is never empty. What cannot be read takes its place as a Failure. What the source raises is raised after
+    the groups of all that it gave before.
+
+    `sample_rate` (Hz): of arrays.
+    `group_samples`: of a full group. A source that lets us wait gives smaller ones, but a list does not.
+    `smallest`: samples that a shorter recording counts for.
+    `most`: inputs that are taken beyond the first whose group is not yet done with; with 0 nothing is read ahead, and
+        the source is asked in the caller's thread.
+    `stop_at_failure`: a Failure is the last of its group.
     """
-    inputs = iter(sources)
-    pending: collections.deque[Future[Clip | Failure]] = collections.deque()
-    with ThreadPoolExecutor(READERS, thread_name_prefix="jaxasr-read") as readers:
-
-        def collect() -> list[Clip | Failure]:
-            group: list[Clip | Failure] = []
-            size = 0
-            while size < group_samples:
-                while len(pending) < 2 * READERS and (source := next(inputs, _END)) is not _END:
-                    pending.append(readers.submit(_read, cast(AudioSource, source), sample_rate))
-                if not pending:
-                    break
-                item = pending.popleft().result()
-                group.append(item)
-                size += len(item.samples) if isinstance(item, Clip) else 0
-            return group
-
-        with ThreadPoolExecutor(1, thread_name_prefix="jaxasr-group") as collector:
-            upcoming = collector.submit(collect)
-            try:
-                while group := upcoming.result():
-                    upcoming = collector.submit(collect)
-                    yield group
-            finally:
-                for future in list(pending):  # which `collect` may still change
-                    future.cancel()
-
-
-def _read(source: AudioSource, sample_rate: float | None) -> Clip | Failure:
-    name = os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else ""
+    if most == 0 or (isinstance(sources, (list, tuple)) and len(sources) == 1):
+        for source in sources:
+            yield [_read(source, sample_rate)]
+        return
+    intake = _Intake(sources, sample_rate, group_samples, smallest, most)
     try:
-        return Clip(name, audio.load(source, sample_rate))
+        while group := intake.take(stop_at_failure):
+            yield group
+    finally:
+        intake.close()
+
+
+class _Slot:
+    """The place of an input in the order: `item` is None until it is read, and an error where the source raised one."""
+
+    def __init__(self, source: AudioInput | None, item: Clip | Failure | BaseException | None = None) -> None:
+        self.source = source
+        self.item = item
+
+
+class _Intake:
+    """What the threads share: one asks the source, some decode, and the caller takes groups; `_changed` guards all."""
+
+    def __init__(
+        self,
+        sources: Iterable[AudioInput],
+        sample_rate: float | None,
+        group_samples: float,
+        smallest: int,
+        most: int | None,
+    ) -> None:
+        self._sample_rate, self._group_samples, self._smallest, self._most = sample_rate, group_samples, smallest, most
+        self._patient = isinstance(sources, (list, tuple))  # it never lets us wait
+        self._changed = threading.Condition()
+        self._slots: collections.deque[_Slot] = collections.deque()  # taken, and in no group yet
+        self._unread: collections.deque[_Slot] = collections.deque()  # those of them that no thread decodes yet
+        self._reading = 0  # those of them that are not decoded
+        self._size = 0  # samples of those that are
+        self._outstanding = 0  # inputs taken, without those of groups that are done with
+        self._in_use = 0  # inputs of the group that the caller works on
+        self._asked: float | None = None  # since when the source is asked for an input, in seconds
+        self._ended = self._closed = False
+        self._process = os.getpid()
+        # Daemons: the source may never answer. `_close_all` waits for those that decode, which would otherwise be
+        # stopped inside the libraries of C that they call.
+        self.readers = [threading.Thread(target=self._decode, name="jaxasr-read", daemon=True) for _ in range(READERS)]
+        _open.add(self)
+        for thread in self.readers:
+            thread.start()
+        threading.Thread(target=self._ask, args=(sources,), name="jaxasr-source", daemon=True).start()
+
+    def take(self, stop_at_failure: bool) -> list[Clip | Failure]:
+        """The next group, after the caller is done with the one before; empty at the end."""
+        self._check_process()
+        group: list[Clip | Failure] = []
+        size, heard = 0, False
+        with self._changed:
+            self._outstanding -= self._in_use
+            self._changed.notify_all()
+            while size < self._group_samples and self._wait_for_next(bool(group), heard):
+                item = self._slots[0].item
+                if isinstance(item, BaseException):
+                    if not group:
+                        raise item
+                    break
+                assert item is not None
+                self._slots.popleft()
+                self._size -= self._count(item)
+                size += self._count(item)
+                heard = heard or isinstance(item, Clip)
+                group.append(item)
+                self._changed.notify_all()
+                if stop_at_failure and isinstance(item, Failure):
+                    break
+            self._in_use = len(group)
+        return group
+
+    def close(self) -> None:
+        """Let the threads end, without waiting for them; the source is asked nothing more."""
+        if self._closed or os.getpid() != self._process:  # in a child the lock may be held by a thread of its parent
+            return
+        with self._changed:
+            self._closed = True
+            self._slots.clear()
+            self._unread.clear()
+            self._changed.notify_all()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise ModelError("transcripts that were begun before a fork go on in the parent only: begin anew here")
+
+    def _wait_for_next(self, begun: bool, heard: bool) -> bool:
+        """Wait until the next input is read; False where there is none, or none soon enough for a group `begun`.
+
+        A group in which nothing is `heard` waits for nothing.
+        """
+        began = time.monotonic()
+        while not self._closed:
+            deadline: float | None = None
+            if self._slots:
+                if self._slots[0].item is not None:
+                    return True
+                deadline = began + FILE_PATIENCE
+            elif self._ended or (begun and not self._has_room()):
+                return False
+            elif self._asked is not None and not self._patient:
+                deadline = self._asked + SOURCE_PATIENCE
+            if not begun:
+                self._changed.wait()
+                continue
+            left = None if deadline is None else deadline - time.monotonic()
+            if not heard or (left is not None and left <= 0):
+                return False
+            self._changed.wait(left)
+        return False
+
+    def _count(self, item: Clip | Failure) -> int:
+        return max(len(item.samples) if isinstance(item, Clip) else 0, self._smallest)
+
+    def _has_room(self) -> bool:
+        return (
+            self._reading < UNREAD
+            and self._size < self._group_samples
+            and (self._most is None or self._outstanding <= self._most)
+        )
+
+    def _ask(self, sources: Iterable[AudioInput]) -> None:
+        """Take inputs from the source while there is room, in a thread."""
+        last: list[_Slot] = []
+        try:
+            given = iter(sources)
+            del sources
+            while self._wait_for_room():
+                source = next(given, _END)
+                if source is _END:
+                    break
+                with self._changed:
+                    self._asked = None
+                    if self._closed:
+                        return
+                    slot = _Slot(source)  # type: ignore[arg-type]  # which is not _END
+                    self._slots.append(slot)
+                    self._unread.append(slot)
+                    self._reading += 1
+                    self._outstanding += 1
+                    self._changed.notify_all()
+        except BaseException as error:  # whatever it is, it belongs to who asks for transcripts
+            last = [_Slot(None, error)]
+        with self._changed:
+            self._asked = None
+            if not self._closed:
+                self._slots.extend(last)
+            self._ended = True
+            self._changed.notify_all()
+
+    def _wait_for_room(self) -> bool:
+        """Wait until an input may be taken; False after `close`."""
+        with self._changed:
+            while not (self._closed or self._has_room()):
+                self._changed.wait()
+            self._asked = time.monotonic()
+            self._changed.notify_all()
+            return not self._closed
+
+    def _decode(self) -> None:
+        """Read inputs in the order in which they come, in a thread."""
+        while True:
+            with self._changed:
+                while not (self._unread or self._ended or self._closed):
+                    self._changed.wait()
+                if not self._unread:
+                    return
+                slot = self._unread.popleft()
+            item: Clip | Failure | BaseException
+            try:
+                item = _read(slot.source, self._sample_rate)  # type: ignore[arg-type]  # an input, maybe None
+            except BaseException as error:
+                item = error
+            with self._changed:
+                slot.source, slot.item = None, item
+                self._reading -= 1
+                self._size += 0 if isinstance(item, BaseException) else self._count(item)
+                self._changed.notify_all()
+            del slot, item
+
+
+_open: weakref.WeakSet[_Intake] = weakref.WeakSet()  # whose threads may still run
+
+
+@atexit.register
+def _close_all() -> None:
+    """At the end of the process, let all threads end that do not wait for somebody else."""
+    intakes = list(_open)
+    for intake in intakes:
+        intake.close()
+    end = time.monotonic() + EXIT_PATIENCE
+    for thread in (thread for intake in intakes for thread in intake.readers):
+        thread.join(max(end - time.monotonic(), 0.0))
+
+
+def _read(value: AudioInput, sample_rate: float | None) -> Clip | Failure:
+    name = ""
+    try:
+        with usual_settings():  # an array of JAX is brought here
+            recording = inputs.recording(value, sample_rate)
+        name = recording.name
+        return Clip(name, audio.load(recording.source, recording.sample_rate))
     except JaxasrError as error:
+        if isinstance(value, Mapping) and name not in str(error):  # an array that came from a file
+            return Failure(name, AudioError(f"{name}: {error}"))
         return Failure(name, error)
     except MemoryError:
         return Failure(name, AudioError(f"{name or 'array'}: too long for this machine's memory: cut it up first"))
+    except Exception as error:  # one input is no reason to lose the others
+        failure = AudioError(f"{name or 'audio'}: cannot be read (unexpected {type(error).__name__}: {reason(error)})")
+        failure.__cause__ = error
+        return Failure(name, failure)

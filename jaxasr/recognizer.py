@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, Self, cast, overload
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Literal, Self, overload
 
 import jax
 import numpy as np
 
-from jaxasr.audio import SAMPLE_RATE, AudioSource
+from jaxasr import reading
+from jaxasr.audio import SAMPLE_RATE
 from jaxasr.batching import Batch, Window, assemble, cut, plan
+from jaxasr.devices import usual_settings
 from jaxasr.errors import ConfigError, ModelError
+from jaxasr.inputs import AudioInput, listed
 from jaxasr.model import Model, ModelConfig, Parameters
 from jaxasr.programs import Programs
-from jaxasr.reading import Clip, read_ahead
+from jaxasr.reading import Clip
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.text import SPELLINGS
 from jaxasr.text.tokens import TokenTable
@@ -43,6 +47,10 @@ class Recognizer:
     """A model ready to transcribe. Threads may share it: their calls have compiled programs in common and nothing else.
 
     As a context manager it closes itself. `config` and `tokens` describe the model; `programs` runs it.
+
+    It pickles: the path of its folder and its options go along, and programs are compiled anew or taken from the cache
+    (of a recognizer that was made over arrays the arrays go along). Processes that are started by spawn take it so. A
+    process that is forked after JAX was used cannot use JAX, nor a recognizer: it gets a ModelError that says so.
     """
 
     def __init__(
@@ -96,43 +104,64 @@ class Recognizer:
     @overload
     def transcribe(
         self,
-        sources: Iterable[AudioSource] | AudioSource,
+        sources: Iterable[AudioInput] | AudioInput,
         *,
         sample_rate: float | None = None,
         on_error: Literal["raise"] = "raise",
         progress: Progress | None = None,
+        read_ahead: int | None = None,
     ) -> Iterator[Transcript]: ...
     @overload
     def transcribe(
         self,
-        sources: Iterable[AudioSource] | AudioSource,
+        sources: Iterable[AudioInput] | AudioInput,
         *,
         sample_rate: float | None = None,
         on_error: Literal["yield"],
         progress: Progress | None = None,
+        read_ahead: int | None = None,
     ) -> Iterator[Transcript | Failure]: ...
     def transcribe(
         self,
-        sources: Iterable[AudioSource] | AudioSource,
+        sources: Iterable[AudioInput] | AudioInput,
         *,
         sample_rate: float | None = None,
         on_error: Literal["raise", "yield"] = "raise",
         progress: Progress | None = None,
+        read_ahead: int | None = None,
     ) -> Iterator[Transcript | Failure]:
-        """Transcripts of recordings, one by one in their order.
+        """Transcripts of recordings, one by one in their order: as many as there are inputs, whatever these are.
 
-        Recordings are read and decoded in threads while the device works on those that were read before.
+        Recordings are read and decoded in threads while the device works on those that were read before. An iterable
+        may be live, such as a generator that waits for a queue or for the answer to the transcript before: when it
+        lets us wait, what has come is transcribed at once. Nothing waits for it when the iterator is closed or
+        dropped, nor at the end of the process.
 
-        `sources`: a file (its path, "-" for standard input, its bytes, or an open binary file), an array of samples,
-            or any iterable of these.
-        `sample_rate`: of arrays, in Hz; 16,000 by default. Files state their own.
+        `sources`: a file (its path, "-" for standard input, its bytes, or an open binary file), an array of samples
+            (of numpy, JAX, PyTorch or any other library that numpy or DLPack can read, also of bfloat16; several
+            channels lie on the shorter axis), a mapping with `array` and `sampling_rate` as the package `datasets`
+            gives it, or any iterable of these, a list for one. An array is always one recording.
+        `sample_rate`: of arrays, in Hz; 16,000 by default. Files and mappings state their own.
         `on_error`: "raise" raises the AudioError of a recording that cannot be read; "yield" gives a Failure in the
             recording's place and goes on.
         `progress`: called with (seconds done, seconds read so far) after every batch.
+        `read_ahead`: how many inputs may be taken from the iterable beyond the one whose transcript is next. With 0 an
+            input is taken, in the caller's thread, after the transcript of the one before is out; by default as many
+            as keep the device busy.
         """
         if on_error not in ("raise", "yield"):
             raise ConfigError(f"on_error must be 'raise' or 'yield', not {on_error!r}")
-        return self._transcribe(_listed(sources), sample_rate, on_error, progress)
+        if read_ahead is not None and (isinstance(read_ahead, bool) or not read_ahead >= 0):
+            raise ConfigError(f"read_ahead must be a number of inputs, not {read_ahead!r}")
+        groups = reading.read_ahead(
+            listed(sources),
+            sample_rate,
+            group_samples=GROUP_BATCHES * self.batch_seconds * SAMPLE_RATE,
+            smallest=int(self.shortest_seconds * SAMPLE_RATE),
+            most=read_ahead,
+            stop_at_failure=on_error == "raise",
+        )
+        return self._transcribe(groups, on_error, progress)
 
     def close(self) -> None:
         """Let go of parameters and programs, after the parameters have been read; nothing can be transcribed then.
@@ -148,26 +177,34 @@ class Recognizer:
         self.close()
 
     def _transcribe(
-        self, sources: Iterable[AudioSource], sample_rate: float | None, on_error: str, progress: Progress | None
+        self, groups: Generator[list[Clip | Failure], None, None], on_error: str, progress: Progress | None
     ) -> Iterator[Transcript | Failure]:
         done = known = 0.0
-        for group in read_ahead(sources, sample_rate, GROUP_BATCHES * self.batch_seconds * SAMPLE_RATE):
-            clips = [item if isinstance(item, Clip) else Clip("", np.zeros(0, np.float32)) for item in group]
-            known += sum(len(clip.samples) for clip in clips) / SAMPLE_RATE
-            windows = [self._cut(number, clip) for number, clip in enumerate(clips)]
-            spoken: dict[Window, _Spoken] = {}
-            for batch, hypotheses in self._run(self._plan(windows), clips):
-                spoken.update(self._best(batch, hypotheses))
-                done += sum(window.stop - window.start for window in batch.windows) / SAMPLE_RATE
-                if progress is not None:
-                    progress(done, known)
-            for item, parts in zip(group, windows, strict=True):
-                if isinstance(item, Clip):
-                    yield self._transcript(item, [spoken[window] for window in parts])
-                elif on_error == "raise":
-                    raise item.error
-                else:
-                    yield item
+        with contextlib.closing(groups):
+            for group in groups:
+                clips = [item if isinstance(item, Clip) else Clip("", np.zeros(0, np.float32)) for item in group]
+                known += sum(len(clip.samples) for clip in clips) / SAMPLE_RATE
+                windows = [self._cut(number, clip) for number, clip in enumerate(clips)]
+                spoken: dict[Window, _Spoken] = {}
+                waiting = collections.deque(zip(group, windows, strict=True))
+                for batch, hypotheses in self._run(self._plan(windows), clips):
+                    spoken.update(self._best(batch, hypotheses))
+                    done += sum(window.stop - window.start for window in batch.windows) / SAMPLE_RATE
+                    if progress is not None:
+                        progress(done, known)
+                    while waiting and all(window in spoken for window in waiting[0][1]):
+                        yield self._result(*waiting.popleft(), spoken, on_error)
+                for item, parts in waiting:
+                    yield self._result(item, parts, spoken, on_error)
+
+    def _result(
+        self, item: Clip | Failure, parts: list[Window], spoken: dict[Window, _Spoken], on_error: str
+    ) -> Transcript | Failure:
+        if isinstance(item, Clip):
+            return self._transcript(item, [spoken[window] for window in parts])
+        if on_error == "raise":
+            raise item.error
+        return item
 
     def _cut(self, number: int, clip: Clip) -> list[Window]:
         """The windows of the group's clip of this number, none if it is empty."""
@@ -212,7 +249,8 @@ class Recognizer:
     def _best(self, batch: Batch, hypotheses: Hypotheses) -> dict[Window, _Spoken]:
         """The best hypothesis of each window. Raises ModelError if activations overflowed."""
         found = (hypotheses.tokens, hypotheses.frames, hypotheses.log_probs, hypotheses.length, hypotheses.score)
-        ids, frames, log_probs, lengths, scores = (each[:, 0] for each in jax.device_get(found))
+        with usual_settings():
+            ids, frames, log_probs, lengths, scores = (each[:, 0] for each in jax.device_get(found))
         spoken = {}
         for row, window in enumerate(batch.windows):
             # After an overflow the score is NaN although the tokens are valid ids.
@@ -239,11 +277,3 @@ class Recognizer:
             timestamps=[round(float(time), 4) for part in parts for time in part.times],
             log_probs=[float(log_prob) for part in parts for log_prob in part.log_probs],
         )
-
-
-def _listed(sources: Iterable[AudioSource] | AudioSource) -> Iterable[AudioSource]:
-    """Many recordings, or one as a list: arrays, bytes and open files can be iterated too, but over other things."""
-    one = isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike))
-    if one or hasattr(sources, "read") or hasattr(sources, "__array__"):
-        return [cast(AudioSource, sources)]
-    return cast(Iterable[AudioSource], sources)
