@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -31,11 +32,12 @@ def listing(names: Iterable[str], most: int = 8, separator: str = ", ") -> str:
 class JaxasrError(Exception):
     """Base of every error that a user may meet; the command line prints its message without a traceback.
 
-    The message is kept as `printable` makes it, whatever names it quotes.
+    The message is kept as `printable` makes it, whatever names it quotes. A line break before an indent is the
+    message's own and becomes a space.
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(re.sub(r"[ \t]*\n[ \t]+", " ", message)))
 
 
 class CheckpointError(JaxasrError):
