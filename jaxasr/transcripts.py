@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import re
 import unicodedata
@@ -137,7 +138,11 @@ def one_line(text: str) -> str:
 
 def columns(text: str) -> int:
     """How wide a text is on a terminal or in a subtitle: wide characters count twice."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+    return sum(map(_width, text))
+
+
+def _width(character: str) -> int:
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def wrap(text: str) -> list[str]:
@@ -159,14 +164,15 @@ def wrap(text: str) -> list[str]:
 
 
 def _fits(text: str) -> bool:
-    """Whether `wrap` keeps the text to LINE_COLUMNS."""
-    if columns(text) <= LINE_COLUMNS:
+    """Whether the text is no wider than SEGMENT_COLUMNS and `wrap` keeps it to LINE_COLUMNS a line."""
+    widths = list(itertools.accumulate(map(_width, text), initial=0))
+    if widths[-1] <= LINE_COLUMNS:
         return True
-    end = len(text)
-    while columns(text[:end]) > LINE_COLUMNS:
-        end -= 1
-    last = next((i for i in range(end, 0, -1) if _parts_lines(text, i, True)), len(text))
-    return last < len(text) and columns(text[last:].lstrip()) <= LINE_COLUMNS
+    if widths[-1] > SEGMENT_COLUMNS:
+        return False
+    end = bisect.bisect_right(widths, LINE_COLUMNS) - 1  # where the fullest first line ends, were it no matter where
+    last = next((i for i in range(end, 0, -1) if _parts_lines(text, i, True)), None)
+    return last is not None and columns(text[last:].lstrip()) <= LINE_COLUMNS
 
 
 def _parts_lines(text: str, i: int, inside_words: bool) -> bool:
@@ -188,9 +194,8 @@ def _begins_segment(text: str, group: list[Word], word: Word) -> bool:
     return (
         word.start - group[-1].last > PAUSE_SECONDS
         or _SENTENCE_END.search(text[group[0].begin : group[-1].end]) is not None
-        or columns(text[group[0].begin : word.end]) > SEGMENT_COLUMNS
-        or not _fits(text[group[0].begin : word.end])
         or word.stop - group[0].start > SEGMENT_SECONDS
+        or not _fits(text[group[0].begin : word.end])
     )
 
 

@@ -43,6 +43,11 @@ def show(line: str) -> None:
     print(printable(line, LINE_SHOWN))
 
 
+def handed_on(name: str | os.PathLike[str]) -> str:
+    """A name as a program that reads standard output needs it, unchanged; on a terminal printable."""
+    return printable(name) if sys.stdout.isatty() else os.fspath(name)
+
+
 def show_traceback() -> None:
     """The traceback of the exception that is being handled, on standard error; its messages may quote names."""
     for line in traceback.format_exc().split("\n"):

@@ -105,9 +105,10 @@ def without_existing(
         return list(inputs), list(targets)
     left_out = zip(compress(inputs, standing), found, strict=True)
     which = listing(f"{source} ({target.name})" for source, target in left_out)
+    why = "as their files exist" if len(found) > 1 else "as its file exists"
     say(
-        f"{folder}: {_recordings(len(found))} left out, as their files exist: {which}; "
-        "where a file is of another recording, give another --output"
+        f"{folder}: {_recordings(len(found))} left out, {why}: {which}; where a file is of another recording, give "
+        "another --output"
     )
     missing = [not stands for stands in standing]
     return list(compress(inputs, missing)), list(compress(targets, missing))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +12,9 @@ import typer
 
 import jaxasr
 from jaxasr.cli.options import RecognizerOptions, with_recognizer_options
-from jaxasr.cli.progress import metered, say
+from jaxasr.cli.progress import handed_on, metered, say
 from jaxasr.cli.targets import file_names, named_once, prepare_folder, without_existing
-from jaxasr.errors import ConfigError, JaxasrError, printable
+from jaxasr.errors import ConfigError, JaxasrError
 from jaxasr.files import writing_file
 from jaxasr.writers import FORMATS, Document, Format
 
@@ -92,9 +91,9 @@ def transcribe(
             elif write is not None:
                 write(document.add(result))
             else:
-                if format == "tsv" and sys.stdout.isatty():
-                    # The other formats hold no name, or escape what a terminal would act on in any case.
-                    result = dataclasses.replace(result, audio=printable(result.audio))
+                if format == "tsv":
+                    # The other formats hold no names, or (json) nothing that a terminal would act on.
+                    result = dataclasses.replace(result, audio=handed_on(result.audio))
                 with meter.aside():
                     print(document.add(result), end="", flush=True)
         if not succeeded:
