@@ -25,7 +25,7 @@ import yaml
 from jaxasr.caches import FORMAT
 from jaxasr.configuration import from_mapping, to_mapping
 from jaxasr.errors import ModelError, printable
-from jaxasr.files import file_hash, read_yaml, reason, writing_folder
+from jaxasr.files import file_hash, read_yaml, reason, require_utf8, writing_folder
 from jaxasr.model import ModelConfig, Parameters
 from jaxasr.search import searched_head
 from jaxasr.text.tokens import TokenTable
@@ -81,6 +81,7 @@ def save(
 ) -> None:
     """Write a model directory. `params` is a nested dictionary of arrays; ModelError where it cannot be written."""
     target = Path(directory)
+    require_utf8(target, ModelError)
     if target.exists():
         if not overwrite:
             raise ModelError(f"{target} exists: choose another folder or set overwrite")
@@ -122,6 +123,7 @@ class StoredModel:
         import jax
         import orbax.checkpoint as ocp
 
+        require_utf8(self.folder, ModelError)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = unflatten(
             {

@@ -131,8 +131,8 @@ def _message(error: Exception) -> str:
         return "out of memory: try a smaller --batch-seconds, or --dtype bfloat16"
     if isinstance(error, OSError) and error.strerror:
         return f"{_named(error.filename)}: {error.strerror}"
-    words = reason(error) if str(error) else ""
-    return f"unexpected {type(error).__name__}: {words} (JAXASR_DEBUG=1 shows where; please report it)"
+    words = f" {reason(error)}" if str(error) else ""
+    return f"unexpected {type(error).__name__}:{words} (JAXASR_DEBUG=1 shows where; please report it)"
 
 
 def _named(file: object) -> str:

@@ -79,7 +79,8 @@ def transcribe(
         document = Document(format)
         succeeded = 0
         results = recognizer.transcribe(inputs, on_error="yield", progress=meter)
-        for target, result in zip(targets or [None] * len(inputs), results, strict=True):
+        files: list[Path | None] = [None] * len(inputs) if folder is None else [*targets]
+        for target, result in zip(files, results, strict=True):
             if isinstance(result, jaxasr.Failure):
                 say(str(result.error))
                 failed = True
