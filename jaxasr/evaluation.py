@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -52,18 +53,28 @@ class Errors:
 
 @dataclass(frozen=True)
 class Scored:
-    """An utterance with what was recognised in it and the errors of that; `error` where it could not be read."""
+    """An utterance with what was recognised in it and the errors of that; `error` where it could not be read.
+
+    `spelling_errors`: how many of the errors vanish where case and punctuation do not count.
+    """
 
     utterance: Utterance
     hypothesis: str = ""
     errors: Errors = Errors()
     duration: float = 0.0
     error: JaxasrError | None = None
+    spelling_errors: int = 0
 
 
 def units(text: str, metric: Metric) -> list[str]:
     """What is counted: words parted by white space, or the characters that are not white space."""
     return text.split() if metric == "wer" else [character for character in text if not character.isspace()]
+
+
+def plain(text: str) -> str:
+    """The text in lower case without punctuation; hyphens and dashes part words."""
+    kinds = ((character, unicodedata.category(character)) for character in text.casefold())
+    return "".join(" " if kind == "Pd" else character for character, kind in kinds if kind[0] != "P" or kind == "Pd")
 
 
 def count_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
@@ -137,6 +148,10 @@ def evaluate(
             yield Scored(utterance, error=result.error)
             continue
         errors = count_errors(units(utterance.text, metric), units(result.text, metric))
-        yield Scored(utterance, result.text, errors, result.duration)
+        spelling_errors = 0
+        if errors.total:
+            others = count_errors(units(plain(utterance.text), metric), units(plain(result.text), metric))
+            spelling_errors = max(errors.total - others.total, 0)
+        yield Scored(utterance, result.text, errors, result.duration, spelling_errors=spelling_errors)
     for index in range(upcoming, len(utterances)):
         yield Scored(utterances[index], error=unreadable[index])

@@ -29,6 +29,14 @@ def file_hash(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_utf8(path: str | os.PathLike[str], error: type[JaxasrError]) -> None:
+    """Raise `error` for a path that is not UTF-8: TensorStore reads and writes arrays in no such folder."""
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError:
+        raise error(f"{os.fspath(path)}: the folder's path is not UTF-8; rename it, or choose another folder") from None
+
+
 def read_yaml(path: str | os.PathLike[str]) -> Any:
     """What a yaml file holds, as mappings, lists and scalars. Raises ConfigError."""
     import yaml

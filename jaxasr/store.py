@@ -24,8 +24,8 @@ import yaml
 
 from jaxasr.caches import FORMAT
 from jaxasr.configuration import from_mapping, to_mapping
-from jaxasr.errors import ModelError
-from jaxasr.files import file_hash, read_yaml, reason, writing_folder
+from jaxasr.errors import ModelError, printable
+from jaxasr.files import file_hash, read_yaml, reason, require_utf8, writing_folder
 from jaxasr.model import ModelConfig, Parameters
 from jaxasr.search import searched_head
 from jaxasr.text.tokens import TokenTable
@@ -55,14 +55,15 @@ class ModelCard:
 
     def text(self, config: ModelConfig, parameters: int) -> str:
         """The README.md of the directory."""
-        rows = "\n".join(f"| {name} | {size:,} | `{digest}` |" for name, size, digest in self.source)
-        notes = "\n".join(f"- {line}" for line in self.summary) or "- nothing of note"
+        files = [(printable(name).replace("|", "\\|"), size, digest) for name, size, digest in self.source]
+        rows = "\n".join(f"| {name} | {size:,} | `{digest}` |" for name, size, digest in files)
+        notes = "\n".join(f"- {printable(line)}" for line in self.summary) or "- nothing of note"
         origin, process = ("Trained on", "Training") if self.trained else ("Converted from", "Conversion")
         heads = " and ".join(config.heads)
         return (
-            f"# {self.name}\n\nA speech recogniser for jaxasr: {config.encoder.kind} encoder, {heads}, "
+            f"# {printable(self.name)}\n\nA speech recogniser for jaxasr: {config.encoder.kind} encoder, {heads}, "
             f"{parameters:,} parameters, vocabulary {config.vocabulary_size:,}.\n\n"
-            f"Origin: {self.origin}. Licence: {self.licence}.\n\n"
+            f"Origin: {printable(self.origin)}. Licence: {printable(self.licence)}.\n\n"
             f"## {origin}\n\n| file | bytes | SHA-256 |\n|---|---|---|\n{rows}\n\n## {process}\n\n{notes}\n\n"
             f"## Agreement\n\n{'' if self.trained else _TRANSPOSED}"
             "Measure agreement with `jaxasr evaluate MANIFEST.tsv --model .`\n"
@@ -80,6 +81,7 @@ def save(
 ) -> None:
     """Write a model directory. `params` is a nested dictionary of arrays; ModelError where it cannot be written."""
     target = Path(directory)
+    require_utf8(target, ModelError)
     if target.exists():
         if not overwrite:
             raise ModelError(f"{target} exists: choose another folder or set overwrite")
@@ -121,6 +123,7 @@ class StoredModel:
         import jax
         import orbax.checkpoint as ocp
 
+        require_utf8(self.folder, ModelError)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = unflatten(
             {
@@ -262,7 +265,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"{folder} is no model directory: it has no {MANIFEST}; make one with `jaxasr convert`"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         manifest = None
     if not _is_manifest(manifest):
         raise ModelError(f"{folder / MANIFEST} is damaged: convert the model again")
@@ -278,6 +281,8 @@ def _is_manifest(manifest: Any) -> bool:
             isinstance(path, str) and len(entry["sha256"]) == 64 and np.dtype(entry["dtype"]) is not None
             and all(type(size) is int and size >= 0 for size in entry["shape"])
             for path, entry in manifest["arrays"].items()
+        ) and all(
+            isinstance(row["file"], str) and type(row["bytes"]) is int for row in manifest["source"]
         ) and isinstance(manifest["files"], dict) and type(manifest["format"]) is int  # fmt: skip
     except (KeyError, TypeError, AttributeError):
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import re
 import unicodedata
@@ -26,6 +27,16 @@ UNSPACED = re.compile(
     "[\u2e80-\u2fff\u3005-\u3007\u3021-\u312f\u31a0-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
 )
 _WIDE_PUNCTUATION = re.compile("[\u3001-\u3003\u3008-\u3020\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]")
+# Scripts without spaces whose letters are no words by themselves: Thai, Lao, Burmese and Khmer. Tokens spell the words.
+_UNPARTED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+# No line begins with these, nor ends with those (JIS X 4051's rules; vowels that Thai and Lao write around a letter).
+_NO_LINE_BEGIN = re.compile(
+    "[\u3005\u303b\u3041\u3043\u3045\u3047\u3049\u3063\u3083\u3085\u3087\u308e\u3095\u3096\u309d\u309e"
+    "\u30a1\u30a3\u30a5\u30a7\u30a9\u30c3\u30e3\u30e5\u30e7\u30ee\u30f5\u30f6\u30fc-\u30fe\u31f0-\u31ff\uff67-\uff70"
+    "\u0e2f\u0e30\u0e32\u0e33\u0e45\u0e46\u0eaf\u0eb0\u0eb2\u0eb3\u0ec6]"
+)
+_NO_LINE_END = re.compile("[\u0e40-\u0e44\u0ec0-\u0ec4\u1039\u17d2]")
+_OPENING = ("Ps", "Pi")  # Unicode's categories of brackets and quotation marks that open
 _SENTENCE_END = re.compile("[.?!…。．？！｡][\"'”’)\\]」』】）]*$")
 _BYTE = re.compile("<0x([0-9A-F]{1,2})>")
 
@@ -121,21 +132,70 @@ class Failure:
 
 
 def one_line(text: str) -> str:
-    """The text without what would end a line or a column."""
-    return re.sub("[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]", " ", text)
+    """The text without what would end a line or a column; other control characters are the replacement character."""
+    return re.sub("[\x00-\x1f\x7f-\x9f]", "\ufffd", re.sub("[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]", " ", text))
 
 
 def columns(text: str) -> int:
     """How wide a text is on a terminal or in a subtitle: wide characters count twice."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+    return sum(map(_width, text))
+
+
+def _width(character: str) -> int:
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def wrap(text: str) -> list[str]:
+    """The one or two lines of a subtitle; two of nearly equal width where the text is wider than LINE_COLUMNS.
+
+    Lines part at spaces, and in scripts without spaces between characters. What cannot be parted stays one line.
+    """
+    if columns(text) <= LINE_COLUMNS:
+        return [text]
+    lines = [text]
+    for inside_words in (False, True):  # of Thai and its like only where the spaces do not suffice
+        breaks = [i for i in range(1, len(text)) if _parts_lines(text, i, inside_words)]
+        if breaks:
+            middle = min(breaks, key=lambda i: abs(columns(text[:i]) - columns(text[i:].lstrip())))
+            lines = [text[:middle], text[middle:].lstrip()]
+            if max(map(columns, lines)) <= LINE_COLUMNS:
+                break
+    return lines
+
+
+def _fits(text: str) -> bool:
+    """Whether the text is no wider than SEGMENT_COLUMNS and `wrap` keeps it to LINE_COLUMNS a line."""
+    widths = list(itertools.accumulate(map(_width, text), initial=0))
+    if widths[-1] <= LINE_COLUMNS:
+        return True
+    if widths[-1] > SEGMENT_COLUMNS:
+        return False
+    end = bisect.bisect_right(widths, LINE_COLUMNS) - 1  # where the fullest first line ends, were it no matter where
+    last = next((i for i in range(end, 0, -1) if _parts_lines(text, i, True)), None)
+    return last is not None and columns(text[last:].lstrip()) <= LINE_COLUMNS
+
+
+def _parts_lines(text: str, i: int, inside_words: bool) -> bool:
+    """Whether a line may end before character i, which begins the next one unless it is a space."""
+    before, after = text[i - 1], text[i]
+    if " " in (before, after):
+        return after == " "
+    ending, beginning = unicodedata.category(before), unicodedata.category(after)
+    if ending in _OPENING or beginning[0] == "M" or (beginning[0] == "P" and beginning not in _OPENING):
+        return False
+    if _NO_LINE_END.match(before) or _NO_LINE_BEGIN.match(after):
+        return False
+    if inside_words and _UNPARTED.match(before) and _UNPARTED.match(after):
+        return True
+    return any(UNSPACED.match(character) for character in (before, after)) or bool(_WIDE_PUNCTUATION.match(before))
 
 
 def _begins_segment(text: str, group: list[Word], word: Word) -> bool:
     return (
         word.start - group[-1].last > PAUSE_SECONDS
         or _SENTENCE_END.search(text[group[0].begin : group[-1].end]) is not None
-        or columns(text[group[0].begin : word.end]) > SEGMENT_COLUMNS
         or word.stop - group[0].start > SEGMENT_SECONDS
+        or not _fits(text[group[0].begin : word.end])
     )
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from typing import Literal, get_args
 
-from jaxasr.transcripts import LINE_COLUMNS, UNSPACED, Segment, Transcript, columns, one_line
+from jaxasr.transcripts import Segment, Transcript, one_line, wrap
 
 Format = Literal["txt", "json", "srt", "vtt", "tsv"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+
+# What json.dumps leaves as it is besides letters: DEL and C1, marks of direction, ends of lines, bytes of no text.
+_ESCAPED_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# What ends a cell or a line of a table, and what CSV takes for a quoted cell.
+_BREAKS_CELL = re.compile('[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]|^"')
 
 
 class Document:
@@ -36,7 +42,7 @@ class Document:
         for segment in transcript.segments:
             self._cues += 1
             number = f"{self._cues}\n" if self.format == "srt" else ""
-            text = "\n".join(_wrap(segment.text))
+            text = "\n".join(wrap(segment.text))
             # "-->" may not stand in a cue's text in either format.
             text = html.escape(text, quote=False) if self.format == "vtt" else text.replace("-->", "->")
             comma = "," if self.format == "srt" else "."
@@ -55,13 +61,17 @@ def json_line(transcript: Transcript) -> str:
         "timestamps": [round(float(time), 6) for time in transcript.timestamps],
         "log_probs": [round(float(value), 6) for value in transcript.log_probs],
     }
-    line = json.dumps(fields, ensure_ascii=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        # A file name that is no UTF-8 comes in with lone surrogates, which only the escaped form can carry.
-        line = json.dumps(fields)
-    return line + "\n"
+    return json_text(fields) + "\n"
+
+
+def json_text(value: object) -> str:
+    """`value` as JSON in one line, letters as they are, names escaped where a terminal or a reader of lines would act.
+
+    Control characters and marks of direction are escaped, and bytes of file names that are no UTF-8 (lone surrogates).
+    A parser gives all of them back.
+    """
+    # They stand in strings only, where an escape means the same.
+    return _ESCAPED_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def clock(seconds: float, point: str = ".") -> str:
@@ -70,19 +80,16 @@ def clock(seconds: float, point: str = ".") -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
 
 
-def _wrap(text: str) -> list[str]:
-    """One line, or two of nearly equal width parted at a space or between characters of a script without spaces."""
-    if columns(text) <= LINE_COLUMNS:
-        return [text]
-    breaks = [i for i in range(1, len(text)) if text[i] == " " or (UNSPACED.match(text[i]) and text[i - 1] != " ")]
-    if not breaks:
-        return [text]
-    middle = min(breaks, key=lambda i: abs(columns(text[:i]) - columns(text[i:].lstrip())))
-    return [text[:middle], text[middle:].lstrip()]
-
-
 def _tsv_rows(transcript: Transcript) -> str:
     """A row per segment; audio without words has one row with an empty text, so that every file is named."""
-    audio = one_line(transcript.audio)
+    audio = tsv_name(transcript.audio)
     found = transcript.segments or [Segment("", 0.0, float(transcript.duration))]
     return "".join(f"{audio}\t{segment.start:.3f}\t{segment.stop:.3f}\t{segment.text}\n" for segment in found)
+
+
+def tsv_name(name: str) -> str:
+    """A name as a cell of a tab-separated table: quoted as in CSV where a tab, a line's end or a leading " is in it."""
+    if not _BREAKS_CELL.search(name):
+        return name
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"'

@@ -13,7 +13,7 @@ import pytest
 
 from jaxasr import audio
 from jaxasr.errors import AudioError
-from jaxasr.evaluation import Errors, count_errors, evaluate, units
+from jaxasr.evaluation import Errors, count_errors, evaluate, plain, units
 from jaxasr.manifests import Piece, Utterance, read_audio
 from jaxasr.transcripts import Failure
 
@@ -34,6 +34,19 @@ from jaxasr.transcripts import Failure
 )
 def test_counts_by_hand(reference: str, hypothesis: str, errors: Errors) -> None:
     assert count_errors(reference.split(), hypothesis.split()) == errors
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don't, O’Brien!", "dont obrien"),
+        ("“Twenty-one”—no…", "twenty one no"),
+        ("雨。 ¿Qué? STRASSE straße", "雨 qué strasse strasse"),
+        ("5 % $3", "5  $3"),
+    ],
+)
+def test_plain_text(text: str, expected: str) -> None:
+    assert plain(text) == expected
 
 
 def test_counts_are_kaldialigns() -> None:

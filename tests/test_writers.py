@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import json
 import re
+from random import Random
 
 import pytest
 
-from jaxasr.transcripts import LINE_COLUMNS, SEGMENT_SECONDS, Segment, Transcript
+from jaxasr.transcripts import LINE_COLUMNS, SEGMENT_SECONDS, Segment, Transcript, columns
 from jaxasr.writers import FORMATS, Document, clock
 from spoken import ENGLISH, evenly, spoken
 
@@ -77,6 +81,31 @@ def test_json_carries_file_names_that_are_no_utf8() -> None:
     line.encode()
 
 
+def test_json_holds_nothing_that_a_terminal_or_a_reader_of_lines_acts_on() -> None:
+    name = "\x1b[2J\x7f\x9b2J\u202egnp.\u2028\x85\r\n\udc9b.wav"
+    line = document("json", spoken([" été\u3000雨"], [0.0], 1.0, audio=name))
+    assert json.loads(line)["audio"] == name
+    assert len(line.splitlines()) == 1 and "été\u3000雨" in line
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", line)
+
+
+@pytest.mark.parametrize(
+    "name", ["a\tb.wav", "a\nb.wav", '"a".wav', 'a "b".wav', "a\r\n.wav", "\x1b[2J.wav", "a\\tb.wav", " a, b.wav"]
+)
+def test_tsv_keeps_every_name(name: str) -> None:
+    table = document("tsv", spoken([" it's", ' "so"'], [0.0, 0.1], 1.0, audio=name), SILENCE)
+    rows = list(csv.reader(io.StringIO(table, newline=""), delimiter="\t"))
+    assert [(row[0], row[3]) for row in rows[1:]] == [(name, 'it\'s "so"'), ("a.wav", "")]
+
+
+def test_text_commands_no_terminal() -> None:
+    said = spoken([" A", "\x1b[2J", " \x9b2J\x00", " \t", " B"], [0.0, 0.1, 0.2, 0.3, 0.4], 2.0)
+    assert document("txt", said) == "A\ufffd[2J \ufffd2J\ufffd   B\n"
+    for format in ("srt", "vtt", "tsv"):
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", document(format, said))
+        assert "A\ufffd[2J \ufffd2J\ufffd" in document(format, said)
+
+
 def test_tsv_names_every_audio() -> None:
     rows = [row.split("\t") for row in document("tsv", ENGLISH, SILENCE).splitlines()]
     assert rows == [
@@ -117,6 +146,50 @@ def test_segments_are_bounded_and_lose_no_words(format: str) -> None:
         assert len(lines) <= 2 and all(len(line) <= LINE_COLUMNS for line in lines)
         assert 0 < segment.stop - segment.start <= SEGMENT_SECONDS + 0.001
         assert following is None or segment.stop <= following.start
+
+
+@pytest.mark.parametrize("format", ["srt", "vtt"])
+def test_lines_keep_to_their_width_wherever_words_allow(format: str) -> None:
+    # 84 columns that no space parts into lines of 42: each such pair of words has a line too wide, whatever the break.
+    random = Random(7)
+    lengths = [*([30, 23, 29] * 20), *(random.randint(1, 42) for _ in range(600))]
+    said = evenly([" " + "W" * length for length in lengths], 0.05)
+    found = {"srt": parse_srt, "vtt": parse_vtt}[format](document(format, said))
+    assert " ".join(segment.text.replace("\n", " ") for segment in found) == said.text
+    lines = [segment.text.split("\n") for segment in found]
+    assert max(map(len, lines)) == 2 and max(len(line) for pair in lines for line in pair) == LINE_COLUMNS
+    # No cue ends early: the next word would not fit. All words follow one another without a pause.
+    for pair, following in itertools.pairwise(lines):
+        words = [*" ".join(pair).split(" "), following[0].split(" ")[0]]
+        assert len(words) * 0.05 > SEGMENT_SECONDS or not any(
+            max(len(" ".join(words[:i])), len(" ".join(words[i:]))) <= LINE_COLUMNS for i in range(1, len(words))
+        )
+
+
+def test_a_word_wider_than_a_line_stays_whole_and_alone() -> None:
+    said = evenly([" A", " " + "W" * 60, " B", " C"])
+    assert [segment.text for segment in parse_srt(document("srt", said))] == ["A", "W" * 60, "B C"]
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ["雨", "が", "、", "ちょ", "っ", "と", "「", "降", "る", "」", "ー"]
+        * 40,  # Japanese: small kana, brackets, marks
+        ["今天", "下雨", "，", "很", "大", "OK", "的"] * 40,  # Chinese with letters
+        ["การ", "เรียน", "รู้", "ภาษา", "ไทย"] * 40,  # Thai: no space, vowels around their letter
+        [" 비가", " 옵니다", " 오늘은"] * 40,  # Korean has spaces
+    ],
+)
+def test_lines_of_scripts_without_spaces(tokens: list[str]) -> None:
+    said = evenly(tokens, 0.05)
+    cues = parse_srt(document("srt", said))
+    assert "".join(cue.text for cue in cues).replace("\n", "").replace(" ", "") == said.text.replace(" ", "")
+    for cue in cues:
+        lines = cue.text.split("\n")
+        assert len(lines) <= 2 and all(columns(line) <= LINE_COLUMNS for line in lines)
+        if len(lines) == 2:
+            assert lines[1][0] not in "、，っー」ょ ุู้" and lines[0][-1] not in "「เไแ "
 
 
 def test_wide_lines_are_parted_in_the_middle() -> None:

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -18,8 +17,8 @@ import typer
 
 from jaxasr import __version__
 from jaxasr.cli import bench, convert, evaluate, info, train, transcribe
-from jaxasr.cli.progress import debugging, log_to_stderr, say
-from jaxasr.errors import JaxasrError
+from jaxasr.cli.progress import debugging, log_to_stderr, say, show_traceback
+from jaxasr.errors import JaxasrError, printable
 from jaxasr.files import reason
 
 app = typer.Typer(
@@ -103,7 +102,7 @@ def _exit_code(work: Callable[[], Any]) -> int:
         if _stopped_by:  # modules of C, while they are imported, raise something else than they got
             return _stopped()
         if debugging():
-            traceback.print_exc()
+            show_traceback()
         # Wrong usage has these in every version of Typer and Click, which differ in where the class lives.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             context = getattr(error, "ctx", None)
@@ -131,9 +130,14 @@ def _message(error: Exception) -> str:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return "out of memory: try a smaller --batch-seconds, or --dtype bfloat16"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'standard output'}: {error.strerror}"
-    words = reason(error) if str(error) else ""
-    return f"unexpected {type(error).__name__}: {words} (JAXASR_DEBUG=1 shows where; please report it)"
+        return f"{_named(error.filename)}: {error.strerror}"
+    words = f" {reason(error)}" if str(error) else ""
+    return f"unexpected {type(error).__name__}:{words} (JAXASR_DEBUG=1 shows where; please report it)"
+
+
+def _named(file: object) -> str:
+    """What an OSError says it was about, where it says so."""
+    return printable(os.fsdecode(file) if isinstance(file, (str, bytes)) else str(file or "standard output"))
 
 
 def _drop_stdout() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -10,6 +9,8 @@ import typer
 import jaxasr
 from jaxasr.cli.info import fact_lines
 from jaxasr.cli.options import BeamOption, DtypeOption, HeadOption, SearchOption
+from jaxasr.cli.progress import show
+from jaxasr.writers import json_text
 
 EXAMPLE = "Example: jaxasr bench --model model/ --dtype bfloat16"
 
@@ -37,7 +38,8 @@ def bench(
     jaxasr.configure_process()
     facts = benchmark.measure(model, dtype=dtype, search=search, head=head, beam=beam)
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(json_text(facts))
         return
-    print("\n".join(fact_lines(facts)))
+    for line in fact_lines(facts):
+        show(line)
     print("whole, features, encoder, search: seconds of audio in a second, medians after warming up")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
+
+from jaxasr.cli.progress import show
+from jaxasr.errors import printable
 
 EXAMPLE = "Example: jaxasr convert exp/pretrained.pt model/ --config reazonspeech_k2_v2 --tokens data/tokens.txt"
 
@@ -78,5 +82,5 @@ def convert(
         overwrite=overwrite,
     )
     for line in card.summary:
-        print(line)
-    print(f"{out_dir} is ready: jaxasr transcribe AUDIO --model {out_dir}")
+        show(line)
+    show(f"{printable(out_dir)} is ready: jaxasr transcribe AUDIO --model {shlex.quote(str(out_dir))}")

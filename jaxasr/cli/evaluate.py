@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
 import math
 import time
 from typing import Annotated, Any
@@ -12,10 +12,13 @@ import typer
 
 from jaxasr.cli.options import RecognizerOptions, with_recognizer_options
 from jaxasr.cli.progress import metered, say
+from jaxasr.errors import printable
 from jaxasr.evaluation import Errors, Metric, Scored
 from jaxasr.evaluation import evaluate as run
 from jaxasr.files import writing_file
 from jaxasr.manifests import read_manifest
+from jaxasr.transcripts import one_line
+from jaxasr.writers import json_text, tsv_name
 
 EXAMPLE = "Example: jaxasr evaluate an4/manifest.tsv --model model/ --where split=test --output hypotheses.tsv"
 
@@ -83,9 +86,11 @@ def evaluate(
             "seconds": round(seconds, 3),
             "real_time_factor": round(everything.audio_seconds / seconds, 3),
         }
-        print(json.dumps(report, ensure_ascii=False))
+        print(json_text(report))
     else:
         _print_table(rows if len(rows) == 1 else [*rows, ("all", everything)], metric)
+    if everything.spelling_errors > everything.errors.total / 2:
+        say(_spelled_differently(everything, metric))
     if failed:
         raise typer.Exit(1)
 
@@ -95,14 +100,17 @@ class _Sum:
 
     def __init__(self) -> None:
         self.errors, self.utterances, self.audio_seconds = Errors(), 0, 0.0
+        self.spelling_errors = 0  # of the errors those that are case or punctuation
 
     def add(self, scored: Scored) -> None:
         self.errors += scored.errors
+        self.spelling_errors += scored.spelling_errors
         self.utterances += 1
         self.audio_seconds += scored.duration
 
     def merge(self, other: _Sum) -> None:
         self.errors += other.errors
+        self.spelling_errors += other.spelling_errors
         self.utterances += other.utterances
         self.audio_seconds += other.audio_seconds
 
@@ -134,11 +142,21 @@ def conditions(where: list[str]) -> dict[str, list[str]]:
 def _row(scored: Scored) -> str:
     utterance, errors = scored.utterance, scored.errors
     values = (
-        utterance.manifest, utterance.columns["path"], utterance.columns.get("start", ""),
-        utterance.columns.get("samples", ""), utterance.text, " ".join(scored.hypothesis.split()),
+        tsv_name(utterance.manifest), tsv_name(utterance.columns["path"]), utterance.columns.get("start", ""),
+        utterance.columns.get("samples", ""), one_line(utterance.text), " ".join(scored.hypothesis.split()),
         errors.total, errors.substitutions, errors.deletions, errors.insertions, errors.reference_length,
     )  # fmt: skip
     return "\t".join(map(str, values)) + "\n"
+
+
+def _spelled_differently(total: _Sum, metric: Metric) -> str:
+    errors = total.errors.total
+    others = dataclasses.replace(total.errors, substitutions=errors - total.spelling_errors, deletions=0, insertions=0)
+    return (
+        f"{total.spelling_errors:,} of {errors:,} errors are case or punctuation; without them {metric.upper()} is "
+        f"{100 * others.rate:.2f} %: write the manifest's text as the model writes, or count from the columns of "
+        "--output in lower case without punctuation"
+    )
 
 
 def _print_table(rows: list[tuple[str, _Sum]], metric: Metric) -> None:
@@ -150,7 +168,7 @@ def _print_table(rows: list[tuple[str, _Sum]], metric: Metric) -> None:
             total.utterances, errors.total, errors.substitutions, errors.deletions, errors.insertions,
             errors.reference_length,
         )  # fmt: skip
-        table.append([name, *map(str, counts), f"{100 * errors.rate:.2f} %"])
+        table.append([printable(name), *map(str, counts), f"{100 * errors.rate:.2f} %"])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]

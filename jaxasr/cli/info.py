@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from jaxasr.cli.progress import show
+from jaxasr.errors import listing
+from jaxasr.writers import json_text
+
 EXAMPLE = "Example: jaxasr info sherpa-onnx-zipformer-en/ --json"
+_ITEMS_SHOWN = 20
 
 
 def info(
@@ -25,11 +29,18 @@ def info(
         from jaxasr import convert
 
         facts = convert.describe(path)
-    print(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(fact_lines(facts)))
+    if as_json:
+        print(json_text(facts))
+        return
+    for line in fact_lines(facts):
+        show(line)
 
 
 def fact_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    """`key: value` lines for people: keys with spaces, units after values, long lists as indented lines."""
+    """`key: value` lines for people: keys with spaces, units after values, lists of long items as indented lines.
+
+    Of a long list the first are shown, and how many there are more.
+    """
     for key, value in facts.items():
         name = "size" if key == "bytes" else key.removesuffix("_s").replace("_", " ")
         unit = " s" if key.endswith("_s") else ""
@@ -40,9 +51,12 @@ def fact_lines(facts: Mapping[str, Any]) -> Iterator[str]:
             isinstance(item, Mapping) or len(str(item)) > 40 for item in value
         ):
             yield f"{name}:"
-            yield from (f"  {', '.join(fact_lines(item)) if isinstance(item, Mapping) else item}" for item in value)
+            for item in value[:_ITEMS_SHOWN]:
+                yield f"  {', '.join(fact_lines(item)) if isinstance(item, Mapping) else item}"
+            if len(value) > _ITEMS_SHOWN:
+                yield f"  and {len(value) - _ITEMS_SHOWN:,} more"
         elif isinstance(value, (list, tuple)):
-            yield f"{name}: {', '.join(map(_spelled, value)) or 'none'}"
+            yield f"{name}: {listing(map(_spelled, value), _ITEMS_SHOWN) or 'none'}"
         elif key == "bytes":
             yield f"size: {value / 1e6:,.1f} MB ({value:,} bytes)"
         else:

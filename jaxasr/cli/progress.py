@@ -1,17 +1,28 @@
-"""What the command line shows while it works, all on standard error: a progress bar on a terminal, and log lines."""
+"""What the command line tells people: lines and a progress bar on standard error, and facts on standard output.
+
+Names of files, tensors and models come from strangers: whatever goes to people goes through `say` or `show`, which
+escape what a terminal would act on. What goes to programs (json, tsv, a path) keeps its names as they are.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from jaxasr.errors import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+# Characters of a line: room for the longest path of a system and what is wrong with it.
+LINE_SHOWN = 5000
 
 
 def debugging() -> bool:
@@ -20,10 +31,27 @@ def debugging() -> bool:
 
 
 def say(message: str) -> None:
-    """One line for people, whatever `message` holds."""
+    """One line for people on standard error, whatever `message` holds."""
+    line = printable(re.sub(r"\s*\n\s*", " ", message.strip()), LINE_SHOWN)
     # A closed standard error must not stop the work.
     with contextlib.suppress(OSError, ValueError):
-        print(f"jaxasr: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(f"jaxasr: {line}", file=sys.stderr, flush=True)
+
+
+def show(line: str) -> None:
+    """One line for people on standard output, whatever `line` holds."""
+    print(printable(line, LINE_SHOWN))
+
+
+def handed_on(name: str | os.PathLike[str]) -> str:
+    """A name as a program that reads standard output needs it, unchanged; on a terminal printable."""
+    return printable(name) if sys.stdout.isatty() else os.fspath(name)
+
+
+def show_traceback() -> None:
+    """The traceback of the exception that is being handled, on standard error; its messages may quote names."""
+    for line in traceback.format_exc().split("\n"):
+        print(printable(line), file=sys.stderr)
 
 
 class _Lines(logging.Handler):

@@ -11,7 +11,7 @@ import typer
 
 import jaxasr
 from jaxasr.cli.evaluate import conditions
-from jaxasr.cli.progress import say
+from jaxasr.cli.progress import handed_on, say
 
 if TYPE_CHECKING:
     from jaxasr.training.loop import Progress
@@ -69,7 +69,7 @@ def train(
             steps=steps,
             report=report,
         )
-    print(result.model)
+    print(handed_on(result.model))
 
 
 @contextlib.contextmanager

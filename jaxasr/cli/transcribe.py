@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import dataclasses
 import os
-from collections import Counter
-from itertools import compress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +12,13 @@ import typer
 
 import jaxasr
 from jaxasr.cli.options import RecognizerOptions, with_recognizer_options
-from jaxasr.cli.progress import metered, say
+from jaxasr.cli.progress import handed_on, metered, say
+from jaxasr.cli.targets import file_names, named_once, prepare_folder, without_existing
 from jaxasr.errors import ConfigError, JaxasrError
-from jaxasr.files import reason, writing_file
+from jaxasr.files import writing_file
 from jaxasr.writers import FORMATS, Document, Format
 
 EXAMPLE = "Example: jaxasr transcribe talks/ extra.mp3 --model model/ --format srt --output subtitles/ --skip-existing"
-_STEM = 0  # levels of naming: 0 the stem, 1 the file's name, 2 folder and file name, and so on
 
 
 @with_recognizer_options
@@ -39,11 +37,17 @@ def transcribe(
             "-o",
             metavar="FILE|DIR",
             help="Where to write instead of standard output: one file for all, or a folder (one that exists, or a name "
-            "without a suffix or with a / at its end) that gets a file for each.",
+            "without a suffix or with a / at its end) that gets a file for each: talk.wav's is talk.txt; of several "
+            "called talk each has more of its path, as in talk.wav.txt or monday_talk.wav.txt.",
         ),
     ] = None,
     skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave out audio whose file in the output folder exists.")
+        bool,
+        typer.Option(
+            "--skip-existing",
+            help="Leave out audio whose file in the output folder exists; a line says which, since the file may be of "
+            "other audio of that name. Without this option such files are replaced, and a line says which.",
+        ),
     ] = False,
     *,
     options: RecognizerOptions,
@@ -55,15 +59,15 @@ def transcribe(
     if skip_existing and folder is None:
         raise typer.BadParameter("--skip-existing needs --output with a folder")
     inputs, failed = _find(audio)
-    targets: list[Path | None] = [None] * len(inputs)
+    targets: list[Path] = []
     if folder is not None:
-        _make(folder)
-        paths = [folder / name for name in file_names(inputs, format)]
-        wanted = [not (skip_existing and path.exists()) for path in paths]
-        inputs, targets = list(compress(inputs, wanted)), list(compress(paths, wanted))
+        existing = prepare_folder(folder)
+        inputs = named_once(inputs)
+        targets = [folder / name for name in file_names(inputs, format, existing)]
+        inputs, targets = without_existing(inputs, targets, skip_existing=skip_existing)
     elif format in ("srt", "vtt") and len(inputs) > 1:
         say(f"one {format} for {len(inputs)} recordings, each from 0:00 on; --output FOLDER writes a file for each")
-    _protect(inputs, [target for target in targets if target] if folder is not None else [Path(output or os.devnull)])
+    _protect(inputs, [Path(output or os.devnull)] if folder is None else targets)
     if not inputs:
         raise typer.Exit(int(failed))
 
@@ -75,7 +79,8 @@ def transcribe(
         document = Document(format)
         succeeded = 0
         results = recognizer.transcribe(inputs, on_error="yield", progress=meter)
-        for target, result in zip(targets, results, strict=True):
+        files: list[Path | None] = [None] * len(inputs) if folder is None else [*targets]
+        for target, result in zip(files, results, strict=True):
             if isinstance(result, jaxasr.Failure):
                 say(str(result.error))
                 failed = True
@@ -87,6 +92,9 @@ def transcribe(
             elif write is not None:
                 write(document.add(result))
             else:
+                if format == "tsv":
+                    # The other formats hold no names, or (json) nothing that a terminal would act on.
+                    result = dataclasses.replace(result, audio=handed_on(result.audio))
                 with meter.aside():
                     print(document.add(result), end="", flush=True)
         if not succeeded:
@@ -121,49 +129,9 @@ def _find(arguments: list[str]) -> tuple[list[str], bool]:
     return found, failed
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder}: the folder cannot be made ({reason(error)}); give another --output") from None
-
-
 def _protect(inputs: list[str], targets: list[Path]) -> None:
     """Refuse to write over the audio."""
     sources = {os.path.realpath(name) for name in inputs if name != "-"}
     for target in targets:
         if os.path.realpath(target) in sources:
             raise ConfigError(f"{target}: is one of the audio files; give another --output")
-
-
-def file_names(inputs: list[str], format: Format) -> list[str]:
-    """A file name for each input, in a folder for all: its stem and the format's suffix.
-
-    Inputs of one stem are told apart by their whole names ("a.wav.txt", "a.mp3.txt"), then by the folders above them
-    ("x_a.wav.txt"), then by numbers. Case does not count, as on some file systems.
-    """
-    names = [("stdin",) if name == "-" else Path(os.path.abspath(name)).parts[1:] for name in inputs]
-    candidates = [_STEM] * len(names)
-
-    def spelled(i: int) -> str:
-        parts = names[i]
-        return Path(parts[-1]).stem if candidates[i] == _STEM else "_".join(parts[-candidates[i] :])
-
-    while True:
-        counts = Counter(spelled(i).casefold() for i in range(len(names)))
-        clashing = [i for i in range(len(names)) if counts[spelled(i).casefold()] > 1 and candidates[i] < len(names[i])]
-        if not clashing:
-            break
-        for i in clashing:
-            candidates[i] += 1
-    taken: set[str] = set()
-    unique = []
-    for i in range(len(names)):
-        name = spelled(i)
-        for number in itertools.count(2):
-            if name.casefold() not in taken:
-                break
-            name = f"{spelled(i)}-{number}"
-        taken.add(name.casefold())
-        unique.append(f"{name}.{format}")
-    return unique

@@ -35,7 +35,7 @@ def identify(recipe: Recipe, examples: Sequence[Example], devices: int) -> Ident
     """What a resumed run must share with the run that it continues, so that its steps see the same batches."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(f"{example.name}\t{example.seconds}\t{example.ids}\n".encode())
+        digest.update(f"{example.name}\t{example.seconds}\t{example.ids}\n".encode(errors="surrogateescape"))
     return {"recipe": _fixed_fields(recipe), "data": digest.hexdigest(), "devices": devices}
 
 

@@ -14,7 +14,7 @@ from jaxasr import loading, store
 from jaxasr.caches import programs_kept
 from jaxasr.errors import ConfigError
 from jaxasr.evaluation import Errors, evaluate
-from jaxasr.files import file_hash
+from jaxasr.files import file_hash, require_utf8
 from jaxasr.manifests import Utterance, duration, read_manifest
 from jaxasr.model import ModelConfig, Parameters
 from jaxasr.recognizer import Recognizer
@@ -87,6 +87,7 @@ def train(
     if steps is not None:
         settings = dataclasses.replace(settings, steps=steps)
     folder = RunFolder(Path(output))
+    require_utf8(folder.path, ConfigError)
     _require_free(folder, resume)
     if held_out_where and not held_out:
         raise ConfigError("held_out_where needs held_out")

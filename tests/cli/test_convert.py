@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from conftest import DATA
+from conftest import DATA, REPOSITORY
 from golden_models import BUNDLED
 from jaxasr import store
 
@@ -48,6 +48,27 @@ def test_a_checkpoint_becomes_a_model(run: Run, tmp_path: Path) -> None:
     refused = run(*arguments)
     assert (refused.code, refused.out, len(refused.lines)) == (1, "", 1) and "overwrite" in refused.err
     assert run(*arguments, "--overwrite").code == 0
+
+
+def test_odd_names_of_checkpoint_and_model(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / b"\xe9".decode(errors="surrogateescape")
+    folder.mkdir()
+    source, out = folder / "a\n|\x9b b.pt", tmp_path / "my \x1b[2J model"
+    shutil.copy(MODEL / "pretrained.pt", source)
+    shutil.copy(MODEL / "tokens.txt", folder)
+    result = run("convert", source, out, *RECIPE)
+    assert (result.code, result.err) == (0, "") and result.out.replace("\n", "").isprintable()
+    shown = f"{tmp_path}/my \\x1b[2J model"
+    assert result.out.splitlines()[-1] == f"{shown} is ready: jaxasr transcribe AUDIO --model '{shown}'"
+    assert sources(out) == [source.name] and "| a\\n\\|\\x9b b.pt | " in (out / "README.md").read_text()
+    assert run("info", out).code == 0
+    # TensorStore, which reads and writes arrays, takes no path that is not UTF-8.
+    refused = run("convert", source, folder / "model", *RECIPE)
+    assert (refused.code, refused.out, len(refused.lines)) == (1, "", 1)
+    assert f"{tmp_path}/\\udce9/model: the folder's path is not UTF-8; rename it" in refused.err
+    shutil.copytree(out, folder / "model")
+    refused = run("transcribe", REPOSITORY / "tests/samples/digits.wav", "--model", folder / "model")
+    assert refused.code == 1 and "/\\udce9/model: the folder's path is not UTF-8; rename it" in refused.err
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,44 @@ def test_table(run: Run, two: Path) -> None:
     assert len(run("evaluate", two / "b" / "m.tsv", "--model", "m").out.splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("metric", "heard", "line"),
+    [
+        ("wer", ["the cat.", "A dog, ran"], "4 of 4 errors are case or punctuation; without them WER is 0.00 %: "),
+        ("wer", ["THE CAT", "a dog runs"], "2 of 3 errors are case or punctuation; without them WER is 20.00 %: "),
+        ("cer", ["the cat", "A DOG RAN?"], "7 of 7 errors are case or punctuation; without them CER is 0.00 %: "),
+        ("wer", ["THE CAT", "a DOG run"], None),
+        ("wer", ["THE CAT", "A DOG RAN"], None),
+    ],
+)
+def test_case_and_punctuation_are_told_apart_from_words(
+    run: Run, two: Path, monkeypatch: pytest.MonkeyPatch, metric: str, heard: list[str], line: str | None
+) -> None:
+    load = jaxasr.load_model
+
+    def load_model(name: str | None = None, **options: Any) -> Any:
+        made = load(name, **options)
+        made.texts = heard
+        return made
+
+    monkeypatch.setattr(jaxasr, "load_model", load_model)
+    result = run("evaluate", two / "a" / "m.tsv", "--model", "m", "--metric", metric, "--json")
+    assert result.code == 0 and len(result.lines) == (line is not None)
+    assert (line or "") in result.err and ("--output" in result.err) == (line is not None)
+    assert set(json.loads(result.out)["total"]) == {
+        "utterances", "audio_seconds", "errors", "substitutions", "deletions", "insertions", "reference_length", "rate",
+    }  # fmt: skip
+
+
+def test_an_odd_name_of_a_manifest(run: Run, two: Path, tmp_path: Path) -> None:
+    manifest = two / "a" / "m\t\x1b[2J\n.tsv"
+    (two / "a" / "m.tsv").rename(manifest)
+    result = run("evaluate", manifest, "--model", "m", "--output", tmp_path / "out.tsv")
+    assert "m\\t\\x1b[2J\\n.tsv  " in result.out and len(result.out.splitlines()) == 2
+    with open(tmp_path / "out.tsv", encoding="utf-8", newline="") as file:
+        assert {row["manifest"] for row in csv.DictReader(file, delimiter="\t")} == {str(manifest)}
+
+
 def test_json(run: Run, two: Path) -> None:
     result = run("evaluate", two / "a" / "m.tsv", two / "b" / "m.tsv", "--model", "m", "--json")
     report = json.loads(result.out)

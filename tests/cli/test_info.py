@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,49 @@ def test_facts_for_people() -> None:
         "  name: cpu",
         "  count: 2",
     ]
+
+
+def test_long_lists_are_cut_with_a_count() -> None:
+    facts = {"passed_over": [f"{n}.onnx" for n in range(5000)], "source": [{"file": f"{n}.pt"} for n in range(5000)]}
+    lines = list(fact_lines(facts))
+    assert lines[0].endswith(", 19.onnx and 4,980 more") and lines[1:3] == ["source:", "  file: 0.pt"]
+    assert len(lines) == 23 and lines[-1] == "  and 4,980 more"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the small model inside the package, in a folder of an odd name."""
+    folder = tmp_path / b"my \x1b[2J \xe9 model".decode(errors="surrogateescape")
+    shutil.copytree(Path(jaxasr.__file__).parent / "embedded", folder)
+    return folder
+
+
+def test_names_of_a_model_directory_command_no_terminal(run: Run, model: Path) -> None:
+    manifest = json.loads((model / "manifest.json").read_text())
+    row = {"file": "\x1b[2J\u202e\n.pt", "bytes": 1, "sha256": "0" * 64}
+    manifest["source"] = [row] * 5000
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    config = (model / "config.yaml").read_text()
+    (model / "config.yaml").write_text(re.sub("(?m)^name: .*$", r'name: "a\\x1b]0;b\\x07\\n\\x9bc"', config))
+    shown = run("info", model)
+    assert (shown.code, shown.err) == (0, "") and shown.out.replace("\n", "").isprintable()
+    assert "path: " in shown.out and "my \\x1b[2J \\udce9 model" in shown.out
+    assert "name: a\\x1b]0;b\\x07\\n\\x9bc" in shown.out.splitlines()
+    assert "  file: \\x1b[2J\\u202e\\n.pt, size: 0.0 MB (1 bytes)" in shown.out and "  and 4,980 more" in shown.out
+    result = run("info", model, "--json")
+    facts = json.loads(result.out)
+    assert facts["path"] == str(model) and facts["name"] == "a\x1b]0;b\x07\n\x9bc" and facts["source"][0] == row
+    assert len(facts["source"]) == 5000 and result.out.strip().isprintable()
+
+
+@pytest.mark.parametrize(
+    "source", [None, "a.pt", 3, ["a.pt"], [{"file": 3, "bytes": 1}], [{"file": "a", "bytes": "b"}]]
+)
+def test_a_damaged_list_of_sources_is_one_line(run: Run, model: Path, source: Any) -> None:
+    manifest = json.loads((model / "manifest.json").read_text())
+    (model / "manifest.json").write_text(json.dumps({**manifest, "source": source}))
+    result = run("info", model)
+    assert (result.code, result.out, len(result.lines)) == (1, "", 1) and "manifest.json is damaged" in result.err
 
 
 def test_what_is_no_model(run: Run, tmp_path: Path) -> None:

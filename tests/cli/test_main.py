@@ -104,6 +104,8 @@ def test_wrong_usage_is_one_line_and_code_2(run: Run, arguments: list[str], says
         (AudioError("a.wav: is broken;\n copy it again"), 1, "jaxasr: a.wav: is broken; copy it again"),
         (KeyboardInterrupt(), 130, "jaxasr: interrupted"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "jaxasr: /x/y: No space left on device"),
+        (OSError(errno.ENOENT, "No such file", "/x/\x1b[2J\n"), 1, "jaxasr: /x/\\x1b[2J\\n: No such file"),
+        (AudioError("a\nb\x1b.wav: is broken"), 1, "jaxasr: a\\nb\\x1b.wav: is broken"),
         (MemoryError(), 1, OUT_OF_MEMORY),
         (RuntimeError("RESOURCE_EXHAUSTED: 9 GB"), 1, OUT_OF_MEMORY),
         (
@@ -135,6 +137,20 @@ def test_debugging_shows_the_traceback() -> None:
     debugged = python(program, env={**os.environ, "JAXASR_DEBUG": "1"})
     assert debugged.returncode == 1 and "Traceback" in debugged.stderr
     assert debugged.stderr.splitlines()[-1] == plain.stderr.strip()
+
+
+def test_no_argument_commands_the_terminal() -> None:
+    for arguments in (
+        ["evaluate", "\x1b[2J.tsv"],
+        ["translate\x1b[2J"],
+        ["info", "\x1b[2J\x9b"],
+        ["info", "--\x1b[2J"],
+    ):
+        for value in ("0", "1"):
+            result = python(
+                f"from jaxasr.cli import main; main({arguments!r})", env={**os.environ, "JAXASR_DEBUG": value}
+            )
+            assert result.returncode and "x1b[2J" in result.stderr and result.stderr.replace("\n", "").isprintable()
 
 
 def test_a_refused_recording_waits_for_the_model_to_be_read(tmp_path: Path) -> None:

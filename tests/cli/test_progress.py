@@ -29,6 +29,20 @@ def test_what_jaxasr_logs_is_one_line(own_logger: logging.Logger, capsys: pytest
     assert (captured.out, captured.err) == ("", "jaxasr: a.wav: cut into 3 windows\njaxasr: a note\n")
 
 
+def test_nothing_that_is_said_commands_the_terminal(
+    own_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress.log_to_stderr()
+    own_logger.warning("%s: is odd", "\x1b[2J\u202e  a\udce9.wav")
+    progress.say(" two\r\n lines \x9b ")
+    progress.show("a\tb\nc \x07")
+    captured = capsys.readouterr()
+    assert captured.err == "jaxasr: \\x1b[2J\\u202e  a\\udce9.wav: is odd\njaxasr: two lines \\x9b\n"
+    assert captured.out == "a\\tb\\nc \\x07\n"
+    progress.say("x" * 100_000)
+    assert len(capsys.readouterr().err) < 5100
+
+
 @pytest.mark.parametrize(("value", "heard"), [("", False), ("0", False), ("1", True)])
 def test_libraries_are_heard_only_when_debugging(value: str, heard: bool) -> None:
     # In a Python of its own: pytest has handlers at the root.

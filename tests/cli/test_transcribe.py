@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -16,7 +18,6 @@ from typing import Any
 import pytest
 
 import jaxasr
-from jaxasr.cli.transcribe import file_names
 from jaxasr.errors import ModelError
 
 Run = Callable[..., Any]
@@ -128,6 +129,110 @@ def test_existing_files_are_skipped_and_then_no_model_is_loaded(
     assert len(recognizers) == 1
     assert run(*command).code == 0 and len(recognizers) == 1
     assert run(*command[:-1]).code == 0 and (output / "hello.txt").read_text() == "hello\n"
+
+
+def test_two_folders_with_files_of_one_name(run: Run, tmp_path: Path, record: Record, recognizers: list[Any]) -> None:
+    for name in ("a/hello.wav", "b/hello.wav", "b/goodbye.wav"):
+        record(tmp_path / name)
+    a, b, out = tmp_path / "a", tmp_path / "b", tmp_path / "out"
+    command = ("transcribe", "-m", "m", "--output", out)
+    assert run(*command, a).err == "" and names(out) == ["hello.txt"]
+    skipped = run(*command, b, "--skip-existing")
+    assert (skipped.code, names(out), len(skipped.lines)) == (0, ["goodbye.txt", "hello.txt"], 1)
+    assert f"1 recording is left out, as its file exists: {b / 'hello.wav'} (hello.txt)" in skipped.err
+    replaced = run(*command, b)
+    assert (replaced.code, len(replaced.lines)) == (0, 1)
+    assert f"{out}: 2 files of an earlier run will be replaced: goodbye.txt, hello.txt" in replaced.err
+    # In one run the folders tell them apart, and each keeps its file in whatever run comes after.
+    together = run(*command, a, b, "--skip-existing")
+    both = ["a_hello.wav.txt", "b_hello.wav.txt"]
+    assert names(out) == [*both, "goodbye.txt", "hello.txt"] and "goodbye.wav (goodbye.txt)" in together.err
+    (out / "hello.txt").unlink()
+    for folder, name in zip((a, b), both, strict=True):
+        again = run(*command, folder, "--skip-existing")
+        assert f"{folder / 'hello.wav'} ({name})" in again.err
+        (out / name).write_text("old")
+        assert name in run(*command, folder).err and (out / name).read_text() == "hello\n"
+    assert names(out) == [*both, "goodbye.txt"]
+
+
+def test_what_is_named_twice_is_transcribed_once(run: Run, talks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("transcribe", talks, talks / "b", f"{talks}/../talks", "-m", "m", "--output", out)
+    assert (result.code, len(result.lines)) == (0, 1)
+    assert "3 recordings are transcribed once, though named more often: " in result.err
+    assert names(out) == ["good_morning.txt", "hello.txt", "see_you_later.txt"]
+    # Standard output gets what was asked for, as often as it was.
+    assert run("transcribe", talks / "b", talks / "b", "-m", "m").out == "hello\nhello\n"
+
+
+def test_long_lists_of_files_are_cut(run: Run, tmp_path: Path, record: Record, recognizers: list[Any]) -> None:
+    clip = record(tmp_path / "in" / "0.wav", 0.1)
+    for number in range(1, 300):
+        os.link(clip, tmp_path / "in" / f"{number}.wav")
+    command = ("transcribe", tmp_path / "in", "-m", "m", "--output", tmp_path / "out")
+    assert run(*command).err == ""
+    for option in ((), ("--skip-existing",)):
+        (line,) = run(*command, *option).lines
+        assert "300 " in line and " and 292 more" in line and len(line) < 2000
+
+
+def test_a_folder_in_the_place_of_a_file(run: Run, talks: Path, tmp_path: Path, recognizers: list[Any]) -> None:
+    (tmp_path / "out" / "hello.txt").mkdir(parents=True)
+    for option in ((), ("--skip-existing",)):
+        result = run("transcribe", talks, "-m", "m", "--output", tmp_path / "out", *option)
+        assert result.code == 1 and len(result.lines) == 1 and "hello.txt: is a folder" in result.err
+    assert recognizers == []
+
+
+ODD = [
+    "new\nline.wav",
+    "\x1b[2J.wav",
+    "a\u202eb.wav",
+    "tab\there.wav",
+    " two  spaces.wav",
+    'it\'s "so".wav',
+    "x\x9b\x85.wav",
+]
+
+
+def test_odd_names(run: Run, tmp_path: Path, record: Record, recognizers: list[Any]) -> None:
+    folder = tmp_path / "in"
+    for name in [*ODD, b"caf\xe9.wav".decode(errors="surrogateescape")]:
+        record(folder / name)
+        (folder / f"bad {name}").write_bytes(b"RIFF nothing")
+    result = run("transcribe", folder, "-m", "m", "--format", "json")
+    found = {Path(json.loads(line)["audio"]).name for line in result.out.splitlines()}
+    assert found == {*ODD, b"caf\xe9.wav".decode(errors="surrogateescape")}
+    assert len(result.lines) == len(found) and all(line.isprintable() for line in result.lines)
+    for shown in (
+        "new\\nline",
+        "\\x1b[2J",
+        "a\\u202eb",
+        "tab\\there",
+        " two  spaces",
+        'it\'s "so"',
+        "x\\x9b\\x85",
+        "caf\\udce9",
+    ):
+        assert f"bad {shown}.wav: " in result.err
+    out = tmp_path / "out"
+    assert run("transcribe", folder, "-m", "m", "--output", out).code == 1
+    assert set(names(out)) == {Path(name).stem + ".txt" for name in found}
+    again = run("transcribe", folder, "-m", "m", "--output", out)
+    assert again.err.isascii() and again.err.replace("\n", "").isprintable()
+    table = run("transcribe", folder, "-m", "m", "--format", "tsv").out
+    rows = list(csv.reader(io.StringIO(table, newline=""), delimiter="\t"))
+    assert {Path(row[0]).name for row in rows[1:]} == found
+
+
+def test_names_of_a_table_on_a_terminal(on_a_terminal: OnATerminal, tmp_path: Path, record: Record) -> None:
+    record(tmp_path / "\x1b[2J.wav")
+    program = SLOW.replace("PAUSE", "0").replace(
+        "ARGUMENTS", f"'transcribe', {str(tmp_path)!r}, '-m', 'm', '-f', 'tsv'"
+    )
+    _, shown = on_a_terminal([sys.executable, "-c", "import os; os.dup2(2, 1)\n" + program])
+    assert "\\x1b[2J.wav\t0.000" in shown and "\x1b[2J" not in shown
 
 
 def test_skipping_needs_a_folder(run: Run, talks: Path, tmp_path: Path) -> None:
@@ -312,25 +417,3 @@ def test_progress_on_a_terminal_leaves_standard_output_alone(talks: Path, on_a_t
     assert printed == "word\nword\nword\n"
     assert "transcribing" in shown and "x real time" in shown and "of audio" in shown
     assert "absent.wav" in shown and "Traceback" not in shown
-
-
-def test_file_names_in_one_folder() -> None:
-    assert file_names(["a/x.wav", "b/y.flac", "-"], "txt") == ["x.txt", "y.txt", "stdin.txt"]
-    assert file_names(["a/x.wav", "a/x.mp3"], "srt") == ["x.wav.srt", "x.mp3.srt"]
-    assert file_names(["a/x.wav", "b/x.wav", "c.wav"], "txt") == ["a_x.wav.txt", "b_x.wav.txt", "c.txt"]
-    assert file_names(["/r/a/x.wav", "/r/b/x.wav", "/r/c/x.ogg"], "txt") == [
-        "a_x.wav.txt",
-        "b_x.wav.txt",
-        "x.ogg.txt",
-    ]
-    assert file_names(["/r/1/a/x.wav", "/r/2/a/x.wav"], "txt") == ["1_a_x.wav.txt", "2_a_x.wav.txt"]
-    assert file_names(["a/X.wav", "b/x.WAV"], "txt") == ["a_X.wav.txt", "b_x.WAV.txt"]
-    twice = file_names(["a/x.wav", "a/x.wav", "./a/x.wav"], "txt")
-    assert len(set(twice)) == 3 and all(name.endswith(".txt") for name in twice)
-    dotted = file_names(["v1.2.wav", "v1.3.wav"], "json")
-    assert dotted == ["v1.2.json", "v1.3.json"]
-
-
-def test_file_names_depend_only_on_what_clashes() -> None:
-    two = file_names(["/r/a/x.wav", "/r/b/x.wav"], "txt")
-    assert file_names(["/r/a/x.wav", "/r/b/x.wav", "/r/c/x.wav", "/r/d/z.wav"], "txt")[:2] == two
