@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from jaxasr.convert import icefall
 from jaxasr.convert.protocol import PRECISIONS, Candidate, Family
 from jaxasr.errors import CheckpointError, ConfigError
+from jaxasr.files import refuse_pointer
 
 # The only list of families. Several may claim a file whose name says little: the first of them is taken.
 FAMILIES: dict[str, Family] = {family.name: family for family in (icefall.FAMILY,)}
@@ -45,6 +46,7 @@ def detect(
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: give a checkpoint file or the folder that holds it")
     if path.is_file():
+        refuse_pointer(path, CheckpointError)
         folder, named = path.parent, PurePosixPath(path.name)
     else:
         folder, named = path, None

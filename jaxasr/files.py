@@ -13,6 +13,8 @@ from typing import Any
 
 from jaxasr.errors import ConfigError, JaxasrError
 
+_POINTER = b"version https://git-lfs"  # followed by .github.com/spec/v1, the object's hash and its size
+
 
 def reason(error: BaseException) -> str:
     """What a library's error says, in one line of at most 200 characters: the system's words if it has any.
@@ -37,10 +39,23 @@ def require_utf8(path: str | os.PathLike[str], error: type[JaxasrError]) -> None
         raise error(f"{os.fspath(path)}: the folder's path is not UTF-8; rename it, or choose another folder") from None
 
 
+def refuse_pointer(path: str | os.PathLike[str], error: type[JaxasrError]) -> None:
+    """Raise `error` where the file `path` is git-lfs's note of a file instead of the file, whatever its name."""
+    with contextlib.suppress(OSError, ValueError):
+        # A pointer has about 130 bytes. The size of a pipe or a device is 0, and neither is opened.
+        if not 0 < os.stat(path).st_size <= 1024:
+            return
+        with open(path, "rb") as file:
+            head = file.read(len(_POINTER))
+        if head == _POINTER:
+            raise error(f"{os.fspath(path)}: a git-lfs pointer in the place of the file: run `git lfs pull`")
+
+
 def read_yaml(path: str | os.PathLike[str]) -> Any:
     """What a yaml file holds, as mappings, lists and scalars. Raises ConfigError."""
     import yaml
 
+    refuse_pointer(path, ConfigError)
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

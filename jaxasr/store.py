@@ -25,7 +25,7 @@ import yaml
 from jaxasr.caches import FORMAT
 from jaxasr.configuration import from_mapping, to_mapping
 from jaxasr.errors import ModelError, printable
-from jaxasr.files import file_hash, read_yaml, reason, require_utf8, writing_folder
+from jaxasr.files import file_hash, read_yaml, reason, refuse_pointer, require_utf8, writing_folder
 from jaxasr.model import ModelConfig, Parameters
 from jaxasr.search import searched_head
 from jaxasr.text.tokens import TokenTable
@@ -144,6 +144,8 @@ class StoredModel:
 def open_model(directory: str | os.PathLike[str], *, verify: bool = True) -> StoredModel:
     """Read and check all of a model directory but its arrays; ModelError and ConfigError name what is wrong."""
     folder = Path(directory)
+    for file in sorted(folder.rglob("*")):
+        refuse_pointer(file, ModelError)
     manifest = _read_manifest(folder)
     if verify:
         _verify_files(folder, manifest["files"])

@@ -13,14 +13,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxasr.errors import CheckpointError
+from jaxasr.files import refuse_pointer
 
 
 @contextlib.contextmanager
 def regular_file(path: Path) -> Iterator[BinaryIO]:
     """The regular file `path`, open for reading; a named pipe is refused at once instead of waited for.
 
-    CheckpointError for what is none (a folder, a pipe, a device) and for what cannot be read.
+    CheckpointError for what is none (a folder, a pipe, a device), for a git-lfs pointer, and for what cannot be read.
     """
+    refuse_pointer(path, CheckpointError)
     try:
         with open(path, "rb", opener=open_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

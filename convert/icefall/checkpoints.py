@@ -17,9 +17,10 @@ import ml_dtypes
 import numpy as np
 
 from jaxasr.convert.formats.mapped import release
-from jaxasr.convert.formats.torch.pickles import Record, read_torch
+from jaxasr.convert.formats.torch.pickles import read_torch
+from jaxasr.convert.formats.torch.states import NAMES_SHOWN, State, find_state
 from jaxasr.convert.mapping import Checkpoint
-from jaxasr.errors import CheckpointError
+from jaxasr.errors import CheckpointError, listing
 
 STACK_ARGUMENTS = (
     "num_encoder_layers",
@@ -46,25 +47,22 @@ INTEGER_ARGUMENTS = (
 SWITCH_ARGUMENTS = ("causal", "use_transducer", "use_ctc")
 
 _PACKAGES = frozenset({"icefall", "k2", "lhotse"})  # whose objects lie beside the weights
-NAMES_SHOWN = 5  # tensors named in one message
-SWELLING_LIMIT = 4  # tensors may alias storage; together they may not exceed this multiple of the file's size
-
-State = dict[str, np.ndarray]
 
 
 def read_checkpoint(path: str | Path, average: Sequence[str | Path] = ()) -> Checkpoint:
     """The weights of `path`, averaged with those of the files in `average`, and the arguments that `path` states.
 
     Without `average` the weights are windows of the mapped file, in its own types; averages are float32.
-    CheckpointError for a file that cannot be read safely, has no `model`, or has weights that are not finite numbers.
+    CheckpointError for a file that cannot be read safely, has no weights, or has some that are not finite numbers.
     """
     paths = [Path(path), *map(Path, average)]
     if len({each.resolve() for each in paths}) != len(paths):
         raise CheckpointError(f"{paths[0]}: one file is named twice for averaging: name each checkpoint once")
-    checkpoints = [_checkpoint(each) for each in paths]
-    names = ", ".join(each.name for each in paths)
+    notes: list[str] = []
+    checkpoints = [_checkpoint(each, notes) for each in paths]
+    names = listing(each.name for each in paths)
     if len(paths) == 1:
-        tensors, notes = _weights(paths[0], checkpoints[0], "model"), []
+        tensors = find_state(paths[0], checkpoints[0])
         if "model_avg" in checkpoints[0]:
             notes.append(
                 f"{names} is a training checkpoint: its model is taken as it is (with an earlier one given as average,"
@@ -72,36 +70,18 @@ def read_checkpoint(path: str | Path, average: Sequence[str | Path] = ()) -> Che
             )
     elif len(paths) == 2 and all("model_avg" in checkpoint for checkpoint in checkpoints):
         tensors, first, last = _mean_of_batches(paths, checkpoints)
-        notes = [f"the weights are the mean over batches {first} (excluded) to {last}, from model_avg of {names}"]
+        notes.append(f"the weights are the mean over batches {first} (excluded) to {last}, from model_avg of {names}")
     else:
         tensors = _mean_of_files(paths, checkpoints)
-        notes = [f"the weights are the plain mean of {names}"]
+        notes.append(f"the weights are the plain mean of {names}")
     _check_finite(names if average else str(path), tensors)
     return Checkpoint(tensors, _arguments(paths[0], checkpoints[0]), notes, paths)
 
 
-def _checkpoint(path: Path) -> Mapping[str, Any]:
-    checkpoint = read_torch(path, _PACKAGES)
-    if not isinstance(checkpoint, dict) or "model" not in checkpoint:
-        raise CheckpointError(f"{path}: holds no entry 'model': not a checkpoint that icefall wrote")
-    return checkpoint
-
-
-def _weights(path: Path, checkpoint: Mapping[str, Any], entry: str) -> State:
-    """The state dict under `entry`, without the prefix that DistributedDataParallel gives."""
-    state = checkpoint[entry]
-    if not isinstance(state, dict) or not state:
-        what = f"an object of {state}" if isinstance(state, Record) else "not a state dict"
-        raise CheckpointError(f"{path}: its '{entry}' is {ascii(what)[1:-1]}: save the model's state_dict() there")
-    wrong = [f"{name} ({_kind(value)})" for name, value in state.items() if not isinstance(value, np.ndarray)]
-    wrong += [str(name) for name in state if not isinstance(name, str)]
-    if wrong:
-        raise CheckpointError(f"{path}: weights in '{entry}' that are not tensors under names: {_listed(wrong)}")
-    if sum(value.nbytes for value in state.values()) > SWELLING_LIMIT * path.stat().st_size:
-        raise CheckpointError(f"{path}: the tensors of '{entry}' overlap and would swell far beyond the file")
-    if all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): value for name, value in state.items()}
-    return dict(state)
+def _checkpoint(path: Path, notes: list[str]) -> Mapping[str, Any]:
+    checkpoint = read_torch(path, _PACKAGES, notes)
+    # What is no dictionary holds no state dict either, which find_state says.
+    return checkpoint if isinstance(checkpoint, dict) else {}
 
 
 def _mean_of_batches(paths: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> tuple[State, int, int]:
@@ -121,7 +101,9 @@ def _mean_of_batches(paths: Sequence[Path], checkpoints: Sequence[Mapping[str, A
             f"{end_path}: its batch {last} is not after batch {first} of {start_path.name}: convert the later file and"
             " name the earlier one as average"
         )
-    end_state, start_state = _weights(end_path, end, "model_avg"), _weights(start_path, start, "model_avg")
+    end_state, start_state = (
+        find_state(path, checkpoint, ("model_avg",)) for path, checkpoint in ((end_path, end), (start_path, start))
+    )
     _check_alike(start_path, start_state, end_path, end_state)
     weight = last / (last - first)
     averaged = {}
@@ -139,7 +121,7 @@ def _mean_of_batches(paths: Sequence[Path], checkpoints: Sequence[Mapping[str, A
 
 def _mean_of_files(paths: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> State:
     """The mean of `model`, summed in the order of the files as average_checkpoints does."""
-    states = [_weights(path, checkpoint, "model") for path, checkpoint in zip(paths, checkpoints, strict=True)]
+    states = [find_state(path, checkpoint) for path, checkpoint in zip(paths, checkpoints, strict=True)]
     for path, state in zip(paths[1:], states[1:], strict=True):
         _check_alike(path, state, paths[0], states[0])
     averaged = {}
@@ -167,7 +149,9 @@ def _check_alike(path: Path, state: State, other_path: Path, other: State) -> No
         if state[name].shape != other[name].shape or _is_float(state[name]) != _is_float(other[name])
     ]
     if wrong:
-        raise CheckpointError(f"{path}: not of the same model as {other_path.name}, tensors differ: {_listed(wrong)}")
+        raise CheckpointError(
+            f"{path}: not of the same model as {other_path.name}, tensors differ: {listing(wrong, NAMES_SHOWN)}"
+        )
 
 
 def _check_finite(source: str, tensors: State) -> None:
@@ -178,7 +162,7 @@ def _check_finite(source: str, tensors: State) -> None:
         release(value)
     if wrong:
         raise CheckpointError(
-            f"{source}: weights that are not finite numbers: {_listed(wrong)}: take another checkpoint"
+            f"{source}: weights that are not finite numbers: {listing(wrong, NAMES_SHOWN)}: take another checkpoint"
         )
 
 
@@ -221,13 +205,3 @@ def _count(path: Path, checkpoint: Mapping[str, Any], name: str) -> int:
     if type(value) is not int or value <= 0:
         raise CheckpointError(f"{path}: its {name} is not a positive number, so model_avg cannot be averaged")
     return value
-
-
-def _kind(value: object) -> str:
-    return str(value) if isinstance(value, Record) else type(value).__name__
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first few names, in ASCII, and how many more."""
-    shown = ", ".join(ascii(name[:120])[1:-1] for name in names[:NAMES_SHOWN])
-    return shown + (f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else "")

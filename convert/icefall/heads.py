@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,10 @@ from jaxasr.heads.ctc import CTCConfig
 from jaxasr.heads.predictors import StatelessConfig
 from jaxasr.heads.transducer import TransducerConfig
 from jaxasr.text.sherpa_onnx import SherpaOnnxConfig
+from jaxasr.text.tokens import TokenTable
+
+if TYPE_CHECKING:
+    from jaxasr.model import ModelConfig
 
 # The tensor that proves a head, and has a row for each id.
 OUTPUTS = {"transducer": "joiner.output_linear.weight", "ctc": "ctc_output.1.weight"}
@@ -78,6 +83,16 @@ def spellings(
         return of_ctc, None
     of_transducer = SherpaOnnxConfig(recognizer="online" if streams else "offline_transducer")
     return of_transducer, of_ctc if ctc is not None else None
+
+
+def check_blank(config: ModelConfig, tokens: TokenTable, path: Path) -> None:
+    """CheckpointError where the table `tokens`, read from `path`, names another blank than the model has."""
+    for role, head in config.heads.items():
+        if tokens.blank_id not in (None, head.blank_id):
+            raise CheckpointError(
+                f"{path}: {tokens[tokens.blank_id]} has id {tokens.blank_id}, but the {role}'s blank_id is "
+                f"{head.blank_id} by the checkpoint or its config: give the vocabulary that belongs to the model as tokens"
+            )
 
 
 def vocabulary_size(checkpoint: Checkpoint) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxasr.convert.mapping import Checkpoint, map_tensors, match_parameters
@@ -13,6 +14,7 @@ from jaxasr.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from jaxasr.model import ModelConfig
+    from jaxasr.text.tokens import TokenTable
 
 # Keys of a recipe's configuration that say nothing about the network.
 _NOTES = frozenset({"recipe", "export", "arguments"})
@@ -39,24 +41,44 @@ def read(candidate: Candidate, options: Options) -> Checkpoint:
 def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     """The model that a checkpoint and the options describe; what was assumed is added to the checkpoint's notes."""
     from jaxasr.convert.icefall import heads, zipformer
-    from jaxasr.text.tokens import TokenTable
 
     if options.tokens is None:
-        raise CheckpointError(f"no tokens.txt lies beside {checkpoint.files[0].name}: give its path as tokens")
+        raise CheckpointError(
+            f"no tokens.txt or bpe.model lies beside {checkpoint.files[0].name}: give its path as tokens"
+        )
     try:
         recipe = {} if options.recipe is None else recipe_arguments(options.recipe)
     except ConfigError as error:
         raise ConfigError(f"{options.config_file}: {error}") from None
     checkpoint = dataclasses.replace(checkpoint, settings=checkpoint.settings | recipe)
-    tokens = TokenTable.read(options.tokens, heads.vocabulary_size(checkpoint))
+    tokens = read_tokens(options.tokens, heads.vocabulary_size(checkpoint))
+    if tokens.blank_id is not None:
+        checkpoint.settings.setdefault("blank_id", tokens.blank_id)  # the recipe takes it from the same table
     if options.config is None:
         unknown_id = int(recipe["unk_id"]) if recipe.get("unk_id") is not None else tokens.unk_id
         config = zipformer.derive_config(checkpoint, options, unknown_id)
         checkpoint.notes.extend(_similar_models(config))
     else:
         config = zipformer.complete_config(options.config, checkpoint, options)
+    heads.check_blank(config, tokens, options.tokens)
     mapped = map_tensors(checkpoint.tensors, zipformer.TABLE, zipformer.IGNORED)
     return Converted(config, match_parameters(mapped, config), tokens)
+
+
+def read_tokens(path: Path, size: int) -> TokenTable:
+    """The vocabulary of `size` tokens: a tokens.txt, or the BPE model that the recipe writes it from."""
+    from jaxasr.convert.formats.sentencepiece import read_pieces
+    from jaxasr.text.tokens import TokenTable
+
+    if path.suffix != ".model":
+        return TokenTable.read(path, size)
+    pieces = read_pieces(path)
+    if len(pieces) != size:
+        raise CheckpointError(
+            f"{path}: has {len(pieces)} pieces where {size} are needed; give the vocabulary that belongs to the model "
+            "as tokens"
+        )
+    return TokenTable(pieces)
 
 
 def recipe_arguments(mapping: Mapping[str, Any]) -> dict[str, Any]:

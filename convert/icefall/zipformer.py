@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from jaxasr.configs import named_configs
 from jaxasr.convert.icefall import heads
 from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, conv2d, linear, same
 from jaxasr.convert.protocol import Options
 from jaxasr.encoders.zipformer import ZipformerConfig
-from jaxasr.errors import CheckpointError, ConfigError
+from jaxasr.errors import CheckpointError, ConfigError, listing
 from jaxasr.features.kaldi import KaldiConfig
 from jaxasr.model import AudioConfig, ModelConfig
 from jaxasr.search import GreedyConfig
+from jaxasr.store import read_config
 
 EMBED_CHANNELS = 128  # after the front end's last convolution, in every recipe
 
@@ -121,8 +123,6 @@ IGNORED: tuple[Ignored, ...] = (
 # --- configuration ---------------------------------------------------------------------------------------------------
 
 # egs/librispeech/ASR/zipformer/train.py's defaults for what shapes leave open.
-DEFAULT_HEADS = (4, 4, 4, 8, 4, 4)
-DEFAULT_QUERY_HEAD_DIM = 32
 DEFAULT_CHUNK, DEFAULT_LEFT_CONTEXT = 16, 64
 FRAME_SECONDS = 0.02  # between frames at 50 Hz, in which chunks are counted
 # Zeros that sherpa-onnx's examples feed after a stream, so that the last words leave the look-ahead (s).
@@ -234,23 +234,24 @@ def _derive_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
         return tuple(_shape(tensors, f"{prefix}.{name}")[axis] for prefix in first)
 
     positions = rows("self_attn_weights.linear_pos.weight")
-    values = rows("self_attn1.in_proj.weight")
     queries = tuple(
         (total - width) // 2 for total, width in zip(rows("self_attn_weights.in_proj.weight"), positions, strict=True)
     )
-    num_heads = _heads(checkpoint, queries, positions, values)
+    widths = {
+        "query_head_dim": queries,
+        "value_head_dim": rows("self_attn1.in_proj.weight"),
+        "pos_head_dim": positions,
+    }
     biases = [f"encoder.encoders.{stack}.downsample.bias" for stack in range(len(prefixes))]
-    return {
+    sizes = {
         "num_encoder_layers": tuple(len(layers) for layers in prefixes),
         "downsampling_factor": tuple(_shape(tensors, bias)[0] if bias in tensors else 1 for bias in biases),
         "encoder_dim": rows("norm.bias"),
         "feedforward_dim": rows("feed_forward2.in_proj.weight"),
-        "num_heads": num_heads,
-        "query_head_dim": _per_head(queries, num_heads),
-        "value_head_dim": _per_head(values, num_heads),
-        "pos_head_dim": _per_head(positions, num_heads),
         "cnn_module_kernel": rows(f"conv_module1.depthwise_conv.{convolution}", -1),
     }
+    num_heads = _heads(checkpoint, sizes, widths)
+    return sizes | {"num_heads": num_heads} | {key: _per_head(total, num_heads) for key, total in widths.items()}
 
 
 def _shape(tensors: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
@@ -278,25 +279,72 @@ def _layer_prefixes(tensors: Mapping[str, np.ndarray]) -> list[list[str]]:
 
 
 def _heads(
-    checkpoint: Checkpoint, queries: tuple[int, ...], positions: tuple[int, ...], values: tuple[int, ...]
+    checkpoint: Checkpoint, sizes: Mapping[str, tuple[int, ...]], widths: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, ...]:
-    """Attention heads per stack: a checkpoint's shapes give heads times width only."""
+    """Attention heads per stack: stated, or those of the known models of exactly these sizes.
+
+    `widths`: heads times the width of each, all that shapes give. ConfigError where the heads stay unknown, since with
+    other heads every product of the attention is another one and the text is plausible nonsense.
+    """
     stated = checkpoint.settings.get("num_heads")
     if stated is not None:
-        numbers = _per_stack(stated, len(queries))
-    elif len(queries) == len(DEFAULT_HEADS):
-        numbers = DEFAULT_HEADS
-    else:
-        numbers = tuple(max(width // DEFAULT_QUERY_HEAD_DIM, 1) for width in queries)
-    widths = zip(numbers, queries, positions, values, strict=True)
-    if any(width % number for number, *products in widths for width in products):
-        raise ConfigError(f"{numbers} attention heads do not fit the tensors: give the recipe's arguments as config")
-    if stated is None:
-        checkpoint.notes.append(
-            f"the tensors leave the number of attention heads open: the recipe's {','.join(map(str, numbers))} is taken"
-            " (config overrides)"
+        stacks = len(sizes["encoder_dim"])
+        numbers = _per_stack(stated, stacks)
+        if len(numbers) != stacks or any(
+            type(number) is not int or number < 1 or width % number
+            for totals in widths.values()
+            for width, number in zip(totals, numbers, strict=True)
+        ):
+            raise ConfigError(f"num_heads {numbers} does not fit the tensors of {stacks} stacks: give the recipe's own")
+        return numbers
+    known = _models_of_sizes(sizes, widths, _is_causal(checkpoint.tensors))
+    if len(set(known.values())) != 1:
+        fitting = f"these configurations have its sizes: {listing(known)}" if known else "no known model has its sizes"
+        raise ConfigError(
+            f"the tensors leave the number of attention heads open, and {fitting}: give the arguments of its train.py "
+            "(num_heads), or its configuration, as config"
         )
+    (numbers,) = set(known.values())
+    checkpoint.notes.append(
+        f"the tensors leave the number of attention heads open: {','.join(map(str, numbers))} as in {listing(known)}, "
+        "which has exactly these sizes (config overrides)"
+    )
     return numbers
+
+
+def _models_of_sizes(
+    sizes: Mapping[str, tuple[int, ...]], widths: Mapping[str, tuple[int, ...]], causal: bool
+) -> dict[str, tuple[int, ...]]:
+    """The heads of the published configurations that have these sizes, by name; causal ones only if any is as asked."""
+    same: dict[str, tuple[int, ...]] = {}
+    alike: dict[str, tuple[int, ...]] = {}
+    for name, path in sorted(named_configs().items()):
+        encoder = read_config(path).encoder
+        if isinstance(encoder, ZipformerConfig) and _sizes_of(encoder) == {**sizes, **widths}:
+            same[name] = encoder.num_heads
+            if encoder.causal == causal:
+                alike[name] = encoder.num_heads
+    return alike or same
+
+
+def _sizes_of(encoder: ZipformerConfig) -> dict[str, tuple[int, ...]]:
+    """What shapes tell of an encoder, by the recipe's names; the widths of all its heads together."""
+    widths = {
+        "query_head_dim": encoder.query_head_dim,
+        "value_head_dim": encoder.value_head_dim,
+        "pos_head_dim": encoder.pos_head_dim,
+    }
+    return {
+        "num_encoder_layers": encoder.num_layers,
+        "downsampling_factor": encoder.downsampling,
+        "encoder_dim": encoder.encoder_dim,
+        "feedforward_dim": encoder.feedforward_dim,
+        "cnn_module_kernel": encoder.conv_kernel,
+        **{
+            key: tuple(size * number for size, number in zip(each, encoder.num_heads, strict=True))
+            for key, each in widths.items()
+        },
+    }
 
 
 def _per_stack(value: Any, stacks: int) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxasr.errors import CheckpointError
+from jaxasr.files import refuse_pointer
 
 ByteCoding = Literal["none", "fallback", "byte_bpe"]
 # What pieces of SentencePiece write for the space before a word.
@@ -85,6 +86,7 @@ class TokenTable:
         are cut off. Raises CheckpointError for what is unreadable, repeated, missing, or does not fit `size`.
         """
         path = Path(path)
+        refuse_pointer(path, CheckpointError)
         try:
             text = path.read_bytes().decode("utf-8-sig")
         except OSError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from jaxasr.convert.formats.mapped import open_without_waiting
 from jaxasr.errors import CheckpointError
+from jaxasr.files import refuse_pointer
 
 
 def external_bytes(model: Path, tensor: str, entries: Mapping[str, str], expected: int) -> memoryview:
@@ -24,6 +25,7 @@ def external_bytes(model: Path, tensor: str, entries: Mapping[str, str], expecte
     """
     where = f"{model}: external data of '{tensor}'"
     file = _locate(model, entries.get("location", ""), where)
+    refuse_pointer(file, CheckpointError)
     offset = _number(entries, "offset", 0, where)
     length = _number(entries, "length", expected, where)
     if length != expected:

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from jaxasr.convert.formats.mapped import map_whole, regular_file
-from jaxasr.convert.formats.onnx import protobuf
+from jaxasr.convert.formats import protobuf
 from jaxasr.convert.formats.onnx.external import external_bytes
-from jaxasr.convert.formats.onnx.protobuf import Malformed
+from jaxasr.convert.formats.protobuf import Malformed
 from jaxasr.errors import CheckpointError
 
 MAX_FILE_BYTES = 2**31  # protobuf's own limit for one message

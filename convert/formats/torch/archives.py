@@ -4,7 +4,7 @@ Their directory is parsed here instead of by zipfile, which keeps the last of tw
 own header with the directory by name only, not by sizes, checksums and methods (published proofs show a scanner one
 member and the loader another). Accepted is what torch writes and no more: uncompressed members that fill the file from
 its first byte to the directory without hole or overlap, padded with what torch pads with, below one folder, each name
-once, checksums right.
+once, checksums right where there are any.
 """
 
 from __future__ import annotations
@@ -34,8 +34,18 @@ class Member(NamedTuple):
     size: int
 
 
-def open_torch_zip(file: BinaryIO, size: int) -> dict[str, Member]:
-    """The members of the archive in `file` (of `size` bytes) by their names without the top folder.
+class Archive(NamedTuple):
+    """The members of an archive by their names without the top folder. `checked`: it has checksums, and all are right.
+
+    Without them (torch.serialization.set_crc32_options(False)) every checksum of the archive is 0.
+    """
+
+    members: dict[str, Member]
+    checked: bool
+
+
+def open_torch_zip(file: BinaryIO, size: int) -> Archive:
+    """The archive in `file` (of `size` bytes).
 
     CheckpointError, without the file's name, which the caller puts before it, for what torch.save does not write.
     Every byte is read once, in blocks, for the checksums.
@@ -44,14 +54,15 @@ def open_torch_zip(file: BinaryIO, size: int) -> dict[str, Member]:
     entries, directory_start = _entries(file, size)
     names = _names(entries)
     _check_contents(names, entries)
+    checked = any(entry.checksum for entry in entries)
     members = {}
     for name, entry, member in zip(names, entries, _members(file, names, entries, directory_start), strict=True):
-        if _checksum(file, member) != entry.checksum:
+        if checked and _checksum(file, member) != entry.checksum:
             raise damaged(f"member {shown(name)} differs from its checksum")
         members[name] = member
     if "byteorder" in members and contents(file, members["byteorder"], 16) != b"little":
         raise CheckpointError("written on a big-endian machine: load it there and save its numbers as little-endian")
-    return members
+    return Archive(members, checked)
 
 
 def contents(file: BinaryIO, member: Member, limit: int) -> bytes:
@@ -85,9 +96,7 @@ def _check_head(file: BinaryIO, size: int) -> None:
     head = file.read(64)
     if size == 0:
         raise damaged("an empty file")
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError("a git-lfs pointer in the place of the checkpoint: run `git lfs pull`")
-    if head.startswith(b"\x80"):
+    if head.startswith((b"\x80", b"L1195470371460388")):  # protocols 2 to 5; 0 and 1
         raise CheckpointError(
             "a bare pickle, torch's format before 1.6: load it with your own PyTorch and torch.save it again"
         )

@@ -4,8 +4,8 @@ The pickle inside the archive is run by an interpreter of our own that knows con
 is ever imported by name: OrderedDict and two rebuild functions of torch stand for functions of ours, and whatever else
 a training checkpoint keeps beside its weights becomes an inert `Record`. What can only be there to run code ends the
 reading: a name of Python's standard library, a call of anything that is not listed here, an opcode that torch.save
-does not write. (torch's own restricted loader failed twice, CVE-2025-32434 and CVE-2026-24747; lists of forbidden names
-keep failing.)
+does not write in the pickle's protocol. (torch's own restricted loader failed twice, CVE-2025-32434 and CVE-2026-24747;
+lists of forbidden names keep failing.)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from jaxasr.convert.formats.mapped import map_whole, regular_file
 from jaxasr.convert.formats.torch.archives import Member, contents, damaged, open_torch_zip, refused, shown
 from jaxasr.convert.formats.torch.tensors import Storage, locate_storage, rebuild_parameter, rebuild_tensor
-from jaxasr.errors import CheckpointError
+from jaxasr.errors import CheckpointError, printable
 
 PICKLE_LIMIT = 16 << 20  # bytes; 600 tensors and their optimizer take 0.2 MB
 OPCODE_LIMIT = 2_000_000  # about 50 a tensor
@@ -35,6 +35,7 @@ DEPTH_LIMIT = 64  # containers inside containers; open marks
 STRING_LIMIT = 1 << 20  # bytes of one string
 NAME_LIMIT = 256  # bytes of a module's or class's name
 INTEGER_LIMIT = 9  # bytes: 64 bits of either sign; many longer ones could share one hash and stall a dictionary
+NUMBER_LIMIT = 32  # characters of a number in protocols 0 and 1
 
 # Constructors found beside the weights in training checkpoints. They are recorded, never called.
 INERT_CALLS = set(
@@ -43,11 +44,14 @@ INERT_CALLS = set(
     pathlib._local.PosixPath pathlib._local.WindowsPath pathlib._local.PurePosixPath pathlib._local.PureWindowsPath
     argparse.Namespace collections.Counter collections.defaultdict collections.deque
     datetime.date datetime.datetime datetime.time datetime.timedelta datetime.timezone
+    decimal.Decimal fractions.Fraction uuid.UUID types.SimpleNamespace
     builtins.bool builtins.bytearray builtins.bytes builtins.complex builtins.dict builtins.float builtins.frozenset
     builtins.int builtins.list builtins.object builtins.set builtins.str builtins.tuple
+    builtins.range builtins.slice builtins.Ellipsis builtins.NotImplemented
     __builtin__.bool __builtin__.bytearray __builtin__.bytes __builtin__.complex __builtin__.dict __builtin__.float
-    __builtin__.frozenset __builtin__.int __builtin__.list __builtin__.object __builtin__.set __builtin__.str
-    __builtin__.tuple _codecs.encode
+    __builtin__.frozenset __builtin__.int __builtin__.list __builtin__.long __builtin__.object __builtin__.set
+    __builtin__.str __builtin__.tuple __builtin__.unicode __builtin__.xrange __builtin__.range __builtin__.slice
+    __builtin__.Ellipsis __builtin__.NotImplemented _codecs.encode
     torch.Size torch.device torch.torch_version.TorchVersion numpy.dtype numpy.ndarray
     numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct numpy.core.numeric._frombuffer
     numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct numpy._core.numeric._frombuffer
@@ -74,28 +78,31 @@ class Record:
         return f"{self.module}.{self.name}"
 
 
-def read_torch(path: str | Path, inert_packages: Collection[str] = ()) -> object:
+def read_torch(path: str | Path, inert_packages: Collection[str] = (), notes: list[str] | None = None) -> object:
     """What torch.save wrote: dicts, lists, tuples, scalars, numpy arrays for tensors, `Record`s for everything else.
 
     Arrays are read-only views of the mapped file (bfloat16 through ml_dtypes), read when they are used; tensors that
     shared a storage share memory. `inert_packages`: whose functions become Records too where the pickle calls them, as
-    a publisher's training program stores its own objects. CheckpointError, one line, for a file that is of another
-    kind, damaged or names code.
+    a publisher's training program stores its own objects. `notes`: gets a line where the file cannot be checked for
+    damage. CheckpointError, one line, for a file that is of another kind, damaged or names code.
     """
     path = Path(path)
     try:
         with regular_file(path) as file:
-            members = open_torch_zip(file, os.fstat(file.fileno()).st_size)
-            pickled = contents(file, members["data.pkl"], PICKLE_LIMIT)
+            archive = open_torch_zip(file, os.fstat(file.fileno()).st_size)
+            pickled = contents(file, archive.members["data.pkl"], PICKLE_LIMIT)
             mapped = map_whole(file)
-        return _Interpreter(pickled, members, mapped, frozenset(inert_packages)).run()
+        value = _Interpreter(pickled, archive.members, mapped, frozenset(inert_packages)).run()
     except CheckpointError as fault:
         message = str(fault)
-        raise CheckpointError(message if message.startswith(f"{path}: ") else f"{path}: {message}") from None
+        raise CheckpointError(message if message.startswith(printable(f"{path}: ")) else f"{path}: {message}") from None
+    if notes is not None and not archive.checked:
+        notes.append(f"{path.name} was saved without checksums: damage to its weights would go unnoticed")
+    return value
 
 
 class _Interpreter:
-    """A stack machine for the opcodes that torch.save writes (pickle protocols 2 to 5)."""
+    """A stack machine for the opcodes that torch.save writes (pickle protocols 0 to 5)."""
 
     def __init__(
         self, pickled: bytes, members: dict[str, Member], mapped: mmap.mmap, inert_packages: frozenset[str]
@@ -106,18 +113,21 @@ class _Interpreter:
         self.marks: list[int] = []  # heights of the stack
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
+        # Protocols 0 and 1 begin without a header, with a container or the class of one.
+        self.early = pickled[:1] in (b"(", b"}", b"]", b"c")
 
     def run(self) -> object:
-        if self.take(1) != b"\x80" or self.unsigned(1) not in (2, 3, 4, 5):
-            raise damaged("data.pkl is not a pickle of protocol 2 to 5")
+        if not self.early and (self.take(1) != b"\x80" or self.unsigned(1) not in (2, 3, 4, 5)):
+            raise damaged("data.pkl is not a pickle of protocol 0 to 5")
+        opcodes = _EARLY_OPCODES if self.early else _OPCODES
         for _ in range(OPCODE_LIMIT):
             opcode = self.take(1)[0]
             if opcode == ord("."):  # STOP
                 return self.result()
-            if opcode not in _OPCODES:
+            if opcode not in opcodes:
                 name = _FOREIGN_OPCODES.get(opcode, f"{opcode:#04x}")
                 raise refused(f"pickle opcode {name} at byte {self.position - 1}, which torch.save does not write")
-            _OPCODES[opcode](self)
+            opcodes[opcode](self)
         raise refused(f"a pickle of more than {OPCODE_LIMIT:,} opcodes")
 
     def result(self) -> object:
@@ -152,12 +162,47 @@ class _Interpreter:
         except UnicodeDecodeError:
             raise damaged("data.pkl holds a string that is not UTF-8") from None
 
-    def line(self) -> str:
-        end = self.pickled.find(b"\n", self.position, self.position + NAME_LIMIT + 1)
+    def line(self, limit: int = NAME_LIMIT) -> bytes:
+        end = self.pickled.find(b"\n", self.position, self.position + limit + 1)
         if end < 0:
-            raise damaged("data.pkl holds a name without an end")
-        text = self.text(end - self.position)
+            raise damaged("data.pkl holds a name, number or text without an end")
+        line = self.take(end - self.position)
         self.position = end + 1
+        return line
+
+    def name_line(self) -> str:
+        try:
+            return self.line().decode("utf-8")
+        except UnicodeDecodeError:
+            raise damaged("data.pkl holds a string that is not UTF-8") from None
+
+    def number_line(self, pattern: bytes) -> bytes:
+        """A line of protocols 0 and 1 that must be a number by `pattern`."""
+        line = self.line(NUMBER_LIMIT)
+        if not re.fullmatch(pattern, line):
+            raise damaged("data.pkl holds something else where a number belongs")
+        return line
+
+    def integer_line(self) -> int:
+        value = int(self.number_line(rb"-?[0-9]{1,20}L?").removesuffix(b"L"))
+        if not -(1 << 63) <= value < 1 << 64:
+            raise refused("an integer of more than 64 bits in data.pkl")
+        return value
+
+    def integer_or_switch(self) -> int | bool:
+        """INT: protocols 0 and 1 write True as 01 and False as 00."""
+        switch = {b"01\n": True, b"00\n": False}.get(self.pickled[self.position : self.position + 3])
+        value = self.integer_line()
+        return value if switch is None else switch
+
+    def text_line(self) -> str:
+        """UNICODE: Latin-1, and \\uXXXX for the rest, line breaks and backslashes."""
+        line = self.line(STRING_LIMIT)
+        try:
+            text = line.decode("raw-unicode-escape")
+            text.encode("utf-8")
+        except UnicodeError:
+            raise damaged("data.pkl holds a string that is no text") from None
         return text
 
     def frame(self) -> None:
@@ -228,6 +273,10 @@ class _Interpreter:
                     raise refused(f"two entries under the key {shown(str(key))} of one dictionary in data.pkl")
                 target[key] = value
 
+    def dictionary(self, values: list[Any]) -> None:
+        self.push({})
+        self.assign(values)
+
     # Classes, calls, tensors
 
     def name(self, module: Any, name: Any) -> None:
@@ -237,7 +286,8 @@ class _Interpreter:
         record = Record(module, name)
         if not re.fullmatch(r"[A-Za-z_][\w.]*", module) or not re.fullmatch(r"\w+", name):
             raise refused(f"it names {shown(str(record))}, which is not a plain class name")
-        if module.partition(".")[0] in STANDARD_LIBRARY and str(record) not in INERT_CALLS | _CALLS.keys():
+        known = INERT_CALLS | _CALLS.keys() | (_RECONSTRUCTORS if self.early else set())
+        if module.partition(".")[0] in STANDARD_LIBRARY and str(record) not in known:
             raise refused(f"it names {shown(str(record))}, which no weights need")
         self.push(record)
 
@@ -247,6 +297,8 @@ class _Interpreter:
             raise refused("data.pkl calls something that is not a function")
         if str(function) in _CALLS:
             self.push(_CALLS[str(function)](self, arguments))
+        elif self.early and str(function) in _RECONSTRUCTORS:
+            self.push(_reconstructed(arguments))
         elif str(function) in INERT_CALLS or function.module.partition(".")[0] in self.inert_packages:
             self.push(dataclasses.replace(function, arguments=arguments))
         else:
@@ -276,6 +328,13 @@ class _Interpreter:
         if self.storages.setdefault(key, storage) != storage:
             raise refused(f"the storage {shown(key)} has two types in data.pkl")
         self.push(storage)
+
+    def storage_line(self) -> None:
+        """PERSID: protocol 0 writes the same five values as Python prints them."""
+        match = _STORAGE_LINE.fullmatch(self.name_line())
+        if match is None:
+            raise refused("data.pkl refers to something outside that is not a tensor's storage")
+        self.storage(("storage", Record("torch", match["kind"]), match["key"], "", int(match["length"])))
 
     def ordered_dict(self, arguments: tuple[Any, ...]) -> collections.OrderedDict[Any, Any]:
         if arguments:
@@ -312,6 +371,9 @@ _OPCODES: dict[int, Callable[[_Interpreter], None]] = {
     ord("}"): lambda machine: machine.push({}),  # EMPTY_DICT
     ord("]"): lambda machine: machine.push([]),  # EMPTY_LIST
     ord(")"): lambda machine: machine.push(()),  # EMPTY_TUPLE
+    0x8F: lambda machine: machine.push(Record("builtins", "set", ())),  # EMPTY_SET
+    0x90: lambda machine: machine.extend(machine.since_mark()),  # ADDITEMS
+    0x91: lambda machine: machine.push(Record("builtins", "frozenset", (machine.since_mark(),))),  # FROZENSET
     ord("("): lambda machine: machine.mark(),  # MARK
     ord("t"): lambda machine: machine.push(tuple(machine.since_mark())),  # TUPLE
     0x85: lambda machine: machine.push(tuple(machine.last(1))),  # TUPLE1
@@ -326,7 +388,7 @@ _OPCODES: dict[int, Callable[[_Interpreter], None]] = {
     0x94: lambda machine: machine.remember(len(machine.memo)),  # MEMOIZE
     ord("h"): lambda machine: machine.recall(machine.unsigned(1)),  # BINGET
     ord("j"): lambda machine: machine.recall(machine.unsigned(4)),  # LONG_BINGET
-    ord("c"): lambda machine: machine.name(machine.line(), machine.line()),  # GLOBAL
+    ord("c"): lambda machine: machine.name(machine.name_line(), machine.name_line()),  # GLOBAL
     0x93: lambda machine: machine.name(*machine.last(2)),  # STACK_GLOBAL
     ord("R"): lambda machine: machine.call(*machine.last(2)),  # REDUCE
     0x81: lambda machine: machine.make(*machine.last(2)),  # NEWOBJ
@@ -335,7 +397,35 @@ _OPCODES: dict[int, Callable[[_Interpreter], None]] = {
     ord("Q"): lambda machine: machine.storage(machine.pop()),  # BINPERSID
     0x95: lambda machine: machine.frame(),  # FRAME
 }
+# Of protocols 0 and 1: those above that Python writes there, and the ones that spell values as lines of text.
+_EARLY_OPCODES: dict[int, Callable[[_Interpreter], None]] = {
+    **{code: run for code, run in _OPCODES.items() if code < 0x80 and chr(code) not in "BC"},
+    ord("I"): lambda machine: machine.push(machine.integer_or_switch()),  # INT
+    ord("L"): lambda machine: machine.push(machine.integer_line()),  # LONG
+    ord("F"): lambda machine: machine.push(float(machine.number_line(_FLOAT))),  # FLOAT
+    ord("V"): lambda machine: machine.push(machine.text_line()),  # UNICODE
+    ord("d"): lambda machine: machine.dictionary(machine.since_mark()),  # DICT
+    ord("l"): lambda machine: machine.push(machine.since_mark()),  # LIST
+    ord("p"): lambda machine: machine.remember(machine.integer_line()),  # PUT
+    ord("g"): lambda machine: machine.recall(machine.integer_line()),  # GET
+    ord("P"): lambda machine: machine.storage_line(),  # PERSID
+}
+_FLOAT = rb"-?(nan|inf|[0-9]+(\.[0-9]*)?(e[-+]?[0-9]{1,4})?)"
+_STORAGE_LINE = re.compile(
+    r"\('storage', <class 'torch\.(?P<kind>\w+)'>, '(?P<key>[^'\\]*)', '[^'\\]*', (?P<length>[0-9]{1,18})\)"
+)
+# What makes objects of classes in protocols 0 and 1, as NEWOBJ does later.
+_RECONSTRUCTORS = {"copyreg._reconstructor", "copy_reg._reconstructor"}
 _FOREIGN_OPCODES = {ord("i"): "INST", ord("o"): "OBJ", ord("P"): "PERSID", 0x82: "EXT1", 0x83: "EXT2", 0x84: "EXT4"}
+
+
+def _reconstructed(arguments: tuple[Any, ...]) -> Record:
+    """The object of a class, from (class, the builtin type that it extends, the value of that)."""
+    match arguments:
+        case (Record(arguments=None) as kind, Record(arguments=None) as base, value):
+            if str(kind) not in _CALLS and str(base) in INERT_CALLS:
+                return dataclasses.replace(kind, arguments=() if value is None else (value,))
+    raise refused("data.pkl makes an object of something that is not a class")
 
 
 def _is_name(value: Any) -> bool:

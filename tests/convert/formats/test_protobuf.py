@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxasr.convert.formats.onnx import protobuf
-from jaxasr.convert.formats.onnx.protobuf import Budget, Malformed
+from jaxasr.convert.formats import protobuf
+from jaxasr.convert.formats.protobuf import Budget, Malformed
 from onnx_writer import field, varint
 
 
