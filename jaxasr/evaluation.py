@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from jaxasr.errors import JaxasrError
+from jaxasr.inputs import DecodedSamples
 from jaxasr.manifests import Utterance, read_audio
 from jaxasr.transcripts import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import numpy as np
 
     from jaxasr.recognizer import Recognizer
 
@@ -122,36 +121,22 @@ def evaluate(
 
     Audio is raised to the models' 16 kHz after its pieces are joined.
     """
-    from jaxasr import audio
-
-    unreadable: dict[int, JaxasrError] = {}
-    fed: list[int] = []
-
-    def clips() -> Iterator[np.ndarray]:
-        for index, utterance in enumerate(utterances):
-            try:
-                clip = audio.load(*read_audio(utterance))
-            except JaxasrError as error:
-                unreadable[index] = error
-                continue
-            fed.append(index)
-            yield clip
-
-    upcoming = 0
-    results = recognizer.transcribe(clips(), sample_rate=audio.SAMPLE_RATE, on_error="yield", progress=progress)
-    for number, result in enumerate(results):
-        for index in range(upcoming, fed[number]):
-            yield Scored(utterances[index], error=unreadable[index])
-        upcoming = fed[number] + 1
-        utterance = utterances[fed[number]]
+    sounds = [_Sound(utterance) for utterance in utterances]
+    results = recognizer.transcribe(sounds, on_error="yield", progress=progress)
+    for utterance, result in zip(utterances, results, strict=True):
         if isinstance(result, Failure):
             yield Scored(utterance, error=result.error)
             continue
         errors = count_errors(units(utterance.text, metric), units(result.text, metric))
-        spelling_errors = 0
-        if errors.total:
-            others = count_errors(units(plain(utterance.text), metric), units(plain(result.text), metric))
-            spelling_errors = max(errors.total - others.total, 0)
-        yield Scored(utterance, result.text, errors, result.duration, spelling_errors=spelling_errors)
-    for index in range(upcoming, len(utterances)):
-        yield Scored(utterances[index], error=unreadable[index])
+        yield Scored(utterance, result.text, errors, result.duration)
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """An utterance as an input of a recognizer, which reads it when it comes to it."""
+
+    utterance: Utterance
+
+    def get_all_samples(self) -> DecodedSamples:
+        """The sound, in the way in which torchcodec's decoders give it."""
+        return DecodedSamples(*read_audio(self.utterance))

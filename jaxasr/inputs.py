@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeAlias, cast
 import numpy as np
 
 from jaxasr.audio import AudioSource
-from jaxasr.errors import AudioError
+from jaxasr.errors import AudioError, JaxasrError
 from jaxasr.files import reason
 
 
@@ -34,7 +34,21 @@ class SupportsDLPack(Protocol):
     def __dlpack__(self) -> object: ...
 
 
-AudioInput: TypeAlias = "AudioSource | SupportsArray | SupportsDLPack | Mapping[str, object]"
+@dataclasses.dataclass(frozen=True)
+class DecodedSamples:
+    """Sound that was decoded: `data`, an array of samples, and `sample_rate` (Hz)."""
+
+    data: np.ndarray
+    sample_rate: float
+
+
+class Decodable(Protocol):
+    """What decodes when it is asked to, such as a decoder of torchcodec in a row of newer versions of `datasets`."""
+
+    def get_all_samples(self) -> DecodedSamples: ...
+
+
+AudioInput: TypeAlias = "AudioSource | SupportsArray | SupportsDLPack | Decodable | Mapping[str, object]"
 
 _RATES = ("sampling_rate", "sample_rate")  # keys of a mapping: the package `datasets` writes the first
 
@@ -73,14 +87,14 @@ def recording(value: AudioInput, sample_rate: float | None) -> Recording:
     if isinstance(value, memoryview) and value.format in ("B", "b", "c"):
         return Recording("", value, None)
     try:
-        if hasattr(value, "get_all_samples"):  # torchcodec's decoder, in the rows of newer versions of `datasets`
+        if hasattr(value, "get_all_samples"):
             decoded = value.get_all_samples()
             return Recording("", _samples(decoded.data), decoded.sample_rate)
         if hasattr(value, "read"):
             return Recording("", cast(AudioSource, value), None)
         if _is_array(value):
             return Recording("", _samples(value), sample_rate)
-    except MemoryError:
+    except (JaxasrError, MemoryError):
         raise
     except Exception as error:  # the caller's object may raise anything
         raise AudioError(f"audio of type {_kind(value)}: cannot be read ({reason(error)})") from error

@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 
 from jaxasr import audio, inputs
+from jaxasr.audio import Channels
 from jaxasr.devices import usual_settings
 from jaxasr.errors import AudioError, JaxasrError, ModelError
 from jaxasr.files import reason
@@ -36,10 +37,14 @@ _END: Final = object()  # of the source, in which None is an input like others
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A recording as it was read: its name ("" for an array) and its samples (S,) float32 at 16 kHz."""
+    """A recording as it was read: its name ("" for an array) and its samples (S,) float32 at 16 kHz.
+
+    `channel`: the number of the one channel that it is, from 1 on; None for the mean of all.
+    """
 
     name: str
     samples: np.ndarray
+    channel: int | None = None
 
 
 def read_ahead(
@@ -50,6 +55,7 @@ def read_ahead(
     smallest: int = 1,
     most: int | None = None,
     stop_at_failure: bool = False,
+    channels: Channels = "mix",
 ) -> Generator[list[Clip | Failure], None, None]:
     """The sources in groups, in their order; the next group is read while one is used.
 
@@ -62,12 +68,13 @@ def read_ahead(
     `most`: inputs that are taken beyond the first whose group is not yet done with; with 0 nothing is read ahead, and
         the source is asked in the caller's thread.
     `stop_at_failure`: a Failure is the last of its group.
+    `channels`: which of each recording are heard; with "each" a recording gives a Clip for every one.
     """
     if most == 0 or (isinstance(sources, (list, tuple)) and len(sources) == 1):
         for source in sources:
-            yield [_read(source, sample_rate)]
+            yield _read(source, sample_rate, channels)
         return
-    intake = _Intake(sources, sample_rate, group_samples, smallest, most)
+    intake = _Intake(sources, sample_rate, channels, group_samples, smallest, most)
     try:
         while group := intake.take(stop_at_failure):
             yield group
@@ -78,7 +85,7 @@ def read_ahead(
 class _Slot:
     """The place of an input in the order: `item` is None until it is read, and an error where the source raised one."""
 
-    def __init__(self, source: AudioInput | None, item: Clip | Failure | BaseException | None = None) -> None:
+    def __init__(self, source: AudioInput | None, item: list[Clip | Failure] | BaseException | None = None) -> None:
         self.source = source
         self.item = item
 
@@ -90,10 +97,12 @@ class _Intake:
         self,
         sources: Iterable[AudioInput],
         sample_rate: float | None,
+        channels: Channels,
         group_samples: float,
         smallest: int,
         most: int | None,
     ) -> None:
+        self._channels = channels
         self._sample_rate, self._group_samples, self._smallest, self._most = sample_rate, group_samples, smallest, most
         self._patient = isinstance(sources, (list, tuple))  # it never lets us wait
         self._changed = threading.Condition()
@@ -121,6 +130,7 @@ class _Intake:
         size, heard = 0, False
         with self._changed:
             self._outstanding -= self._in_use
+            self._in_use = 0
             self._changed.notify_all()
             while size < self._group_samples and self._wait_for_next(bool(group), heard):
                 item = self._slots[0].item
@@ -132,12 +142,12 @@ class _Intake:
                 self._slots.popleft()
                 self._size -= self._count(item)
                 size += self._count(item)
-                heard = heard or isinstance(item, Clip)
-                group.append(item)
+                heard = heard or isinstance(item[0], Clip)
+                group += item
+                self._in_use += 1
                 self._changed.notify_all()
-                if stop_at_failure and isinstance(item, Failure):
+                if stop_at_failure and isinstance(item[0], Failure):
                     break
-            self._in_use = len(group)
         return group
 
     def close(self) -> None:
@@ -179,8 +189,8 @@ class _Intake:
             self._changed.wait(left)
         return False
 
-    def _count(self, item: Clip | Failure) -> int:
-        return max(len(item.samples) if isinstance(item, Clip) else 0, self._smallest)
+    def _count(self, item: list[Clip | Failure]) -> int:
+        return sum(max(len(clip.samples) if isinstance(clip, Clip) else 0, self._smallest) for clip in item)
 
     def _has_room(self) -> bool:
         return (
@@ -236,9 +246,9 @@ class _Intake:
                 if not self._unread:
                     return
                 slot = self._unread.popleft()
-            item: Clip | Failure | BaseException
+            item: list[Clip | Failure] | BaseException
             try:
-                item = _read(slot.source, self._sample_rate)  # type: ignore[arg-type]  # an input, maybe None
+                item = _read(slot.source, self._sample_rate, self._channels)  # type: ignore[arg-type]  # an input, maybe None
             except BaseException as error:
                 item = error
             with self._changed:
@@ -263,20 +273,24 @@ def _close_all() -> None:
         thread.join(max(end - time.monotonic(), 0.0))
 
 
-def _read(value: AudioInput, sample_rate: float | None) -> Clip | Failure:
+def _read(value: AudioInput, sample_rate: float | None, channels: Channels) -> list[Clip | Failure]:
+    """What is heard of an input, a Clip for each of the channels that are asked for; or why nothing is."""
     name = ""
     try:
         with usual_settings():  # an array of JAX is brought here
             recording = inputs.recording(value, sample_rate)
         name = recording.name
-        return Clip(name, audio.load(recording.source, recording.sample_rate))
+        heard = audio.load_channels(recording.source, recording.sample_rate, channels)
+        if channels == "each":
+            return [Clip(name, samples, number) for number, samples in enumerate(heard, start=1)]
+        return [Clip(name, samples, None if channels == "mix" else channels) for samples in heard]
     except JaxasrError as error:
         if isinstance(value, Mapping) and name not in str(error):  # an array that came from a file
-            return Failure(name, AudioError(f"{name}: {error}"))
-        return Failure(name, error)
+            return [Failure(name, AudioError(f"{name}: {error}"))]
+        return [Failure(name, error)]
     except MemoryError:
-        return Failure(name, AudioError(f"{name or 'array'}: too long for this machine's memory: cut it up first"))
+        return [Failure(name, AudioError(f"{name or 'array'}: too long for this machine's memory: cut it up first"))]
     except Exception as error:  # one input is no reason to lose the others
         failure = AudioError(f"{name or 'audio'}: cannot be read (unexpected {type(error).__name__}: {reason(error)})")
         failure.__cause__ = error
-        return Failure(name, failure)
+        return [Failure(name, failure)]

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxasr import reading
-from jaxasr.audio import SAMPLE_RATE
+from jaxasr.audio import SAMPLE_RATE, Channels, checked_channels
 from jaxasr.batching import Batch, Window, assemble, cut, plan
 from jaxasr.devices import usual_settings
 from jaxasr.errors import ConfigError, ModelError
@@ -110,6 +110,7 @@ class Recognizer:
         on_error: Literal["raise"] = "raise",
         progress: Progress | None = None,
         read_ahead: int | None = None,
+        channels: Channels = "mix",
     ) -> Iterator[Transcript]: ...
     @overload
     def transcribe(
@@ -120,6 +121,7 @@ class Recognizer:
         on_error: Literal["yield"],
         progress: Progress | None = None,
         read_ahead: int | None = None,
+        channels: Channels = "mix",
     ) -> Iterator[Transcript | Failure]: ...
     def transcribe(
         self,
@@ -129,6 +131,7 @@ class Recognizer:
         on_error: Literal["raise", "yield"] = "raise",
         progress: Progress | None = None,
         read_ahead: int | None = None,
+        channels: Channels = "mix",
     ) -> Iterator[Transcript | Failure]:
         """Transcripts of recordings, one by one in their order: as many as there are inputs, whatever these are.
 
@@ -148,6 +151,8 @@ class Recognizer:
         `read_ahead`: how many inputs may be taken from the iterable beyond the one whose transcript is next. With 0 an
             input is taken, in the caller's thread, after the transcript of the one before is out; by default as many
             as keep the device busy.
+        `channels`: which of a recording's channels are heard: "mix", their mean; a number from 1 on; or "each", with
+            which a recording gives consecutive transcripts with their `channel`.
         """
         if on_error not in ("raise", "yield"):
             raise ConfigError(f"on_error must be 'raise' or 'yield', not {on_error!r}")
@@ -160,6 +165,7 @@ class Recognizer:
             smallest=int(self.shortest_seconds * SAMPLE_RATE),
             most=read_ahead,
             stop_at_failure=on_error == "raise",
+            channels=checked_channels(channels),
         )
         return self._transcribe(groups, on_error, progress)
 
@@ -276,4 +282,5 @@ class Recognizer:
             token_ids=ids,
             timestamps=[round(float(time), 4) for part in parts for time in part.times],
             log_probs=[float(log_prob) for part in parts for log_prob in part.log_probs],
+            channel=clip.channel,
         )

@@ -77,6 +77,7 @@ class Transcript:
     `token_ids`: the tokens' numbers in the model's table.
     `timestamps`: the begin (s) of the frame that emitted each token.
     `log_probs`: of each token, under the search's softmax at temperature 1.
+    `channel`: the number of the recording's channel that was heard, from 1 on; None for the mean of all.
     """
 
     audio: str
@@ -86,6 +87,7 @@ class Transcript:
     token_ids: list[int]
     timestamps: list[float]
     log_probs: list[float]
+    channel: int | None = None
 
     @property
     def words(self) -> list[Word]:

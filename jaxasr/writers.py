@@ -37,7 +37,8 @@ class Document:
         if self.format == "json":
             return json_line(transcript)
         if self.format == "tsv":
-            return ("audio\tstart\tend\ttext\n" if first else "") + _tsv_rows(transcript)
+            channel = "" if transcript.channel is None else "channel\t"
+            return (f"audio\t{channel}start\tend\ttext\n" if first else "") + _tsv_rows(transcript)
         parts = ["WEBVTT\n\n"] if first and self.format == "vtt" else []
         for segment in transcript.segments:
             self._cues += 1
@@ -51,9 +52,13 @@ class Document:
 
 
 def json_line(transcript: Transcript) -> str:
-    """One JSON object and a newline: audio, duration (s), text, tokens, token_ids, timestamps (s), log_probs."""
+    """One JSON object and a newline: audio, duration (s), text, tokens, token_ids, timestamps (s), log_probs.
+
+    After audio comes channel, where a channel was asked for.
+    """
     fields = {
         "audio": transcript.audio,
+        **({} if transcript.channel is None else {"channel": transcript.channel}),
         "duration": round(float(transcript.duration), 6),
         "text": transcript.text,
         "tokens": list(transcript.tokens),
@@ -82,7 +87,7 @@ def clock(seconds: float, point: str = ".") -> str:
 
 def _tsv_rows(transcript: Transcript) -> str:
     """A row per segment; audio without words has one row with an empty text, so that every file is named."""
-    audio = tsv_name(transcript.audio)
+    audio = tsv_name(transcript.audio) + ("" if transcript.channel is None else f"\t{transcript.channel}")
     found = transcript.segments or [Segment("", 0.0, float(transcript.duration))]
     return "".join(f"{audio}\t{segment.start:.3f}\t{segment.stop:.3f}\t{segment.text}\n" for segment in found)
 

@@ -12,13 +12,23 @@ from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 
-from jaxasr.audio.mono import SAMPLE_RATE, Channels, LateScale, Mixer, gather
+from jaxasr.audio.mono import SAMPLE_RATE, Channels, LateScale, Mixer, checked_channels, gather
 from jaxasr.audio.paths import EXTENSIONS, expand_paths
 from jaxasr.audio.recording import Recording
 from jaxasr.errors import AudioError
 from jaxasr.files import reason
 
-__all__ = ["EXTENSIONS", "SAMPLE_RATE", "AudioSource", "Channels", "expand_paths", "load", "load_channels", "opened"]
+__all__ = [
+    "EXTENSIONS",
+    "SAMPLE_RATE",
+    "AudioSource",
+    "Channels",
+    "checked_channels",
+    "expand_paths",
+    "load",
+    "load_channels",
+    "opened",
+]
 
 AudioSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | np.ndarray"
 

@@ -36,6 +36,14 @@ def check_rate(rate: float, name: str) -> None:
         raise AudioError(f"{name}: a sample rate of {rate:g} Hz is outside {low} to {high} Hz; check it or the header")
 
 
+def checked_channels(channels: Channels) -> Channels:
+    """The same; AudioError for what is neither "mix" nor "each" nor a number from 1 on."""
+    number = isinstance(channels, int) and not isinstance(channels, bool) and channels >= 1
+    if channels not in ("mix", "each") and not number:
+        raise AudioError(f"channels must be 'mix', 'each' or a number from 1 on, not {channels!r}")
+    return channels
+
+
 class Mixer:
     """Blocks of one recording (n, C) to what is heard of each: a list of arrays (n,), one but for "each" channel.
 
@@ -47,9 +55,7 @@ class Mixer:
     """
 
     def __init__(self, name: str, channels: Channels = "mix", *, floating: bool = True, scaled: bool = False) -> None:
-        if channels not in ("mix", "each") and (isinstance(channels, (bool, str)) or channels < 1):
-            raise AudioError(f"channels must be 'mix', 'each' or a number from 1 on, not {channels!r}")
-        self._name, self._channels = name, channels
+        self._name, self._channels = name, checked_channels(channels)
         self._floating, self._scaled = floating, scaled
         self._begun = False
         self._loudest: int | None = None

@@ -33,7 +33,8 @@ def evaluate(
     manifests: Annotated[
         list[str],
         typer.Argument(
-            metavar="MANIFEST.tsv", help="Tab-separated tables with the columns path, start, samples and text."
+            metavar="MANIFEST",
+            help="Tab-separated tables with the columns path, start, samples and text, or NeMo's JSON lines.",
         ),
     ],
     where: Annotated[

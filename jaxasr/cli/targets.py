@@ -19,7 +19,6 @@ from pathlib import Path
 from jaxasr.cli.progress import say
 from jaxasr.errors import ConfigError, listing, printable
 from jaxasr.files import reason
-from jaxasr.writers import Format
 
 _STEM = 0  # levels of naming: 0 the stem, 1 the file's name, 2 folder and file name, and so on
 _LONGEST = 255  # bytes of a file's name on most file systems
@@ -51,8 +50,8 @@ def named_once(inputs: Sequence[str]) -> list[str]:
     return list(first.values())
 
 
-def file_names(inputs: Sequence[str], format: Format, existing: Collection[str] = ()) -> list[str]:
-    """A file name for each input, in a folder for all that holds the names `existing`: its stem and the format.
+def file_names(inputs: Sequence[str], suffix: str, existing: Collection[str] = ()) -> list[str]:
+    """A file name for each input, in a folder for all that holds the names `existing`: its stem and the suffix.
 
     Inputs of one stem are told apart by their whole names ("a.wav.txt", "a.mp3.txt"), then by the folders above them
     ("x_a.wav.txt"), then by numbers. Case does not count, nor how accents are encoded, as on some file systems. An
@@ -60,7 +59,6 @@ def file_names(inputs: Sequence[str], format: Format, existing: Collection[str] 
     """
     paths = [("stdin",) if name == "-" else Path(os.path.abspath(name)).parts[1:] for name in inputs]
     levels = _tell_apart(paths, [_STEM] * len(paths))
-    suffix = f".{format}"
     claimed = {_key(_spelled(parts, level)) for parts, level in zip(paths, levels, strict=True)}
     standing = {_key(name) for name in existing}
     for i, parts in enumerate(paths):

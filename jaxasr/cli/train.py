@@ -24,7 +24,7 @@ EXAMPLE = (
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A yaml file, or the name of a recipe of jaxasr's.")],
     data: Annotated[
-        list[str], typer.Option("--data", metavar="MANIFEST.tsv", help="Transcribed recordings; repeat for more.")
+        list[str], typer.Option("--data", metavar="MANIFEST", help="Transcribed recordings; repeat for more.")
     ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Checkpoints, log and model go here.")],
     where: Annotated[
@@ -33,7 +33,7 @@ def train(
     ] = None,
     held_out: Annotated[
         list[str] | None,
-        typer.Option(metavar="MANIFEST.tsv", help="Recordings whose word error rate is logged now and then."),
+        typer.Option(metavar="MANIFEST", help="Recordings whose word error rate is logged now and then."),
     ] = None,
     held_out_where: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only rows of --held-out with this value.")

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,12 @@ from jaxasr.cli.targets import file_names, named_once, prepare_folder, without_e
 from jaxasr.errors import ConfigError, JaxasrError
 from jaxasr.files import writing_file
 from jaxasr.writers import FORMATS, Document, Format
+
+if TYPE_CHECKING:
+    from jaxasr.audio import Channels
+
+_FILE_A_CHANNEL = ("txt", "srt", "vtt")  # formats that do not name the channel
+_FIRST_CHANNEL = ".ch1"
 
 EXAMPLE = "Example: jaxasr transcribe talks/ extra.mp3 --model model/ --format srt --output subtitles/ --skip-existing"
 
@@ -49,11 +55,21 @@ def transcribe(
             "other audio of that name. Without this option such files are replaced, and a line says which.",
         ),
     ] = False,
+    channels: Annotated[
+        str,
+        typer.Option(
+            metavar="mix|each|N",
+            help="Which channels are heard: mix, their mean; number N, from 1 on; or each by itself, as of a "
+            "telephone call: json and tsv then name the channel, and in a folder txt, srt and vtt get a file for each, "
+            "call.ch1.txt and call.ch2.txt.",
+        ),
+    ] = "mix",
     *,
     options: RecognizerOptions,
 ) -> None:
     """Print the words spoken in audio files, in their order, as they are recognised."""
     output = None if output == "-" else output
+    heard = _channels(channels)
     format = format or _format_of(output)
     folder = Path(output) if output is not None and _is_folder(output) else None
     if skip_existing and folder is None:
@@ -63,10 +79,13 @@ def transcribe(
     if folder is not None:
         existing = prepare_folder(folder)
         inputs = named_once(inputs)
-        targets = [folder / name for name in file_names(inputs, format, existing)]
+        # How many channels there are is not known yet: the first one's file stands for all.
+        suffix = f"{_FIRST_CHANNEL}.{format}" if heard == "each" and format in _FILE_A_CHANNEL else f".{format}"
+        targets = [folder / name for name in file_names(inputs, suffix, existing)]
         inputs, targets = without_existing(inputs, targets, skip_existing=skip_existing)
-    elif format in ("srt", "vtt") and len(inputs) > 1:
-        say(f"one {format} for {len(inputs)} recordings, each from 0:00 on; --output FOLDER writes a file for each")
+    elif format in ("srt", "vtt") and (len(inputs) > 1 or heard == "each"):
+        many = f"{len(inputs)} recordings" if len(inputs) > 1 else "all channels"
+        say(f"one {format} for {many}, each from 0:00 on; --output FOLDER writes a file for each")
     _protect(inputs, [Path(output or os.devnull)] if folder is None else targets)
     if not inputs:
         raise typer.Exit(int(failed))
@@ -78,17 +97,23 @@ def transcribe(
         meter = stack.enter_context(metered("transcribing"))
         document = Document(format)
         succeeded = 0
-        results = recognizer.transcribe(inputs, on_error="yield", progress=meter)
-        files: list[Path | None] = [None] * len(inputs) if folder is None else [*targets]
-        for target, result in zip(files, results, strict=True):
+        results = recognizer.transcribe(inputs, on_error="yield", progress=meter, channels=heard)
+        files = iter(targets)
+        for result in results:
+            if isinstance(result, jaxasr.Failure) or heard != "each" or result.channel == 1:
+                target, text, parts = next(files, None), "", Document(format)  # of the next recording
             if isinstance(result, jaxasr.Failure):
                 say(str(result.error))
                 failed = True
                 continue
             succeeded += 1
-            if target is not None:
-                with writing_file(target) as write_target:
+            if target is not None and heard == "each" and format in _FILE_A_CHANNEL:
+                with writing_file(_of_channel(target, result.channel or 1)) as write_target:
                     write_target(Document(format).add(result))
+            elif target is not None:
+                text += parts.add(result)  # whole after each of a recording's channels
+                with writing_file(target) as write_target:
+                    write_target(text)
             elif write is not None:
                 write(document.add(result))
             else:
@@ -102,6 +127,20 @@ def transcribe(
             raise typer.Exit(1)
     if failed:
         raise typer.Exit(1)
+
+
+def _channels(given: str) -> Channels:
+    if given == "mix" or given == "each":
+        return given
+    if given.isdecimal() and int(given) >= 1:
+        return int(given)
+    raise typer.BadParameter(f"--channels takes mix, each or a number from 1 on, not {given!r}")
+
+
+def _of_channel(first: Path, number: int) -> Path:
+    """The file of a channel, by the name of the first one's."""
+    stem, _, suffix = first.name.rpartition(_FIRST_CHANNEL)
+    return first.with_name(f"{stem}.ch{number}{suffix}")
 
 
 def _is_folder(output: str) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import jaxasr
-from jaxasr import audio
+from jaxasr import audio, inputs
 from jaxasr.cli import main
 from jaxasr.errors import JaxasrError
 
@@ -37,32 +37,35 @@ class FakeRecognizer:
         self.closed = True
 
     def transcribe(
-        self, sources: Any, *, sample_rate: int | None = None, on_error: str = "raise", progress: Any = None
+        self, sources: Any, *, on_error: str = "raise", progress: Any = None, channels: Any = "mix"
     ) -> Iterator[Any]:
         done = 0.0
         for number, source in enumerate(sources):
             name = source if isinstance(source, str) else ""
             try:
-                samples = audio.load(source, sample_rate)
+                given = inputs.recording(source, None)
+                heard = audio.load_channels(given.source, given.sample_rate, channels)
             except JaxasrError as error:
                 assert on_error == "yield"
                 yield jaxasr.Failure(name, error)
                 continue
-            if not name:
-                self.heard.append(samples)
             words = Path(name).stem.split("_") if name else self.texts[number].split()
-            done += len(samples) / audio.SAMPLE_RATE
-            if progress is not None:
-                progress(done, done)
-            yield jaxasr.Transcript(
-                audio=name,
-                duration=len(samples) / audio.SAMPLE_RATE,
-                text=" ".join(words),
-                tokens=[f" {word}" for word in words],
-                token_ids=list(range(len(words))),
-                timestamps=[0.5 * i for i in range(len(words))],
-                log_probs=[-0.25] * len(words),
-            )
+            for place, samples in enumerate(heard, start=1):
+                if not name:
+                    self.heard.append(samples)
+                done += len(samples) / audio.SAMPLE_RATE
+                if progress is not None:
+                    progress(done, done)
+                yield jaxasr.Transcript(
+                    audio=name,
+                    duration=len(samples) / audio.SAMPLE_RATE,
+                    text=" ".join(words),
+                    tokens=[f" {word}" for word in words],
+                    token_ids=list(range(len(words))),
+                    timestamps=[0.5 * i for i in range(len(words))],
+                    log_probs=[-0.25] * len(words),
+                    channel={"mix": None, "each": place}.get(channels, channels),
+                )
 
 
 @pytest.fixture
