@@ -128,7 +128,11 @@ def evaluate(
             yield Scored(utterance, error=result.error)
             continue
         errors = count_errors(units(utterance.text, metric), units(result.text, metric))
-        yield Scored(utterance, result.text, errors, result.duration)
+        spelling_errors = 0
+        if errors.total:
+            others = count_errors(units(plain(utterance.text), metric), units(plain(result.text), metric))
+            spelling_errors = max(errors.total - others.total, 0)
+        yield Scored(utterance, result.text, errors, result.duration, spelling_errors=spelling_errors)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def read_manifest(path: str | os.PathLike[str], where: Mapping[str, Iterable[str
     on as they stand. Paths are relative to the manifest's folder. `where` keeps the rows whose column has one of the
     values given for it.
     """
-    where = {column: set(values) for column, values in (where or {}).items()}
+    wanted = {column: set(values) for column, values in (where or {}).items()}
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             content = file.read()
@@ -74,16 +74,16 @@ def read_manifest(path: str | os.PathLike[str], where: Mapping[str, Iterable[str
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a manifest (text in UTF-8): {error}") from None
     read_rows = _json_rows if content.lstrip().startswith("{") else _table_rows
-    rows = read_rows(path, content, where)
+    rows = read_rows(path, content, wanted)
     if not rows:
         raise ConfigError(f"{path}: the manifest holds no utterances")
     found = [
         Utterance(str(path), pieces(Path(path), number, row), str(row["text"]), row)
         for number, row, pieces in rows
-        if all(row.get(column) in values for column, values in where.items())
+        if all(row.get(column) in values for column, values in wanted.items())
     ]
     if not found:
-        asked = ", ".join(f"{column}={value}" for column, values in where.items() for value in sorted(values))
+        asked = ", ".join(f"{column}={value}" for column, values in wanted.items() for value in sorted(values))
         raise ConfigError(f"{path}: no utterance has {asked}")
     return found
 

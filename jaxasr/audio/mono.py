@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from fractions import Fraction
 from typing import Final, Literal, TypeAlias
 
@@ -70,9 +70,10 @@ class Mixer:
             return [np.ascontiguousarray(channel) for channel in block.T]
         if self._channels != "mix":
             if self._channels > count:
-                raise AudioError(f"{self._name}: has {count} channels and no channel {self._channels}")
+                there = "one channel" if count == 1 else f"{count} channels"
+                raise AudioError(f"{self._name}: has {there} and no channel {self._channels}")
             return [np.ascontiguousarray(block[:, self._channels - 1])]
-        mono: np.ndarray = sum(block.T) / np.float32(count)  # thirty times as fast as mean(axis=1)
+        mono = np.asarray(sum(block.T) / np.float32(count))  # thirty times as fast as mean(axis=1)
         if count > 1 and len(block):
             self._keep_loudest(block, mono)
         return [mono]
@@ -97,7 +98,8 @@ class Mixer:
         if not np.isfinite(peak):
             raise AudioError(f"{self._name}: holds NaN, infinite or absurdly large samples; repair or record it again")
         if peak > _LOUDEST and not self._floating:
-            return np.clip(block, -1, 1)  # what a decoder makes of damage
+            clipped: np.ndarray = np.clip(block, -1, 1)  # what a decoder makes of damage
+            return clipped
         if peak > _WIDEST:
             raise AudioError(
                 f"{self._name}: its samples reach {peak:.4g}, absurdly large; divide them by their full scale, so that "
@@ -159,7 +161,7 @@ def gather(blocks: Iterable[np.ndarray], rate: float, mixer: Mixer, name: str) -
     return [resampler.finish() for resampler in heard or [Resampler(rate)]], mixer.remarks(rate)
 
 
-def native(blocks: Iterable[np.ndarray], mixer: Mixer) -> Iterator[np.ndarray]:
+def native(blocks: Iterable[np.ndarray], mixer: Mixer) -> Generator[np.ndarray, None, None]:
     """Blocks (n, C) to blocks (n,) of the one channel that is heard, at the rate that they have."""
     for block in blocks:
         (mono,) = mixer(block)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from typing import BinaryIO
@@ -13,28 +12,35 @@ _STREAMED = 0x7FFF0000  # bytes; programs that cannot know the size write a numb
 class View:
     """A seekable binary file from `start` on, in which `patches` (position to bytes) replace what the file holds.
 
-    libsndfile calls it from C, where an exception could only be printed: none leaves it, and `error` keeps the first.
-    A damaged file makes libsndfile seek to impossible positions. There is no name, since from one that ends in .raw
-    soundfile would conclude that the samples have no header.
+    libsndfile calls it from C, where an exception would be printed and forgotten, be it that of a disk or Ctrl-C: none
+    leaves `seek`, `tell`, `read` and `readinto`, and `error` keeps the first. A damaged file makes libsndfile seek to
+    impossible positions. There is no name, since from one that ends in .raw soundfile would conclude that the samples
+    have no header.
     """
 
     def __init__(self, file: BinaryIO, start: int = 0, patches: Mapping[int, bytes] | None = None) -> None:
         self.file, self.start, self.patches = file, start, dict(patches or {})
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
+        self._position = 0
         self.seek(0)
 
     def tell(self) -> int:
         """The position, from `start`."""
-        return self.file.tell() - self.start
+        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to a position from `start`; stay where that is impossible."""
-        with contextlib.suppress(OSError, ValueError, OverflowError):
-            if whence == os.SEEK_SET and offset >= 0:
-                self.file.seek(self.start + offset)
-            elif whence != os.SEEK_SET:
-                self.file.seek(max(self.file.seek(offset, whence), self.start))
-        return self.tell()
+        try:
+            base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
+            position = (self.size() if base is None else base) + offset
+            if position >= 0:
+                self.file.seek(self.start + position)
+                self._position = position
+        except (OSError, ValueError, OverflowError):
+            pass
+        except BaseException as error:
+            self.error = self.error or error
+        return self._position
 
     def size(self) -> int:
         """Bytes from `start` to the end."""
@@ -44,11 +50,12 @@ class View:
         return max(size, 0)
 
     def read(self, count: int = -1) -> bytes:
-        """Up to `count` bytes, all that are left for -1."""
-        here = self.tell()
+        """Up to `count` bytes, all that are left for -1; none after an error."""
+        here = self._position
         try:
-            content = self.file.read(count)
-        except OSError as error:
+            content = self.file.read(count) if self.error is None else b""
+            self._position += len(content)
+        except BaseException as error:
             self.error = self.error or error
             return b""
         for position, patch in self.patches.items():
@@ -104,7 +111,7 @@ def corrected(file: BinaryIO) -> tuple[View, int]:
 
 def _chunks(view: View, position: int, size: int) -> list[tuple[bytes, int, int]]:
     """The chunks from a position on, up to the sound: tag, where the content begins, its length as the file says."""
-    found = []
+    found: list[tuple[bytes, int, int]] = []
     while position + 8 <= size and len(found) < 1000:
         view.seek(position)
         head = view.read(8)

@@ -130,8 +130,10 @@ def transcribe(
 
 
 def _channels(given: str) -> Channels:
-    if given == "mix" or given == "each":
-        return given
+    if given == "mix":
+        return "mix"
+    if given == "each":
+        return "each"
     if given.isdecimal() and int(given) >= 1:
         return int(given)
     raise typer.BadParameter(f"--channels takes mix, each or a number from 1 on, not {given!r}")

@@ -51,7 +51,7 @@ def test_a_number_that_some_recordings_do_not_have(run: Run, calls: Path) -> Non
     result = run("transcribe", calls, "-m", "m", "-f", "json", "--channels", "2")
     assert result.code == 1
     assert [json.loads(line)["channel"] for line in result.out.splitlines()] == [2, 2]
-    assert result.err == f"{calls / 'b_talk.wav'}: has 1 channels and no channel 2\n"
+    assert result.err == f"jaxasr: {calls / 'b_talk.wav'}: has one channel and no channel 2\n"
     for wrong in ("0", "-1", "left", "1.5"):
         result = run("transcribe", calls, "-m", "m", f"--channels={wrong}")
         assert result.code == 2 and "--channels takes mix, each or a number from 1 on" in result.err

@@ -343,7 +343,7 @@ class Slow(contextlib.AbstractContextManager):
     def __exit__(self, *_):
         pass
 
-    def transcribe(self, sources, *, on_error, progress):
+    def transcribe(self, sources, *, on_error, progress, channels):
         for index, source in enumerate(sources):
             samples = audio.load(source)
             progress(index + 1.0, 3.0)
@@ -351,6 +351,7 @@ class Slow(contextlib.AbstractContextManager):
                 audio=source, duration=len(samples) / 16000, text="word", tokens=[" word"], token_ids=[1],
                 timestamps=[0.0], log_probs=[-1.0],
             )
+            open("first-result", "w").close()
             time.sleep(PAUSE)
 
 jaxasr.load_model = lambda *args, **kwargs: Slow()
@@ -378,14 +379,15 @@ def test_stopped_before_the_file_for_all_is_complete(talks: Path, tmp_path: Path
     output = tmp_path / "all.txt"
     arguments = f"'transcribe', {str(talks)!r}, '-m', 'm', '--output', {str(output)!r}"
     program = SLOW.replace("PAUSE", "60").replace("ARGUMENTS", arguments)
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
-    while not [name for name in names(tmp_path) if name.endswith(".part")] and process.poll() is None:
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    while not (tmp_path / "first-result").exists() and process.poll() is None:
         time.sleep(0.02)
-    time.sleep(0.5)  # to the first result, and not to the moment at which the file is made
+    assert [name for name in names(tmp_path) if name.endswith(".part")]
+    time.sleep(0.5)  # into the pause after it
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "jaxasr: interrupted\n")
-    assert not [name for name in names(tmp_path) if not name.startswith("talks/")]
+    assert [name for name in names(tmp_path) if not name.startswith("talks/")] == ["first-result"]
 
 
 def test_results_come_as_they_are_recognised(talks: Path) -> None:
