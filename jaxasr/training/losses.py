@@ -22,6 +22,8 @@ from jaxasr.arrays import LOG_ZERO, ceil_div, length_mask, zero_beyond
 
 Joiner = Callable[[jax.Array, jax.Array], jax.Array]
 
+CTC_LOG_ZERO = -1e5  # optax' logarithm of nothing
+
 
 def transducer_loss(
     join: Joiner,
@@ -40,7 +42,7 @@ def transducer_loss(
     projections of the encoded frames; predicted (B, U + 1, J): projections of the predictor's output after 0 to U
     tokens. labels (B, U) int32, frame_lengths and label_lengths (B,). `frames_at_once`: as in `joiner_log_probs`.
     Padding changes nothing and gets no gradient, also where it is NaN or no token. A row without frames has loss 0 and
-    no gradient.
+    no gradient. Logits of -inf forbid a token; a text that they make impossible has loss infinity and no gradient.
     """
     # The lattice leaves padding out, but a gradient of zero times NaN would still reach the joiner's weights.
     projected = zero_beyond(projected, frame_lengths)
@@ -67,10 +69,14 @@ def joiner_log_probs(
 
     def some_frames(projected: jax.Array, predicted: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = join(projected[:, :, None], predicted[:, None]).astype(jnp.float32)  # (B, t, U + 1, V)
+        # A point that forbids everything has no softmax, and its gradient would be zero times infinity.
+        closed = jnp.isneginf(lax.stop_gradient(logits).max(axis=-1))
+        logits = jnp.where(closed[..., None], 0.0, logits)
         total = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.broadcast_to(labels[:, None, :, None], (*logits.shape[:2], labels.shape[1], 1))
         emit = jnp.take_along_axis(logits[:, :, :-1], chosen, axis=-1)[..., 0]
-        return logits[..., blank_id] - total, emit - total[:, :, :-1]
+        blank, emit = logits[..., blank_id] - total, emit - total[:, :, :-1]
+        return jnp.where(closed, -jnp.inf, blank), jnp.where(closed[:, :, :-1], -jnp.inf, emit)
 
     batch, frames, width = projected.shape
     if frames_at_once is None or frames_at_once >= frames:
@@ -88,8 +94,9 @@ def joiner_log_probs(
 def lattice_loss(blank: jax.Array, emit: jax.Array, frame_lengths: jax.Array, label_lengths: jax.Array) -> jax.Array:
     """Minus the log of the sum over all alignments: (B,) float32.
 
-    blank (B, T, U + 1), emit (B, T, U): log-probabilities at frame t after u tokens. An alignment emits at most all
-    tokens at one frame, and ends with the blank at frame frame_lengths - 1 after label_lengths tokens.
+    blank (B, T, U + 1), emit (B, T, U): log-probabilities at frame t after u tokens, -inf where a step is impossible.
+    An alignment emits at most all tokens at one frame, and ends with the blank at frame frame_lengths - 1 after
+    label_lengths tokens. A row without a possible alignment has loss infinity and no gradient.
     """
     return _lattice_forward(blank, emit, frame_lengths, label_lengths)[0]
 
@@ -113,7 +120,8 @@ def _lattice_forward(
     last_step = jnp.maximum(frame_lengths + label_lengths - 1, 0)
     last_frame = jnp.maximum(frame_lengths - 1, 0)
     log_likelihood = alphas[last_step, rows, label_lengths] + blank[rows, last_frame, label_lengths]
-    loss = jnp.where(frame_lengths > 0, -log_likelihood, 0.0)
+    loss = jnp.where(_possible(log_likelihood), -log_likelihood, jnp.inf)
+    loss = jnp.where(frame_lengths > 0, loss, 0.0)
     return loss, (alphas, blank, emit, frame_lengths, label_lengths, log_likelihood)
 
 
@@ -124,6 +132,7 @@ def _lattice_backward(saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tup
     end = frame_lengths + label_lengths  # arcs of a whole alignment
     position = jnp.arange(positions)
     at_end = position[None, :] == label_lengths[:, None]  # (B, U + 1)
+    possible = _possible(log_likelihood)[:, None]
 
     def step(
         beta: jax.Array, inputs: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
@@ -140,7 +149,8 @@ def _lattice_backward(saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tup
         frame = number - position[None, :]
         inside = (frame < frame_lengths[:, None]) & (position[None, :] <= label_lengths[:, None])
         beta = jnp.where(inside, jnp.logaddexp(through_blank, through_emit), LOG_ZERO)
-        of_blank, of_emit = (jnp.where(inside, posterior, 0.0) for posterior in posteriors)
+        counted = inside & possible
+        of_blank, of_emit = (jnp.where(counted, posterior, 0.0) for posterior in posteriors)
         return beta, (of_blank, of_emit)
 
     start = jnp.full((batch, positions), LOG_ZERO, jnp.float32)
@@ -152,6 +162,11 @@ def _lattice_backward(saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tup
 
 
 lattice_loss.defvjp(_lattice_forward, _lattice_backward)
+
+
+def _possible(log_likelihood: jax.Array) -> jax.Array:
+    """False where every alignment takes a step of probability zero; a NaN stays one."""
+    return ~(log_likelihood < 0.5 * LOG_ZERO)
 
 
 def _pad_emit(emit: jax.Array) -> jax.Array:
@@ -192,17 +207,21 @@ def ctc_loss(
 ) -> jax.Array:
     """Optax' CTC loss of each row: log_probs (B, T, V), labels (B, U), lengths (B,) -> (B,) float32, in nats.
 
-    Padding changes nothing, also where it is NaN. A text that is too long for its frames costs about 1e5, optax'
-    logarithm of nothing.
+    Padding changes nothing, also where it is NaN. A text that is too long for its frames, or that needs a token whose
+    log-probability is -inf, costs about 1e5, optax' logarithm of nothing, for each such step. A row with a frame in
+    which everything is -inf costs infinity and has no gradient.
     """
     log_probs = zero_beyond(log_probs.astype(jnp.float32), frame_lengths)
+    closed = jnp.isneginf(log_probs).all(axis=-1).any(axis=1)  # (B,)
+    # Optax multiplies by zero what is not asked for, and zero times infinity is no number.
+    log_probs = jnp.where(jnp.isneginf(log_probs), CTC_LOG_ZERO, log_probs)
     labels = zero_beyond(labels, label_lengths)
     frame_padding = 1.0 - length_mask(frame_lengths, log_probs.shape[1]).astype(jnp.float32)
     label_padding = 1.0 - length_mask(label_lengths, labels.shape[1]).astype(jnp.float32)
     # Optax picks log-probabilities by a product with ones and zeros, which accelerators would round to bfloat16.
     with jax.default_matmul_precision("highest"):
         loss: jax.Array = optax.ctc_loss(log_probs, frame_padding, labels, label_padding, blank_id=blank_id)
-        return loss
+    return jnp.where(closed, jnp.inf, loss)
 
 
 def joiner_bytes(batch: int, frames: int, labels: int, vocabulary: int, frames_at_once: int | None = None) -> int:

@@ -439,3 +439,56 @@ def test_a_text_too_long_for_its_frames_costs_much_but_not_everything() -> None:
     short = np.array([1, 2, 1, 3, 0, 2, 1, 0], np.int32)  # all but the empty texts do not fit
     value, gradient = jax.value_and_grad(lambda each: ctc_loss(each, labels, short, label_lengths).sum())(log_probs)
     assert 6e5 < float(value) < 2e6 and np.isfinite(gradient).all()
+
+
+def test_what_ctc_forbids_costs_much_or_everything_and_is_a_number() -> None:
+    """Log-probabilities of exactly -inf, as masks make them: unneeded, on one way of many, on all ways, everywhere."""
+    log_probs, labels, frame_lengths, label_lengths = ctc_problem(0)
+    log_probs[0, :, 2] = -np.inf  # (1, 2) needs a 2
+    log_probs[1, 0, 0] = -np.inf  # (1, 1) in four frames may begin with 1
+    log_probs[2, 2] = -np.inf
+    log_probs[3, :, 1:] = -np.inf  # an empty text needs blanks only
+    log_probs[5, 1, 2] = -np.inf
+
+    @jax.jit
+    def run(log_probs: jax.Array) -> Any:
+        def objective(log_probs: jax.Array) -> tuple[jax.Array, jax.Array]:
+            each = ctc_loss(log_probs, labels, frame_lengths, label_lengths)
+            return each.sum(), each
+
+        return jax.grad(objective, has_aux=True)(log_probs)
+
+    gradient, result = run(log_probs)
+    # What forbidden tokens leave over is spread over the others, as optax takes logits.
+    with np.errstate(invalid="ignore"):
+        shares = log_softmax(log_probs.astype(np.float64))
+    shares = np.where(np.isnan(shares), -np.inf, shares)
+    expected = [all_paths(shares[row, :frames], text, 0) for row, (frames, text) in enumerate(CTC_ROWS)]
+    assert expected[0] == np.inf and 0.99e5 < result[0] < 1.1e5
+    assert result[2] == np.inf and not gradient[2].any()
+    possible = [1, 3, 4, 5, 6, 7]
+    np.testing.assert_allclose(result[np.array(possible)], [expected[row] for row in possible], rtol=1e-5, atol=1e-6)
+    assert np.isfinite(gradient).all() and all(gradient[row].any() for row in (0, 1, 5))
+
+
+@pytest.mark.parametrize("frames_at_once", [None, 3])
+def test_what_a_joiner_forbids_is_no_alignment(frames_at_once: int | None) -> None:
+    """Logits of exactly -inf: on some alignments, on all of them, and at a point as a whole."""
+    given = problem([6, 6, 6, 5], [3, 2, 2, 0], vocabulary=5)
+    labels = given.labels.copy()
+    labels[:3, :3] = [[1, 2, 3], [2, 3, 0], [3, 1, 0]]
+    given = given._replace(labels=labels)
+    given.projected[0, 1, 0] = -np.inf  # no blank at one frame: no frame can be left there
+    given.projected[1, :4, 2] = -np.inf  # the first token comes late
+    given.projected[2, :, 3] = -np.inf  # and here never
+    given.projected[3, 2] = -np.inf
+    result, gradients = value_and_gradients(given, frames_at_once=frames_at_once)
+    with np.errstate(invalid="ignore"):
+        expected = [
+            all_alignments(np.where(np.isnan(row := row_log_probs(given, number)), -np.inf, row), text[:count], 0)
+            for number, (text, count) in enumerate(zip(given.labels, given.label_lengths, strict=True))
+        ]
+    np.testing.assert_allclose(result, expected, rtol=2e-6)
+    assert [bool(np.isinf(each)) for each in expected] == [True, False, True, True]
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    assert gradients[0][1].any() and not any(gradients[0][row].any() for row in (0, 2, 3))
