@@ -57,28 +57,7 @@ def file_names(inputs: Sequence[str], suffix: str, existing: Collection[str] = (
     ("x_a.wav.txt"), then by numbers. Case does not count, nor how accents are encoded, as on some file systems. An
     input whose longer name is among `existing` keeps the longest such name, unless another input is called that.
     """
-    paths = [("stdin",) if name == "-" else Path(os.path.abspath(name)).parts[1:] for name in inputs]
-    levels = _tell_apart(paths, [_STEM] * len(paths))
-    claimed = {_key(_spelled(parts, level)) for parts, level in zip(paths, levels, strict=True)}
-    standing = {_key(name) for name in existing}
-    for i, parts in enumerate(paths):
-        for level in range(len(parts), levels[i], -1):
-            name = _spelled(parts, level)
-            if _key(name) not in claimed and _key(output_name(name, suffix)) in standing:
-                levels[i] = level
-                break
-    levels = _tell_apart(paths, levels)
-    taken: set[str] = set()
-    unique = []
-    for parts, level in zip(paths, levels, strict=True):
-        name = stem = _spelled(parts, level)
-        for number in itertools.count(2):
-            if _key(name) not in taken:
-                break
-            name = f"{stem}-{number}"
-        taken.add(_key(name))
-        unique.append(output_name(name, suffix))
-    return unique
+    return [output_name(stem, suffix) for stem in _stems(inputs, suffix, existing)]
 
 
 def without_existing(
@@ -128,6 +107,31 @@ def output_name(stem: str, suffix: str) -> str:
 
 def _recordings(number: int) -> str:
     return f"{number:,} recording{'s are' if number > 1 else ' is'}"
+
+
+def _stems(inputs: Sequence[str], suffix: str, existing: Collection[str]) -> list[str]:
+    """What each input's output is called before the suffix."""
+    paths = [("stdin",) if name == "-" else Path(os.path.abspath(name)).parts[1:] for name in inputs]
+    levels = _tell_apart(paths, [_STEM] * len(paths))
+    claimed = {_key(_spelled(parts, level)) for parts, level in zip(paths, levels, strict=True)}
+    standing = {_key(name) for name in existing}
+    for i, parts in enumerate(paths):
+        for level in range(len(parts), levels[i], -1):
+            name = _spelled(parts, level)
+            if _key(name) not in claimed and _key(output_name(name, suffix)) in standing:
+                levels[i] = level
+                break
+    taken: set[str] = set()
+    unique = []
+    for parts, level in zip(paths, _tell_apart(paths, levels), strict=True):
+        name = stem = _spelled(parts, level)
+        for number in itertools.count(2):
+            if _key(name) not in taken:
+                break
+            name = f"{stem}-{number}"
+        taken.add(_key(name))
+        unique.append(name)
+    return unique
 
 
 def _tell_apart(paths: Sequence[tuple[str, ...]], levels: list[int]) -> list[int]:

@@ -93,6 +93,7 @@ def test_what_would_be_lost_or_is_not_there(folder: Path, run: Callable[..., Res
     for refused, said in (
         (run(*arguments, "--resume"), "no checkpoint to resume"),
         (run(*arguments, "--held-out-where", "split=test"), "needs --held-out"),
+        (run(*arguments[:-1], folder / "\udce9"), "\\udce9: the folder's path is not UTF-8"),
         (run(*arguments, "--held-out", folder / "absent.tsv"), "absent.tsv"),
     ):
         assert refused.code in (1, 2) and said in refused.err and len(refused.lines) == 1

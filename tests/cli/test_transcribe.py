@@ -351,7 +351,6 @@ class Slow(contextlib.AbstractContextManager):
                 audio=source, duration=len(samples) / 16000, text="word", tokens=[" word"], token_ids=[1],
                 timestamps=[0.0], log_probs=[-1.0],
             )
-            open("first-result", "w").close()
             time.sleep(PAUSE)
 
 jaxasr.load_model = lambda *args, **kwargs: Slow()
@@ -378,7 +377,8 @@ def test_stopped_in_the_middle(talks: Path, tmp_path: Path, number: int, code: i
 def test_stopped_before_the_file_for_all_is_complete(talks: Path, tmp_path: Path) -> None:
     output = tmp_path / "all.txt"
     arguments = f"'transcribe', {str(talks)!r}, '-m', 'm', '--output', {str(output)!r}"
-    program = SLOW.replace("PAUSE", "60").replace("ARGUMENTS", arguments)
+    pause = 'open("first-result", "w").close(); time.sleep(60)'
+    program = SLOW.replace("time.sleep(PAUSE)", pause).replace("ARGUMENTS", arguments)
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     while not (tmp_path / "first-result").exists() and process.poll() is None:
         time.sleep(0.02)

@@ -11,7 +11,10 @@ import pytest
 import jaxasr
 import tones
 from jaxasr.errors import ConfigError, JaxasrError
+from jaxasr.manifests import Utterance
+from jaxasr.training.data import Example
 from jaxasr.training.loop import Progress
+from jaxasr.training.runs import identify
 
 # The compiled step is that of tests/training/test_loop.py.
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -37,6 +40,12 @@ def test_a_run_tells_what_it_has_left(tmp_path: Path, logged: list[str]) -> None
 
     resumed = jaxasr.train(RECIPE, manifest, tmp_path / "run", skip_bad=True, resume=True)
     assert (resumed.steps, resumed.progress, resumed.held_out) == (2, None, None)
+
+
+def test_a_run_is_told_apart_by_names_that_are_no_utf8() -> None:
+    examples = [Example(Utterance(name, (), "", {"path": "x.wav"}), (1,), 1.0) for name in ("\udce9.tsv", "\udce8.tsv")]
+    first, second = (identify(RECIPE, [example], 1)["data"] for example in examples)
+    assert len(first) == 64 and first != second
 
 
 def test_messages_name_arguments(tmp_path: Path) -> None:
