@@ -100,7 +100,8 @@ def _read(source: Path, options: Options) -> tuple[list[Candidate], Checkpoint, 
     """The candidates at `source`, of which the first is taken, as it was read and as it is converted."""
     chosen, others = detect(source, options.precision, options.family)
     if options.tokens is None and chosen.tokens is not None:
-        options = dataclasses.replace(options, tokens=chosen.folder / chosen.tokens)
+        others_found = tuple(chosen.folder / other for other in chosen.other_tokens)
+        options = dataclasses.replace(options, tokens=chosen.folder / chosen.tokens, other_tokens=others_found)
     family = FAMILIES[chosen.family]
     try:
         checkpoint = family.read(chosen, options)
