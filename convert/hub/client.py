@@ -53,7 +53,7 @@ class Hub:
         names = list_names(snapshot, DEPTH)
         if commit is None or not names:
             raise self.not_cached()
-        files = {}
+        files: dict[str, tuple[int | None, str | None]] = {}
         for name in names:
             blob = (snapshot / name).resolve()
             digest = blob.name if blob.parent.name == "blobs" and _DIGEST.fullmatch(blob.name) else None

@@ -30,7 +30,7 @@ from jaxasr.convert.families import expected, find
 from jaxasr.convert.hub.client import Hub, Remote, connect
 from jaxasr.convert.hub.names import COMMIT, Request, parse
 from jaxasr.convert.hub.published import PublishedFile
-from jaxasr.errors import DownloadError
+from jaxasr.errors import DownloadError, printable
 from jaxasr.files import writing_file
 
 _RECORD = "hub.json"
@@ -183,7 +183,7 @@ def _download(
     expected = file.sha256 or (earlier or {}).get("sha256") or stated
     if stated and len(stated) == 64 and expected != stated:
         raise DownloadError(f"{request.name}: {file.path} is not what was pinned: {_versus(stated, expected)}")
-    _log.info("downloading %s of %s (%.1f MB)", file.path, request.repository, (size or 0) / 1e6)
+    _log.info("downloading %s of %s (%.1f MB)", printable(file.path), request.repository, (size or 0) / 1e6)
     path = hub.download(file.path, remote.commit, endpoint)
     if remote.offline and not expected:
         sha256, against = _hashes(path)[0], "nothing: huggingface_hub's cache, offline"

@@ -2,9 +2,10 @@
 
 The shallowest folder that holds a checkpoint comes first. In one folder the first of these that is complete is taken:
 an ONNX trio (encoder, decoder, joiner), an ONNX CTC model, `pretrained.pt`, the `pretrained-*.pt`, `epoch-N.pt`,
-`epoch-N-avg-M.pt`, `iter-N*.pt` and `checkpoint-N.pt` with the largest numbers, `best-valid-loss.pt`. Of several trios, the one with the largest epoch, then the first by name. Each
-part of a trio is float32 where there is such a file and int8 where there is not; the precision "int8" turns that round,
-and "int8-fp32" does so for all parts but the decoder, which publishers often leave in float32.
+`epoch-N-avg-M.pt`, `iter-N*.pt` and `checkpoint-N.pt` with the largest numbers, `best-valid-loss.pt`. Of several trios,
+the one with the largest epoch, then the first by name. Each part of a trio is float32 where there is such a file and
+int8 where there is not; the precision "int8" turns that round, and "int8-fp32" does so for all parts but the decoder,
+which publishers often leave in float32.
 """
 
 from __future__ import annotations
@@ -68,9 +69,11 @@ def _candidate(
     else:
         found = "int8-fp32" if precision == "int8-fp32" and not all(quantized) else "int8"
     kind = _CHECKPOINT if files[0].endswith(".pt") else _EXPORT
-    tokens, *others = _tokens(folder, names) or [None]
+    tokens = _tokens(folder, names)
     paths = tuple(folder / file for file in files)
-    return Candidate(kind, paths, found, tokens, tuple(filter(None, others)), lacks="" if tokens else "tokens.txt")
+    return Candidate(
+        kind, paths, found, tokens[0] if tokens else None, tuple(tokens[1:]), lacks="" if tokens else "tokens.txt"
+    )
 
 
 def _tokens(folder: PurePosixPath, names: Collection[PurePosixPath]) -> list[PurePosixPath]:

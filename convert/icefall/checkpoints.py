@@ -149,7 +149,9 @@ def _check_alike(path: Path, state: State, other_path: Path, other: State) -> No
         if state[name].shape != other[name].shape or _is_float(state[name]) != _is_float(other[name])
     ]
     if wrong:
-        raise CheckpointError(f"{path}: not of the same model as {other_path.name}, tensors differ: {listing(wrong, NAMES_SHOWN)}")
+        raise CheckpointError(
+            f"{path}: not of the same model as {other_path.name}, tensors differ: {listing(wrong, NAMES_SHOWN)}"
+        )
 
 
 def _check_finite(source: str, tensors: State) -> None:

@@ -14,6 +14,9 @@ EXAMPLE = "Example: jaxasr info sherpa-onnx-zipformer-en/ --json"
 
 def info(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A model directory, a checkpoint file, or its folder.")],
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE|NAME", help="For a checkpoint that does not say all: as for convert.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a model directory or a published checkpoint is: architecture, parameters, vocabulary, size."""
@@ -24,7 +27,7 @@ def info(
     else:
         from jaxasr import convert
 
-        facts = convert.describe(path)
+        facts = convert.describe(path, config)
     print(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(fact_lines(facts)))
 
 
