@@ -204,7 +204,7 @@ def test_protocols_0_and_1_name_no_code_either(tmp_path: Path, nothing_runs: Cal
 def test_fuzzed_pickles_of_protocol_0(tmp_path: Path, nothing_runs: Callable[[], Any]) -> None:
     whole = EARLY_TENSOR[:-1] + pickle.dumps([1, -2.5, "x", (None, True), {"a": 2**40}], 0)[:-1] + b"0."
     rng, outcomes = random.Random(22), {"read": 0, "refused": 0}
-    for _ in range(500):
+    for _ in range(200):
         mutant = bytearray(whole)
         for _ in range(rng.randint(1, 3)):
             place = rng.randrange(len(mutant))
@@ -217,7 +217,7 @@ def test_fuzzed_pickles_of_protocol_0(tmp_path: Path, nothing_runs: Callable[[],
             except CheckpointError as error:
                 assert "\n" not in str(error)
                 outcomes["refused"] += 1
-    assert outcomes["refused"] > 100
+    assert outcomes["refused"] > 50
 
 
 @pytest.mark.parametrize(
