@@ -12,7 +12,7 @@ from jaxasr.configs import named_configs
 from jaxasr.convert.families import FAMILIES, detect
 from jaxasr.convert.mapping import Checkpoint, parameters
 from jaxasr.convert.protocol import Candidate, Converted, Options
-from jaxasr.errors import CheckpointError, ConfigError
+from jaxasr.errors import CheckpointError, ConfigError, printable
 from jaxasr.files import file_hash, read_yaml
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def convert_checkpoint(
     _, checkpoint, converted = _read(Path(source), options)
     card = store.ModelCard(
         name=converted.config.name,
-        source=tuple((file.name, file.stat().st_size, file_hash(file)) for file in checkpoint.files),
-        summary=tuple(checkpoint.notes),
+        source=tuple((printable(file.name), file.stat().st_size, file_hash(file)) for file in checkpoint.files),
+        summary=tuple(map(printable, checkpoint.notes)),
         origin=origin,
         licence=licence,
     )
@@ -78,21 +78,25 @@ def convert_checkpoint(
     return card
 
 
-def describe(source: str | os.PathLike[str]) -> dict[str, object]:
-    """What `jaxasr info` shows of a published checkpoint, without converting it."""
+def describe(source: str | os.PathLike[str], config: str | os.PathLike[str] | None = None) -> dict[str, object]:
+    """What `jaxasr info` shows of a published checkpoint, without converting it.
+
+    `config`: as `convert_checkpoint` takes it.
+    """
     from jaxasr import store
 
     path = Path(source)
-    candidates, checkpoint, converted = _read(path, Options(name=_model_name(path)))
+    options = _with_config(Options(name=_model_name(path)), config)
+    candidates, checkpoint, converted = _read(path, options)
     sizes = [(file.name, file.stat().st_size) for file in checkpoint.files]
     return {
         "kind": candidates[0].kind,
-        "path": str(path),
+        "path": printable(path),
         **store.facts(converted.config, [(array.shape, "float32") for array in converted.arrays.values()]),
         "bytes": sum(size for _, size in sizes),
-        "source": [{"file": name, "bytes": size} for name, size in sizes],
-        "passed_over": [other.title for other in candidates[1:]],
-        "notes": checkpoint.notes,
+        "source": [{"file": printable(name), "bytes": size} for name, size in sizes],
+        "passed_over": [printable(other.title) for other in candidates[1:]],
+        "notes": [printable(note) for note in checkpoint.notes],
     }
 
 
@@ -100,7 +104,8 @@ def _read(source: Path, options: Options) -> tuple[list[Candidate], Checkpoint, 
     """The candidates at `source`, of which the first is taken, as it was read and as it is converted."""
     chosen, others = detect(source, options.precision, options.family)
     if options.tokens is None and chosen.tokens is not None:
-        options = dataclasses.replace(options, tokens=chosen.folder / chosen.tokens)
+        others_found = tuple(chosen.folder / other for other in chosen.other_tokens)
+        options = dataclasses.replace(options, tokens=chosen.folder / chosen.tokens, other_tokens=others_found)
     family = FAMILIES[chosen.family]
     try:
         checkpoint = family.read(chosen, options)
@@ -109,7 +114,7 @@ def _read(source: Path, options: Options) -> tuple[list[Candidate], Checkpoint, 
         converted = family.convert(checkpoint, options)
     except (CheckpointError, ConfigError) as error:
         message = str(error)
-        raise type(error)(message if str(source) in message else f"{source}: {message}") from None
+        raise type(error)(message if printable(source) in message else f"{source}: {message}") from None
     return [chosen, *others], checkpoint, converted
 
 
@@ -133,7 +138,7 @@ def _with_config(options: Options, config: str | os.PathLike[str] | None) -> Opt
 def _model_name(source: Path) -> str:
     """A model is called after the folder that holds its checkpoint."""
     path = source.resolve()
-    return path.name if path.is_dir() else (path.parent.name or path.stem)
+    return printable(path.name if path.is_dir() else (path.parent.name or path.stem))
 
 
 __all__ = ["convert_checkpoint", "describe"]

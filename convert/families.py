@@ -90,10 +90,10 @@ def list_names(folder: Path, depth: int) -> set[PurePosixPath]:
 
 
 def _companions(folder: Path, patterns: tuple[str, ...]) -> set[PurePosixPath]:
-    """Files of `patterns` in `folder` and in the one above it, relative to `folder`."""
+    """Files of `patterns` in `folder` and in the two above it, relative to `folder`."""
     found = set()
     for pattern in patterns:
-        for above in (PurePosixPath(), PurePosixPath("..")):
+        for above in map(PurePosixPath, ("", "..", "../..")):
             place = folder / above
             found |= {above / path.relative_to(place).as_posix() for path in place.glob(pattern) if path.is_file()}
     return found

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxasr.convert.formats.mapped import release
-from jaxasr.errors import CheckpointError
+from jaxasr.errors import CheckpointError, listing
 
 if TYPE_CHECKING:
     import jax
@@ -86,7 +86,7 @@ def map_tensors(
 ) -> dict[str, np.ndarray]:
     """`tensors` by the paths of our parameters, in our layouts; the first rule that matches a name decides.
 
-    CheckpointError lists every name that has no place, and every path that is filled twice.
+    CheckpointError lists the names that have no place, and the paths that are filled twice.
     """
     patterns = [(re.compile(rule.pattern), rule) for rule in rules]
     unneeded = [re.compile(row.pattern) for row in ignored]
@@ -108,7 +108,7 @@ def map_tensors(
         except (ValueError, IndexError):
             faults.append(f"{name} has the impossible shape {tensor.shape}")
     if faults:
-        raise CheckpointError("; ".join(faults))
+        raise CheckpointError(listing(faults, FAULTS_SHOWN, "; "))
     return mapped
 
 
@@ -133,8 +133,7 @@ def match_parameters(mapped: Mapping[str, np.ndarray], config: ModelConfig) -> d
             faults.append(f"{path} holds values that are not finite")
         release(array)
     if faults:
-        more = f"; and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
-        raise CheckpointError(f"the tensors do not fit: {'; '.join(faults[:FAULTS_SHOWN])}{more}")
+        raise CheckpointError(f"the tensors do not fit: {listing(faults, FAULTS_SHOWN, '; ')}")
     return {path: mapped[path] for path in wanted}
 
 

@@ -24,14 +24,16 @@ class Candidate:
     """A checkpoint among the names of a folder or repository; nothing of it has been opened yet.
 
     `kind`: what `jaxasr info` calls it. `files`: in the order in which the family reads them. `precision`: one of
-    PRECISIONS. `tokens`: the vocabulary, where one lies among the names. `lacks`: what does not, and must be given
-    through the options. `family`, `folder`: filled in by families.py.
+    PRECISIONS. `tokens`: the vocabulary, where one lies among the names; `other_tokens`: those that may be it as well.
+    `lacks`: what does not lie there, and must be given through the options. `family`, `folder`: filled in by
+    families.py.
     """
 
     kind: str
     files: tuple[PurePosixPath, ...]
     precision: str = "float32"
     tokens: PurePosixPath | None = None
+    other_tokens: tuple[PurePosixPath, ...] = ()
     lacks: str = ""
     family: str = ""
     folder: Path = Path()
@@ -51,7 +53,8 @@ class Candidate:
 class Options:
     """How to convert. Every field has a default, and a family may ignore what it has no use for.
 
-    `name`: of the model. `tokens`: the vocabulary's file. `config`: a whole configuration, which then is not derived.
+    `name`: of the model. `tokens`: the vocabulary's file; `other_tokens`: further ones that were found, of which the
+    first that fits is taken if `tokens` does not. `config`: a whole configuration, which then is not derived.
     `recipe`: the publisher's own arguments, as their yaml file holds them. `config_file`: where `config` or `recipe`
     stands. `precision`: one of PRECISIONS. `average`: further training checkpoints to average with. `chunk_seconds`,
     `left_context_seconds`: of models that stream; infinity for no chunks and for unlimited context. `family`: a name of
@@ -60,6 +63,7 @@ class Options:
 
     name: str = ""
     tokens: Path | None = None
+    other_tokens: tuple[Path, ...] = ()
     config: ModelConfig | None = None
     recipe: Mapping[str, Any] | None = None
     config_file: Path | None = None

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-NAME_SHOWN = 120  # characters of one name in a list
+NAME_SHOWN = 200  # characters of one entry of a list
 
 
 def printable(text: str | os.PathLike[str], most: int | None = None) -> str:

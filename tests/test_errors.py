@@ -37,7 +37,7 @@ def test_long_lists_are_cut_with_a_count() -> None:
     assert listing(["a", "b"]) == "a, b"
     assert listing(iter("abcd"), 4) == "a, b, c, d"
     assert listing((str(number) for number in range(2000)), 3, "; ") == "0; 1; 2 and 1,997 more"
-    assert listing(["\x1b[2J", "y" * 500], 2) == "\\x1b[2J, " + "y" * 119 + "…"
+    assert listing(["\x1b[2J", "y" * 500], 2) == "\\x1b[2J, " + "y" * 199 + "…"
     assert listing([]) == ""
 
 

@@ -8,7 +8,8 @@ know. Two caches are kept: huggingface_hub's own, with the publisher's files, an
     models/<org>--<repo>/<commit>-<precision>-<version of jaxasr>/   the converted model directory
 
 A file is verified against published.py, else against what the first download recorded, else against the hash that the
-hub states for it (huggingface_hub itself compares sizes only).
+hub states for it (huggingface_hub itself compares sizes only). Where HF_HUB_OFFLINE is set, huggingface_hub's cache
+answers for the hub: it keeps every file under the hash that the hub stated.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from jaxasr.convert.families import expected, find
 from jaxasr.convert.hub.client import Hub, Remote, connect
 from jaxasr.convert.hub.names import COMMIT, Request, parse
 from jaxasr.convert.hub.published import PublishedFile
-from jaxasr.errors import DownloadError
+from jaxasr.errors import DownloadError, printable
 from jaxasr.files import writing_file
 
 _RECORD = "hub.json"
@@ -133,11 +134,11 @@ def download(request: Request, root: Path, endpoint: str | None = None) -> Path:
     if commit and (folder := _verified(request, root, commit)):
         return folder
     with connect(request) as hub:
-        remote = hub.describe(commit, endpoint)
+        remote = hub.cached(commit) if hub.offline else hub.describe(commit, endpoint)
         if request.model:
             files = request.model.files[request.precision]
         else:
-            files = tuple(PublishedFile(str(path)) for path in choose_files(remote.files, request))
+            files = tuple(PublishedFile(str(path)) for path in _chosen(hub, remote))
         paths: dict[str, Path] = {}
         record: dict[str, dict[str, Any]] = {}
         earlier = _recorded(request, root, remote.commit)
@@ -159,21 +160,36 @@ def choose_files(paths: Iterable[str], request: Request) -> list[PurePosixPath]:
     )
 
 
+def _chosen(hub: Hub, remote: Remote) -> list[PurePosixPath]:
+    """`choose_files`; offline, what a part of a repository does not hold may be in the rest."""
+    try:
+        return choose_files(remote.files, hub.request)
+    except DownloadError:
+        if remote.offline:
+            raise hub.not_cached() from None
+        raise
+
+
 def _download(
     hub: Hub, remote: Remote, file: PublishedFile, earlier: dict[str, Any] | None, endpoint: str | None
 ) -> tuple[Path, dict[str, Any]]:
     """One file, verified; `earlier` is what the first download of it recorded. Returns its path and its record."""
     request = hub.request
     if file.path not in remote.files:
+        if remote.offline:
+            raise hub.not_cached()
         raise DownloadError(f"{request.name}: the hub has no file {file.path} at commit {remote.commit}")
     size, stated = remote.files[file.path]
     expected = file.sha256 or (earlier or {}).get("sha256") or stated
     if stated and len(stated) == 64 and expected != stated:
         raise DownloadError(f"{request.name}: {file.path} is not what was pinned: {_versus(stated, expected)}")
-    _log.info("downloading %s of %s (%.1f MB)", file.path, request.repository, (size or 0) / 1e6)
+    _log.info("downloading %s of %s (%.1f MB)", printable(file.path), request.repository, (size or 0) / 1e6)
     path = hub.download(file.path, remote.commit, endpoint)
-    sha256 = _verify(request, file.path, path, expected)
-    against = "jaxasr" if file.sha256 else "first download" if earlier else "hub"
+    if remote.offline and not expected:
+        sha256, against = _hashes(path)[0], "nothing: huggingface_hub's cache, offline"
+    else:
+        sha256 = _verify(request, file.path, path, expected)
+        against = "jaxasr" if file.sha256 else "first download" if earlier else "hub"
     return path, {"sha256": sha256, "size": path.stat().st_size, "verified_against": against}
 
 

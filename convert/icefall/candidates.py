@@ -1,10 +1,11 @@
 """Which files among many names are an icefall checkpoint, in a stated order; naming one of the files overrides it.
 
 The shallowest folder that holds a checkpoint comes first. In one folder the first of these that is complete is taken:
-an ONNX trio (encoder, decoder, joiner), an ONNX CTC model, `pretrained.pt`, the `epoch-N.pt` with the largest N, the
-`checkpoint-N.pt` with the largest N. Of several trios, the one with the largest epoch, then the first by name. Each
-part of a trio is float32 where there is such a file and int8 where there is not; the precision "int8" turns that round,
-and "int8-fp32" does so for all parts but the decoder, which publishers often leave in float32.
+an ONNX trio (encoder, decoder, joiner), an ONNX CTC model, `pretrained.pt`, the `pretrained-*.pt`, `epoch-N.pt`,
+`epoch-N-avg-M.pt`, `iter-N*.pt` and `checkpoint-N.pt` with the largest numbers, `best-valid-loss.pt`. Of several trios,
+the one with the largest epoch, then the first by name. Each part of a trio is float32 where there is such a file and
+int8 where there is not; the precision "int8" turns that round, and "int8-fp32" does so for all parts but the decoder,
+which publishers often leave in float32.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from jaxasr.convert.protocol import Candidate
 from jaxasr.errors import CheckpointError
 
 EXPECTED = "encoder, decoder and joiner .onnx, a CTC model.onnx, or a .pt of icefall"
-TOKENS = ("tokens.txt", "data/lang*/tokens.txt")  # beside a checkpoint, or where an experiment keeps its vocabulary
+VOCABULARIES = ("tokens.txt", "bpe.model")  # the second is what the recipe writes the first from
+# Beside a checkpoint, or where an experiment keeps its vocabulary: exp/ beside data/, or NAME/exp/ beside it.
+TOKENS = tuple(f"{place}{name}" for name in VOCABULARIES for place in ("", "data/lang*/"))
 
 _PARTS = ("encoder", "decoder", "joiner")
 _CHECKPOINT, _EXPORT = "icefall checkpoint (.pt)", "icefall export (.onnx)"
@@ -68,23 +71,34 @@ def _candidate(
     kind = _CHECKPOINT if files[0].endswith(".pt") else _EXPORT
     tokens = _tokens(folder, names)
     paths = tuple(folder / file for file in files)
-    return Candidate(kind, paths, found, tokens, lacks="" if tokens else "tokens.txt")
-
-
-def _tokens(folder: PurePosixPath, names: Collection[PurePosixPath]) -> PurePosixPath | None:
-    """tokens.txt beside the checkpoint or one folder above, there also in data/lang*; else in any data/lang*."""
-    above = folder.parent if folder.parts else PurePosixPath("..")
-    kept = sorted(
-        name
-        for name in names
-        if name.name == "tokens.txt" and name.parent.name.startswith("lang") and name.parent.parent.name == "data"
+    return Candidate(
+        kind, paths, found, tokens[0] if tokens else None, tuple(tokens[1:]), lacks="" if tokens else "tokens.txt"
     )
-    for place in (folder, above):
-        beside = place / "tokens.txt"
-        found = [beside] if beside in names else [name for name in kept if name.parent.parent.parent == place]
-        if found:
-            return found[0]
-    return kept[0] if kept else None
+
+
+def _tokens(folder: PurePosixPath, names: Collection[PurePosixPath]) -> list[PurePosixPath]:
+    """The vocabularies that a checkpoint in `folder` may have, the likeliest first: tokens.txt before bpe.model.
+
+    Each beside the checkpoint or one folder above, there also in data/lang*; two folders above only there; else in any
+    data/lang*.
+    """
+    places = [folder, _above(folder)]
+    found: list[PurePosixPath] = []
+    for file in VOCABULARIES:
+        kept = sorted(
+            name
+            for name in names
+            if name.name == file and name.parent.name.startswith("lang") and name.parent.parent.name == "data"
+        )
+        for place in (*places, _above(places[1])):
+            found += [place / file] if place in places and place / file in names else []
+            found += [name for name in kept if name.parent.parent.parent == place]
+        found += [name for name in kept if name not in found]
+    return found
+
+
+def _above(folder: PurePosixPath) -> PurePosixPath:
+    return folder / ".." if folder.name in ("", "..") else folder.parent
 
 
 def _trios(files: list[str], precision: str | None) -> Iterator[list[str]]:
@@ -102,10 +116,24 @@ def _ctc_models(files: list[str], precision: str | None) -> Iterator[list[str]]:
 
 
 def _torch_files(files: list[str]) -> Iterator[list[str]]:
-    kinds = (r"pretrained\.pt", r"epoch-\d+\.pt", r"checkpoint-\d+\.pt")
+    kinds = (
+        r"pretrained\.pt",
+        r"pretrained[-_.].+\.pt",
+        r"epoch-\d+\.pt",
+        r"epoch-\d+-avg-\d+\.pt",
+        r"iter-\d+(-avg-\d+)?\.pt",
+        r"checkpoint-\d+\.pt",
+        r"best-valid-loss\.pt",
+        r"best-train-loss\.pt",
+    )
     for kind in kinds:
-        found = [file for file in files if re.fullmatch(kind, file)]
-        yield from ([file] for file in sorted(found, key=lambda file: -_number(r"(\d+)\.pt$", file)))
+        # Exports by TorchScript, which cannot be read, are called so.
+        found = [file for file in files if re.fullmatch(kind, file) and not re.search(r"jit|script", file)]
+        yield from ([file] for file in sorted(found, key=_numbers, reverse=True))
+
+
+def _numbers(file: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", file)]
 
 
 def _stem(file: str, part: str) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 from jaxasr.convert.formats.onnx.constants import Constant
 from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxTensor
 from jaxasr.convert.formats.onnx.graph import Operation, stored_tensors, trace
-from jaxasr.errors import CheckpointError
+from jaxasr.convert.mapping import FAULTS_SHOWN
+from jaxasr.errors import CheckpointError, listing
 
 # What an operation of each kind must have, under the names of the state dict.
 _PARAMETERS = {
@@ -88,7 +89,7 @@ class Part:
                 places.setdefault(_kept_name(source), []).append(name)
         faults = [f"operation '{operation.node[:80]}' ({operation.kind}) is left over" for operation in self.operations]
         faults += [
-            f"{kept} stands where {', '.join(names)} belongs"
+            f"{kept} stands where {listing(names, 3)} belongs"
             for kept, names in places.items()
             if _KEPT_NAME.match(kept) and kept not in names
         ]
@@ -98,7 +99,7 @@ class Part:
             if tensor.name not in self.used and not _ignored(tensor)
         ]
         if faults:
-            raise CheckpointError(f"{self.graph.path}: " + "; ".join(faults))
+            raise CheckpointError(f"{self.graph.path}: {listing(faults, FAULTS_SHOWN, '; ')}")
         self.dequantized = any(
             tensor.data_type in _INTEGER_WEIGHTS and tensor.name in self.used for tensor in stored_tensors(self.graph)
         )

@@ -91,7 +91,7 @@ def check_blank(config: ModelConfig, tokens: TokenTable, path: Path) -> None:
         if tokens.blank_id not in (None, head.blank_id):
             raise CheckpointError(
                 f"{path}: {tokens[tokens.blank_id]} has id {tokens.blank_id}, but the {role}'s blank_id is "
-                f"{head.blank_id} by the checkpoint or its config: give the vocabulary that belongs to the model as tokens"
+                f"{head.blank_id} by the checkpoint or its config: give the vocabulary of this model as tokens"
             )
 
 

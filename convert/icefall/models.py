@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Mapping
@@ -51,7 +52,9 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     except ConfigError as error:
         raise ConfigError(f"{options.config_file}: {error}") from None
     checkpoint = dataclasses.replace(checkpoint, settings=checkpoint.settings | recipe)
-    tokens = read_tokens(options.tokens, heads.vocabulary_size(checkpoint))
+    tokens, vocabulary = _fitting_tokens(options.tokens, options.other_tokens, heads.vocabulary_size(checkpoint))
+    if any(other.parent != vocabulary.parent for other in options.other_tokens):
+        checkpoint.notes.append(f"the vocabulary is {vocabulary}, the first found that fits (tokens overrides)")
     if tokens.blank_id is not None:
         checkpoint.settings.setdefault("blank_id", tokens.blank_id)  # the recipe takes it from the same table
     if options.config is None:
@@ -60,7 +63,7 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
         checkpoint.notes.extend(_similar_models(config))
     else:
         config = zipformer.complete_config(options.config, checkpoint, options)
-    heads.check_blank(config, tokens, options.tokens)
+    heads.check_blank(config, tokens, vocabulary)
     mapped = map_tensors(checkpoint.tensors, zipformer.TABLE, zipformer.IGNORED)
     return Converted(config, match_parameters(mapped, config), tokens)
 
@@ -79,6 +82,17 @@ def read_tokens(path: Path, size: int) -> TokenTable:
             "as tokens"
         )
     return TokenTable(pieces)
+
+
+def _fitting_tokens(first: Path, others: tuple[Path, ...], size: int) -> tuple[TokenTable, Path]:
+    """The first vocabulary of `size` tokens and its path; the error of `first` where none fits."""
+    try:
+        return read_tokens(first, size), first
+    except CheckpointError:
+        for other in others:
+            with contextlib.suppress(CheckpointError):
+                return read_tokens(other, size), other
+        raise
 
 
 def recipe_arguments(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,9 @@ _ITEMS_SHOWN = 20
 
 def info(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A model directory, a checkpoint file, or its folder.")],
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE|NAME", help="For a checkpoint that does not say all: as for convert.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a model directory or a published checkpoint is: architecture, parameters, vocabulary, size."""
@@ -28,7 +31,7 @@ def info(
     else:
         from jaxasr import convert
 
-        facts = convert.describe(path)
+        facts = convert.describe(path, config)
     if as_json:
         print(json_text(facts))
         return

@@ -49,6 +49,57 @@ def test_a_cloned_repository_is_found_with_its_tokens(tmp_path: Path) -> None:
         assert [Path(other.title).name for other in others] == ([] if source.is_file() else ["epoch-3.pt"])
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "vocabulary"),
+    [
+        ("exp/best-valid-loss.pt", "data/lang_bpe_500/tokens.txt"),
+        ("exp/pretrained-epoch-30-avg-9.pt", "data/lang_bpe_500/bpe.model"),
+        ("exp/pretrained.pt", "data/lang_char/tokens.txt"),
+        ("zipformer/exp/epoch-30.pt", "data/lang_bpe_500/tokens.txt"),
+    ],
+)
+def test_folders_as_people_have_them(tmp_path: Path, checkpoint: str, vocabulary: str) -> None:
+    """An experiment beside its data/, from either folder, and as the recipes nest it."""
+    touch(tmp_path, checkpoint, vocabulary, "exp/log/log-train", "data/lang_bpe_500/words.txt")
+    for source in {tmp_path, (tmp_path / checkpoint).parent, (tmp_path / checkpoint).parent.parent}:
+        found, others = detect(source)
+        assert [path.resolve() for path in found.paths] == [tmp_path / checkpoint] and not others
+        assert found.tokens is not None and (found.folder / found.tokens).resolve() == tmp_path / vocabulary
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 262144000\n"
+
+
+@pytest.mark.parametrize("name", ["pretrained.pt", "model.onnx", "weights.safetensors", "encoder", "tokens.txt"])
+def test_a_git_lfs_pointer_is_called_that(bundled: Golden, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(
+        CheckpointError, match=rf"{name}: a git-lfs pointer in the place of the file: run `git lfs pull`"
+    ):
+        describe(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["pretrained.pt", "tokens.txt", "bpe.model", "config.yaml"])
+def test_a_git_lfs_pointer_among_the_files_of_a_folder(bundled: Golden, tmp_path: Path, name: str) -> None:
+    files = ["pretrained.pt", "config.yaml", *(["bpe.model"] if name == "bpe.model" else ["tokens.txt"])]
+    for file in files:
+        (tmp_path / file).write_bytes(POINTER if file == name else (bundled.folder / file).read_bytes())
+    with pytest.raises((CheckpointError, ConfigError), match=rf"{name}: a git-lfs pointer"):
+        describe(tmp_path, tmp_path / "config.yaml")
+
+
+def test_names_of_files_cannot_speak_to_a_terminal(bundled: Golden, tmp_path: Path) -> None:
+    folder = tmp_path / "m\x1b[2J\n"
+    folder.mkdir()
+    for file in ("pretrained.pt", "tokens.txt"):
+        (folder / file).write_bytes((bundled.folder / file).read_bytes())
+    facts = describe(folder, bundled.folder / "config.yaml")
+    assert str(facts["name"]) == "m\\x1b[2J\\n" and str(facts["path"]).isprintable()
+    with pytest.raises(ConfigError, match="attention heads") as error:
+        describe(folder)
+    assert str(error.value).isprintable() and str(error.value).count("m\\x1b[2J") == 1
+
+
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt", "weights.bin")
     with pytest.raises(CheckpointError, match="holds no checkpoint .* encoder, decoder and joiner"):

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxasr.convert.formats.mapped import map_whole, regular_file
 from jaxasr.convert.formats import protobuf
+from jaxasr.convert.formats.mapped import map_whole, regular_file
 from jaxasr.convert.formats.onnx.external import external_bytes
 from jaxasr.convert.formats.protobuf import Malformed
 from jaxasr.errors import CheckpointError

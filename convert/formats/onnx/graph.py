@@ -227,6 +227,14 @@ class _Tracer:
             return _Value(last=made)
         return _Value(last=made, product=made)
 
+    def _convinteger(self, node: OnnxNode, inputs: list[_Value]) -> _Value | None:
+        """The quantizer keeps a convolution's bias for an Add after the scales."""
+        made = self._conv(node, inputs[:2])
+        if made is not None and made.product is not None:
+            zero_point = inputs[3].constant if len(inputs) > 3 else None
+            made.product.integers = (made.product.parameters["weight"], zero_point)
+        return made
+
     def _add(self, node: OnnxNode, inputs: list[_Value]) -> _Value | None:
         for value, other in _both_ways(inputs):
             bias = other.constant
@@ -436,6 +444,7 @@ _HANDLERS = {
     "MatMulInteger": _Tracer._matmulinteger,
     "Gemm": _Tracer._gemm,
     "Conv": _Tracer._conv,
+    "ConvInteger": _Tracer._convinteger,
     "Add": _Tracer._add,
     "Sub": _Tracer._sub,
     "Mul": _Tracer._mul,

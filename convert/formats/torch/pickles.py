@@ -57,6 +57,14 @@ INERT_CALLS = set(
     numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct numpy._core.numeric._frombuffer
     """.split()
 )
+# What makes objects of classes in protocols 0 and 1, as NEWOBJ does later.
+RECONSTRUCTORS = {"copyreg._reconstructor", "copy_reg._reconstructor"}
+# How these protocols spell numbers, and protocol 0 a tensor's storage.
+INTEGER = rb"-?[0-9]{1,20}L?"
+FLOAT = rb"-?(nan|inf|[0-9]+(\.[0-9]*)?(e[-+]?[0-9]{1,4})?)"
+STORAGE = re.compile(
+    r"\('storage', <class 'torch\.(?P<kind>\w+)'>, '(?P<key>[^'\\]*)', '[^'\\]*', (?P<length>[0-9]{1,18})\)"
+)
 # Python 2's names occur in protocol 2.
 STANDARD_LIBRARY = sys.stdlib_module_names | {"__builtin__", "commands", "copy_reg"}
 
@@ -184,7 +192,7 @@ class _Interpreter:
         return line
 
     def integer_line(self) -> int:
-        value = int(self.number_line(rb"-?[0-9]{1,20}L?").removesuffix(b"L"))
+        value = int(self.number_line(INTEGER).removesuffix(b"L"))
         if not -(1 << 63) <= value < 1 << 64:
             raise refused("an integer of more than 64 bits in data.pkl")
         return value
@@ -286,7 +294,7 @@ class _Interpreter:
         record = Record(module, name)
         if not re.fullmatch(r"[A-Za-z_][\w.]*", module) or not re.fullmatch(r"\w+", name):
             raise refused(f"it names {shown(str(record))}, which is not a plain class name")
-        known = INERT_CALLS | _CALLS.keys() | (_RECONSTRUCTORS if self.early else set())
+        known = INERT_CALLS | _CALLS.keys() | (RECONSTRUCTORS if self.early else set())
         if module.partition(".")[0] in STANDARD_LIBRARY and str(record) not in known:
             raise refused(f"it names {shown(str(record))}, which no weights need")
         self.push(record)
@@ -297,7 +305,7 @@ class _Interpreter:
             raise refused("data.pkl calls something that is not a function")
         if str(function) in _CALLS:
             self.push(_CALLS[str(function)](self, arguments))
-        elif self.early and str(function) in _RECONSTRUCTORS:
+        elif self.early and str(function) in RECONSTRUCTORS:
             self.push(_reconstructed(arguments))
         elif str(function) in INERT_CALLS or function.module.partition(".")[0] in self.inert_packages:
             self.push(dataclasses.replace(function, arguments=arguments))
@@ -331,7 +339,7 @@ class _Interpreter:
 
     def storage_line(self) -> None:
         """PERSID: protocol 0 writes the same five values as Python prints them."""
-        match = _STORAGE_LINE.fullmatch(self.name_line())
+        match = STORAGE.fullmatch(self.name_line())
         if match is None:
             raise refused("data.pkl refers to something outside that is not a tensor's storage")
         self.storage(("storage", Record("torch", match["kind"]), match["key"], "", int(match["length"])))
@@ -402,7 +410,7 @@ _EARLY_OPCODES: dict[int, Callable[[_Interpreter], None]] = {
     **{code: run for code, run in _OPCODES.items() if code < 0x80 and chr(code) not in "BC"},
     ord("I"): lambda machine: machine.push(machine.integer_or_switch()),  # INT
     ord("L"): lambda machine: machine.push(machine.integer_line()),  # LONG
-    ord("F"): lambda machine: machine.push(float(machine.number_line(_FLOAT))),  # FLOAT
+    ord("F"): lambda machine: machine.push(float(machine.number_line(FLOAT))),  # FLOAT
     ord("V"): lambda machine: machine.push(machine.text_line()),  # UNICODE
     ord("d"): lambda machine: machine.dictionary(machine.since_mark()),  # DICT
     ord("l"): lambda machine: machine.push(machine.since_mark()),  # LIST
@@ -410,12 +418,6 @@ _EARLY_OPCODES: dict[int, Callable[[_Interpreter], None]] = {
     ord("g"): lambda machine: machine.recall(machine.integer_line()),  # GET
     ord("P"): lambda machine: machine.storage_line(),  # PERSID
 }
-_FLOAT = rb"-?(nan|inf|[0-9]+(\.[0-9]*)?(e[-+]?[0-9]{1,4})?)"
-_STORAGE_LINE = re.compile(
-    r"\('storage', <class 'torch\.(?P<kind>\w+)'>, '(?P<key>[^'\\]*)', '[^'\\]*', (?P<length>[0-9]{1,18})\)"
-)
-# What makes objects of classes in protocols 0 and 1, as NEWOBJ does later.
-_RECONSTRUCTORS = {"copyreg._reconstructor", "copy_reg._reconstructor"}
 _FOREIGN_OPCODES = {ord("i"): "INST", ord("o"): "OBJ", ord("P"): "PERSID", 0x82: "EXT1", 0x83: "EXT2", 0x84: "EXT4"}
 
 

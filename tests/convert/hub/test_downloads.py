@@ -383,8 +383,20 @@ def test_no_network_is_one_line(hub: FakeHub, tmp_path: Path) -> None:
         closed = f"http://127.0.0.1:{unused.getsockname()[1]}"
     with pytest.raises(DownloadError, match="could not be downloaded") as error:
         convert_once("reazonspeech-k2-v2", endpoint=closed)
-    assert "check the network" in one_line(error)
+    assert "check the network" in one_line(error) and closed in one_line(error)
     assert not list((tmp_path / "cache").rglob("hub.json"))
+
+
+def test_a_connection_lost_between_files_names_the_address(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def lost(*arguments: object, **options: object) -> None:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("check your connection") from ConnectionError("reset")
+
+    hub.publish(REPOSITORY, FILES)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lost)
+    with pytest.raises(DownloadError, match=r"could not be downloaded from http://127\.0\.0\.1:\d+ \(reset\)"):
+        fetch(REPOSITORY)
 
 
 def test_offline_mode_is_one_line_and_uses_what_is_there(
@@ -399,6 +411,73 @@ def test_offline_mode_is_one_line_and_uses_what_is_there(
     with pytest.raises(DownloadError, match="HF_HUB_OFFLINE") as error:
         convert_once(f"{REPOSITORY}:int8")
     one_line(error)
+
+
+def offline(monkeypatch: pytest.MonkeyPatch, hub: FakeHub) -> None:
+    """HF_HUB_OFFLINE is set, a cache of ours is empty, and whoever asks the hub all the same fails."""
+    import huggingface_hub.constants
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("offline, no network may be used")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("JAXASR_CACHE", str(cache_folder().with_name("another cache")))
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    hub.requests.clear()
+
+
+def into_hub_cache(hub: FakeHub, *files: str) -> Path:
+    """Download `files` as huggingface_hub and its command line do; the snapshot that holds them."""
+    import huggingface_hub
+
+    paths = [Path(huggingface_hub.hf_hub_download(REPOSITORY, file, endpoint=hub.endpoint)) for file in files]
+    return paths[0].parent
+
+
+@pytest.mark.parametrize("name", [REPOSITORY, "tiny", "by commit"])
+def test_offline_the_hubs_own_cache_is_enough(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The files lie where huggingface_hub or `hf download` put them; ours never saw the repository."""
+    commit = hub.publish(REPOSITORY, FILES)
+    if name == "tiny":
+        listed(monkeypatch, commit, FILES)
+    into_hub_cache(hub, *FILES)
+    offline(monkeypatch, hub)
+    folder = fetch(f"{REPOSITORY}@{commit}" if name == "by commit" else name)
+    assert content(folder) == {file: FILES[file] for file in FILES if "int8" not in file and file != "README.md"}
+    record = json.loads((folder.parent / "hub.json").read_text())
+    assert record["revision"] == commit and hub.requests == []
+    assert {entry["verified_against"] for entry in record["files"].values()} == {"jaxasr" if name == "tiny" else "hub"}
+
+
+def test_offline_what_the_hubs_cache_holds_is_verified(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub.publish(REPOSITORY, FILES)
+    snapshot = into_hub_cache(hub, *FILES)
+    offline(monkeypatch, hub)
+    joiner = snapshot / f"joiner-{STEM}.onnx"
+    blob = joiner.resolve()
+    blob.write_bytes(blob.read_bytes()[::-1])
+    with pytest.raises(DownloadError, match="is not what was pinned"):
+        fetch(REPOSITORY)
+    # Where links cannot be made, the cache holds the files themselves, whose hashes nobody stated.
+    joiner.unlink()
+    joiner.write_bytes(FILES[joiner.name])
+    (snapshot.parents[1] / "refs" / "main").unlink()
+    record = json.loads((fetch(REPOSITORY).parent / "hub.json").read_text())["files"]
+    assert record[joiner.name]["verified_against"].startswith("nothing")
+    assert record[joiner.name]["sha256"] == hashlib.sha256(FILES[joiner.name]).hexdigest()
+
+
+def test_offline_a_part_of_a_model_is_none(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = hub.publish(REPOSITORY, FILES)
+    into_hub_cache(hub, f"encoder-{STEM}.onnx", f"decoder-{STEM}.onnx", "tokens.txt")
+    listed(monkeypatch, commit, FILES)
+    offline(monkeypatch, hub)
+    for name in ("tiny", f"{REPOSITORY}:int8", "someone/nothing", f"someone/nothing@{'0' * 40}"):
+        with pytest.raises(DownloadError, match="HF_HUB_OFFLINE") as error:
+            fetch(name)
+        assert name.partition(":")[0] in one_line(error)
 
 
 def test_a_cache_that_cannot_be_written(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,12 +36,31 @@ def test_the_order_of_one_folder() -> None:
         ["model.onnx"],
         ["model.int8.onnx"],
         ["pretrained.pt"],
+        ["pretrained-epoch-30-avg-9.pt"],
+        ["pretrained-epoch-9-avg-5.pt"],
+        ["pretrained_avg.pt"],
         ["epoch-30.pt"],
         ["epoch-4.pt"],
+        ["epoch-30-avg-9.pt"],
+        ["iter-400000-avg-8.pt"],
+        ["iter-8000.pt"],
         ["checkpoint-8000.pt"],
         ["checkpoint-400.pt"],
+        ["best-valid-loss.pt"],
+        ["best-train-loss.pt"],
     ]
-    others = ["optimizer.pt", "epoch-x.pt", "model_fp16.onnx", "silero.onnx", "README.md", "encoder-of-another.onnx"]
+    others = [
+        "pretrained_jit.pt",
+        "pretrained-jit_script.pt",
+        "jit_script.pt",
+        "cpu_jit.pt",
+        "optimizer.pt",
+        "epoch-x.pt",
+        "model_fp16.onnx",
+        "silero.onnx",
+        "README.md",
+        "encoder-of-another.onnx",
+    ]
     names = sorted({name for files in expected for name in files} | set(others))
     assert found(names) == expected
     assert found(names[::-1]) == expected
@@ -110,6 +129,11 @@ def test_a_named_file_that_is_none_or_has_no_companions() -> None:
         (["data/lang_bpe_500/tokens.txt", "data/lang_bpe_50/tokens.txt"], "data/lang_bpe_50/tokens.txt"),
         (["other/data/lang/tokens.txt"], "other/data/lang/tokens.txt"),
         (["other/tokens.txt", "data/phones/tokens.txt"], None),
+        (["../data/lang_bpe_500/tokens.txt"], "../data/lang_bpe_500/tokens.txt"),
+        (["../tokens.txt"], None),
+        (["data/lang_bpe_500/bpe.model", "other/data/lang/tokens.txt"], "other/data/lang/tokens.txt"),
+        (["data/lang_bpe_500/bpe.model"], "data/lang_bpe_500/bpe.model"),
+        (["exp/bpe.model", "data/lang_bpe_500/bpe.model"], "exp/bpe.model"),
         ([], None),
     ],
 )
@@ -117,6 +141,17 @@ def test_tokens(tokens: list[str], chosen: str | None) -> None:
     (candidate,) = candidates(["exp/pretrained.pt", *tokens])
     assert candidate.tokens == (PurePosixPath(chosen) if chosen else None)
     assert candidate.lacks == ("" if chosen else "tokens.txt")
+
+
+def test_other_vocabularies_that_may_be_it() -> None:
+    names = [
+        f"data/{folder}/{file}" for folder in ("lang_bpe_500", "lang_char") for file in ("tokens.txt", "bpe.model")
+    ]
+    (candidate,) = candidates(["exp/pretrained.pt", *names[::-1]])
+    assert [str(path) for path in (candidate.tokens, *candidate.other_tokens)] == [
+        "data/lang_bpe_500/tokens.txt", "data/lang_char/tokens.txt",
+        "data/lang_bpe_500/bpe.model", "data/lang_char/bpe.model",
+    ]  # fmt: skip
 
 
 def test_tokens_above_the_folder_that_was_named() -> None:

@@ -121,8 +121,63 @@ def test_the_prefix_of_distributed_training_is_dropped(write_torch: Callable[...
     assert {name: bits(array) for name, array in read_checkpoint(path).tensors.items()} == {
         name: bits(array) for name, array in state.items()
     }
-    mixed = write_torch({"model": {"module.a": state["a.bias"], "b": state["a.bias"]}}, name="mixed.pt")
-    assert list(read_checkpoint(mixed).tensors) == ["module.a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "prefix"),
+    [
+        ("model", "_orig_mod."),
+        ("model", "module._orig_mod."),
+        ("model", "_orig_mod.module."),
+        ("state_dict", "model."),
+        ("state_dict", "model.module._orig_mod."),
+        ("state_dict", "_orig_mod.model."),
+        ("model_state_dict", "module.module."),
+        ("model", "_fsdp_wrapped_module."),
+        (None, ""),
+        (None, "model."),
+        (None, "module."),
+    ],
+)
+def test_a_state_dict_is_found_under_what_people_put_around_it(
+    write_torch: Callable[..., Path], entry: str | None, prefix: str
+) -> None:
+    """Of DistributedDataParallel, torch.compile, FSDP, Lightning and torch's own tutorials; the arguments beside it."""
+    named = {f"{prefix}{name}": array for name, array in weights(0).items()}
+    beside: dict[str, Any] = {"epoch": 3, "num_heads": "4,8", "optimizer": {"state": {0: np.ones(3, FLOAT)}}}
+    if entry is None and prefix == "module.":
+        named["n_averaged"] = np.array(3)  # swa_utils.AveragedModel counts
+    found = read_checkpoint(write_torch(beside | ({entry: named} if entry else named)))
+    assert {name: bits(array) for name, array in found.tensors.items()} == {
+        name: bits(array) for name, array in weights(0).items()
+    }
+    assert found.settings == {"num_heads": (4, 8)}
+
+
+def test_wrappers_of_parts(write_torch: Callable[..., Path]) -> None:
+    """Whoever compiles the encoder alone gets the wrapper in the middle of its names."""
+    names = ("encoder._orig_mod.layers.0.module.w", "module.encoder.b", "decoder.w")
+    path = write_torch({"model": {name: np.ones(2, FLOAT) for name in names}})
+    assert list(read_checkpoint(path).tensors) == ["encoder.layers.0.w", "encoder.b", "decoder.w"]
+
+
+def test_a_tensor_that_is_there_wrapped_and_unwrapped(write_torch: Callable[..., Path]) -> None:
+    two = {"model": {"_orig_mod.w": np.ones(2, FLOAT), "w": np.zeros(2, FLOAT)}}
+    assert "_orig_mod.w, w are one tensor twice" in message(write_torch(two))
+
+
+def test_names_of_tensors_cannot_speak_to_a_terminal(write_torch: Callable[..., Path]) -> None:
+    hostile = {f"\x1b[2J{i}\n": np.array([np.nan], FLOAT) for i in range(300)}
+    said = message(write_torch({"model": hostile}))
+    assert "\\x1b[2J0\\n" in said and "and 295 more" in said and said.isprintable() and len(said) < 500
+
+
+def test_a_compiled_checkpoint_is_the_checkpoint(shared: Path) -> None:
+    """Saved by torch under torch.compile."""
+    compiled = read_checkpoint(shared / "field" / "compiled_prefix.pt").tensors
+    plain = read_checkpoint(shared / "golden/zipformer-tiny/pretrained.pt").tensors
+    assert list(compiled) == list(plain)
+    assert all(bits(compiled[name]) == bits(plain[name]) for name in plain)
 
 
 def test_the_mean_over_batches_is_the_formula(write_torch: Callable[..., Path]) -> None:
@@ -187,9 +242,8 @@ def test_arguments(write_torch: Callable[..., Path], stated: dict[str, Any], par
 @pytest.mark.parametrize(
     "checkpoint, saying",
     [
-        ([weights(0)], "no entry 'model'"),
-        (weights(0), "no entry 'model'"),
-        ({"state_dict": weights(0)}, "no entry 'model'"),
+        ([weights(0)], "no entry 'model', 'state_dict' or 'model_state_dict'"),
+        ({"epoch": 3, "optimizer": {"state": {}}}, "no entry 'model'"),
         ({"model": None}, "not a state dict"),
         ({"model": {}}, "not a state dict"),
         ({"model": [weights(0)]}, "not a state dict"),

@@ -101,6 +101,76 @@ def as_gemm(graph: OnnxGraph) -> OnnxGraph:
     return dataclasses.replace(graph, nodes=tuple(nodes))
 
 
+def quantized_convolutions(graph: OnnxGraph) -> OnnxGraph:
+    """Every convolution as onnxruntime's quantize_dynamic writes it by default: ConvInteger, scales, then the bias."""
+    nodes, initializers = [], dict(graph.initializers)
+
+    def store(name: str, array: np.ndarray) -> str:
+        data_type = {"float32": 1, "int8": 3, "int64": 7}[array.dtype.name]
+        initializers[name] = OnnxTensor(name, array.shape, data_type, "raw_data", array.tobytes(), graph.path)
+        return name
+
+    for node in graph.nodes:
+        if node.op_type != "Conv" or node.inputs[1] not in graph.initializers:
+            nodes.append(node)
+            continue
+        (x, weight, *bias), (out,) = node.inputs, node.outputs
+        integers, scale = quantized(initializers.pop(weight).array())
+        store(f"{weight}_quantized", integers)
+        store(f"{weight}_scale", scale)
+        store(f"{weight}_zero_point", np.zeros((), np.int8))
+        names = [f"{out}_{part}" for part in ("quantized", "x_scale", "x_zero_point", "integer", "cast", "scales")]
+        product = f"{out}_product" if bias else out
+        nodes += [
+            OnnxNode("DynamicQuantizeLinear", "", (x,), tuple(names[:3]), {}, ""),
+            OnnxNode("Mul", "", (names[1], f"{weight}_scale"), (names[5],), {}, ""),
+            OnnxNode(
+                "ConvInteger", "", (names[0], f"{weight}_quantized", names[2], f"{weight}_zero_point"), (names[3],),
+                node.attributes, "",
+            ),
+            OnnxNode("Cast", "", (names[3],), (names[4],), {"to": 1}, ""),
+            OnnxNode("Mul", "", (names[4], names[5]), (product,), {}, ""),
+        ]  # fmt: skip
+        if bias:
+            shape = store(f"{out}_shape", np.array([1, -1] + [1] * (integers.ndim - 2), np.int64))
+            nodes += [
+                OnnxNode("Reshape", "", (bias[0], shape), (f"{out}_bias",), {}, ""),
+                OnnxNode("Add", "", (product, f"{out}_bias"), (out,), {}, ""),
+            ]
+    return dataclasses.replace(graph, nodes=tuple(nodes), initializers=initializers)
+
+
+def quantized(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 around 0 and the step, as the quantizer chooses them."""
+    scale = np.float32(np.abs(weight).max() / 127)
+    return np.clip(np.rint(weight / scale), -128, 127).astype(np.int8), np.asarray(scale)
+
+
+@pytest.mark.parametrize("changes", [(), (renamed,), (turned_sums, shuffled)], ids=["as is", "renamed", "turned"])
+@pytest.mark.parametrize("name", ["zipformer-tiny", "zipformer-streaming-tiny", "zipformer-ctc-tiny"])
+def test_convolutions_quantized_by_default(
+    shared: Path, name: str, changes: tuple[Change, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ConvInteger beside MatMulInteger: each weight is (integer − zero point) · scale, bit for bit."""
+    expected = dict(read_models(golden(shared, name, ".int8")).tensors)
+    convolutions = [key for key, tensor in expected.items() if key.endswith("weight") and tensor.ndim > 2]
+    assert len(convolutions) > 10
+    for key in convolutions:
+        integers, scale = quantized(expected[key])
+        expected[key] = integers.astype(np.float32) * scale
+
+    def change(path: Path) -> OnnxGraph:
+        graph = quantized_convolutions(read_onnx(path))
+        for each in changes:
+            graph = each(graph)
+        return graph
+
+    monkeypatch.setattr(exports, "read_onnx", change)
+    made = read_models(golden(shared, name, ".int8"))
+    assert_same(made.tensors, expected)
+    assert "int8 weights are dequantized" in made.notes[0]
+
+
 CHANGES: tuple[Change, ...] = (renamed, shuffled, turned_sums, as_constant_nodes, stored_transposed, as_gemm)
 
 

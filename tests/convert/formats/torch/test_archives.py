@@ -133,6 +133,20 @@ def test_an_archive_of_more_than_four_gigabytes(tmp_path: Path, monkeypatch: pyt
     assert np.array_equal(read_torch(path)["w"], WEIGHTS)
 
 
+def test_archives_without_checksums_are_read_and_said_to_be(tmp_path: Path) -> None:
+    """As torch.serialization.set_crc32_options(False) writes them: 0 in every place of a checksum."""
+    without = dict.fromkeys(MEMBERS, {"checksum": 0})
+    (tmp_path / "model.pt").write_bytes(archive(changes=without))
+    notes: list[str] = []
+    assert np.array_equal(read_torch(tmp_path / "model.pt", notes=notes)["w"], WEIGHTS)
+    assert notes == ["model.pt was saved without checksums: damage to its weights would go unnoticed"]
+    (tmp_path / "model.pt").write_bytes(archive())
+    read_torch(tmp_path / "model.pt", notes=notes)
+    assert len(notes) == 1
+    del without["model/version"]  # one member has its checksum, so that the others have lost theirs
+    assert "checksum" in message(tmp_path / "model.pt", archive(changes=without))
+
+
 # What is refused
 
 

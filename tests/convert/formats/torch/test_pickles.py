@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import hashlib
 import mmap
+import os
 import pickle
 import pickletools
 import random
@@ -11,8 +14,10 @@ import struct
 import time
 import tracemalloc
 import zipfile
+from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from decimal import Decimal
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ml_dtypes
@@ -74,6 +79,14 @@ def message(path: Path) -> str:
     return str(caught.value)
 
 
+def pickled_alone(folder: Path, pickled: bytes, stored: bytes = b"") -> Path:
+    """A checkpoint whose pickle is given byte by byte, with one storage."""
+    with zipfile.ZipFile(folder / "model.pt", "w") as archive:
+        archive.writestr("model/data.pkl", pickled)
+        archive.writestr("model/data/0", stored)
+    return folder / "model.pt"
+
+
 # What is read
 
 
@@ -89,7 +102,7 @@ def test_containers_and_scalars(write_torch: Callable[..., Path]) -> None:
     assert type(got["model"]["tuple"][0]) is bool
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", range(6))
 def test_every_protocol_that_torch_can_write(tmp_path: Path, protocol: int) -> None:
     value = {
         "model": {f"name{i}": [i, float(i), str(i) * 300, bytes([i % 256])] for i in range(300)},
@@ -102,6 +115,109 @@ def test_every_protocol_that_torch_can_write(tmp_path: Path, protocol: int) -> N
     assert [got["model"][f"name{i}"][:3] for i in range(300)] == [value["model"][f"name{i}"][:3] for i in range(300)]
     if protocol >= 3:  # protocol 2 writes bytes as a call of _codecs.encode
         assert got["model"]["name7"][3] == b"\x07"
+
+
+SIDE_ENTRIES = {
+    "range": range(2, 9, 3),
+    "slice": slice(1, None),
+    "ellipsis": ...,
+    "not implemented": NotImplemented,
+    "set": {1, 2},
+    "frozenset": frozenset("a"),
+    "path": PurePosixPath("exp/run"),
+    "namespace": argparse.Namespace(lr=0.1),
+    "counter": Counter("aab"),
+    "complex": 1 + 2j,
+    "decimal": Decimal("0.1"),
+    "date": datetime.date(2024, 1, 2),
+    "function": os.getcwd,
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_harmless_side_entries_are_inert_records(
+    tmp_path: Path, nothing_runs: Callable[[], Any], protocol: int
+) -> None:
+    entries = {name: value for name, value in SIDE_ENTRIES.items() if name != "function"}
+    plain = {"text": "é\n\\語\x1b", "big": -(2**62), "float": 1e-300, "nan": float("inf"), "no": [True, False, None]}
+    path = pickled_alone(tmp_path, pickle.dumps(entries | plain, protocol=protocol))
+    with nothing_runs():
+        got = read_torch(path)
+    assert {name: got[name] for name in plain} == plain and got["no"][0] is True
+    assert all(type(got[name]) is Record for name in entries)
+    assert got["range"].arguments == (2, 9, 3) and got["slice"].arguments == (1, None, None)
+    assert str(got["ellipsis"]).endswith(".Ellipsis") and str(got["namespace"]) == "argparse.Namespace"
+    assert got["namespace"].state == {"lr": 0.1}
+    refused = pickled_alone(tmp_path, pickle.dumps(SIDE_ENTRIES, protocol=protocol))
+    assert "getcwd" in message(refused)
+
+
+EARLY_TENSOR = (
+    b"(dp0\nVmodel\np1\n(dp2\nVw\np3\nctorch._utils\n_rebuild_tensor_v2\np4\n"
+    b"(P('storage', <class 'torch.FloatStorage'>, '0', 'cpu', 4)\nI1\n(I2\ntp5\n(I2\ntp6\nI00\n"
+    b"ccollections\nOrderedDict\np7\n(tRp8\ntp9\nRp10\nss."
+)
+
+
+def test_a_tensor_of_protocol_0(tmp_path: Path) -> None:
+    """Copied from what torch 2.13 writes with pickle_protocol=0, and cannot read itself."""
+    assert read_torch(pickled_alone(tmp_path, EARLY_TENSOR, FOUR["0"]))["model"]["w"].tolist() == [1, 3]
+
+
+EARLY = {
+    "REDUCE": b"(dVa\ncos\nsystem\n(Vls\ntRs.",
+    "REDUCE of eval": b"(dVa\nc__builtin__\neval\n(V1\ntRs.",
+    "GLOBAL": b"cos\nsystem\n.",
+    "INST": b"(dVa\n(Vls\nios\nsystem\ns.",
+    "OBJ": b"(dVa\n(cos\nsystem\nVls\nos.",
+    "another persistent id": EARLY_TENSOR.replace(b"'storage'", b"'module'"),
+    "a persistent id of another module": EARLY_TENSOR.replace(b"torch.FloatStorage", b"os.FloatStorage"),
+    "a persistent id that goes on": EARLY_TENSOR.replace(b"'cpu', 4)", b"'cpu', 4), os.system('ls'"),
+    "another storage": EARLY_TENSOR.replace(b"'0', 'cpu'", b"'../data.pkl', 'cpu'"),
+    "reconstructing code": b"(dVa\nccopy_reg\n_reconstructor\n(cos\nsystem\nc__builtin__\nobject\nNtRs.",
+    "reconstructing on code": b"(dVa\nccopy_reg\n_reconstructor\n(cx.y\nZ\ncsubprocess\nPopen\nNtRs.",
+    "reconstructing a tensor": b"(dVa\nccopy_reg\n_reconstructor\n(ctorch._utils\n_rebuild_parameter\n"
+    b"c__builtin__\nobject\nNtRs.",
+    "text of Python 2": b"(dS'a'\nI1\ns.",
+    "an opcode of protocol 2": b"(dVa\n\x88s.",
+    "a number that is code": b"(dVa\nI__import__('os')\ns.",
+    "a vast number": b"(dVa\nI" + b"9" * 40 + b"\ns.",
+    "a number of more than 64 bits": b"(dVa\nL99999999999999999999L\ns.",
+    "a float that is none": b"(dVa\nF1_0\ns.",
+    "half an escape": b"(dV\\u12\nI1\ns.",
+    "a surrogate": b"(dV\\ud800\nI1\ns.",
+    "a text without an end": b"(dVa",
+    "a memo that is none": b"(dg7\n.",
+    "two keys": b"(dVa\nI1\nsVa\nI2\ns.",
+    "a dictionary of three": b"(Va\nI1\nVb\nd.",
+    "no header and no container": b"Vos.system\n.",
+}
+
+
+@pytest.mark.parametrize("kind", EARLY)
+def test_protocols_0_and_1_name_no_code_either(tmp_path: Path, nothing_runs: Callable[[], Any], kind: str) -> None:
+    path = pickled_alone(tmp_path, EARLY[kind], FOUR["0"])
+    with nothing_runs():
+        message(path)
+
+
+def test_fuzzed_pickles_of_protocol_0(tmp_path: Path, nothing_runs: Callable[[], Any]) -> None:
+    whole = EARLY_TENSOR[:-1] + pickle.dumps([1, -2.5, "x", (None, True), {"a": 2**40}], 0)[:-1] + b"0."
+    rng, outcomes = random.Random(22), {"read": 0, "refused": 0}
+    for _ in range(200):
+        mutant = bytearray(whole)
+        for _ in range(rng.randint(1, 3)):
+            place = rng.randrange(len(mutant))
+            mutant[place : place + rng.randrange(3)] = rng.choice([b"", b"\n", bytes([rng.randrange(256)]), b"R", b"("])
+        path = pickled_alone(tmp_path, bytes(mutant), FOUR["0"])
+        with nothing_runs():
+            try:
+                read_torch(path)
+                outcomes["read"] += 1
+            except CheckpointError as error:
+                assert "\n" not in str(error)
+                outcomes["refused"] += 1
+    assert outcomes["refused"] > 50
 
 
 @pytest.mark.parametrize(
