@@ -141,6 +141,11 @@ class _Sound:
 
     utterance: Utterance
 
+    @property
+    def name(self) -> str:
+        """Its file, in messages."""
+        return str(self.utterance.pieces[0].path)
+
     def get_all_samples(self) -> DecodedSamples:
         """The sound, in the way in which torchcodec's decoders give it."""
         return DecodedSamples(*read_audio(self.utterance))

@@ -89,7 +89,8 @@ def recording(value: AudioInput, sample_rate: float | None) -> Recording:
     try:
         if hasattr(value, "get_all_samples"):
             decoded = value.get_all_samples()
-            return Recording("", _samples(decoded.data), decoded.sample_rate)
+            name = getattr(value, "name", "")
+            return Recording(name if isinstance(name, str) else "", _samples(decoded.data), decoded.sample_rate)
         if hasattr(value, "read"):
             return Recording("", cast(AudioSource, value), None)
         if _is_array(value):
