@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from jaxasr.errors import JaxasrError
-from jaxasr.inputs import DecodedSamples
 from jaxasr.manifests import Utterance, read_audio
 from jaxasr.transcripts import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from jaxasr.inputs import DecodedSamples
     from jaxasr.recognizer import Recognizer
 
 Metric = Literal["wer", "cer"]
@@ -148,4 +148,6 @@ class _Sound:
 
     def get_all_samples(self) -> DecodedSamples:
         """The sound, in the way in which torchcodec's decoders give it."""
+        from jaxasr.inputs import DecodedSamples  # with it comes numpy
+
         return DecodedSamples(*read_audio(self.utterance))

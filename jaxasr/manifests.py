@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from jaxasr.audio import stretches
 from jaxasr.errors import AudioError, ConfigError
 from jaxasr.files import reason
 
@@ -166,6 +165,8 @@ def duration(utterance: Utterance, *, intact: bool = False) -> float:
     Headers are believed where the size of the file bears them out; other files are decoded once, and their lengths
     kept. `intact`: files of which some sound is known to be damaged or missing are refused.
     """
+    from jaxasr.audio import stretches  # with it comes numpy
+
     seconds = 0.0
     rates: set[int] = set()
     for piece in utterance.pieces:
@@ -184,6 +185,8 @@ def read_audio(utterance: Utterance, *, intact: bool = False) -> tuple[np.ndarra
     the logger "jaxasr"; with `intact` a file of which sound is lost is refused instead. Raises AudioError.
     """
     import numpy as np
+
+    from jaxasr.audio import stretches
 
     parts: list[np.ndarray] = []
     rates: set[int] = set()
