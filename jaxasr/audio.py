@@ -29,6 +29,8 @@ EXTENSIONS = frozenset(
     "m4a m4b mp4 mov 3gp aac webm mka mkv wma amr".split()
 )
 
+ending = threading.Event()  # of the process: what is being decoded is given up
+
 _BLOCK = 1 << 20  # values decoded at a time
 _RATES = (1_000, 1_000_000)  # Hz; what a damaged header says outside would blow up memory when resampled
 _LOUDEST = float(2**31)  # full scale of the widest integers; larger values are no audio and overflow the features
@@ -54,7 +56,7 @@ def load(source: AudioSource, sample_rate: float | None = None) -> np.ndarray:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _load_file(io.BytesIO(source), "audio bytes")
     if isinstance(source, str) and source == "-":
-        return _load_file(io.BytesIO(sys.stdin.buffer.read()), "standard input")
+        return _load_file(io.BytesIO(_standard_input().read()), "standard input")
     if isinstance(source, (str, os.PathLike)):
         return _load_path(os.fspath(source))
     if hasattr(source, "read"):
@@ -66,6 +68,12 @@ def load(source: AudioSource, sample_rate: float | None = None) -> np.ndarray:
         f"audio must be a path, bytes, a binary file object or a numpy array, not {type(source).__name__}; "
         "wrap lists with numpy.asarray(values, dtype='float32')"
     )
+
+
+def _standard_input() -> Any:
+    """In other threads than the main one without its buffer, whose lock would abort a process that ends meanwhile."""
+    buffer = sys.stdin.buffer
+    return buffer if threading.current_thread() is threading.main_thread() else getattr(buffer, "raw", buffer)
 
 
 def expand_paths(inputs: Sequence[str]) -> list[str]:
@@ -314,6 +322,8 @@ def _gather(blocks: Iterable[np.ndarray], rate: float, name: str) -> np.ndarray:
     samples = bytearray()  # grows in place: a list of blocks would need twice the memory when joined
     with np.errstate(invalid="ignore", over="ignore"):
         for block in blocks:
+            if ending.is_set():
+                raise AudioError(f"{name}: the process ends")
             mono = sum(block.T) / np.float32(block.shape[1])  # thirty times as fast as mean(axis=1)
             if len(mono) and not (mono.min() >= -_LOUDEST and mono.max() <= _LOUDEST):  # NaN fails every comparison
                 raise AudioError(f"{name}: holds NaN, infinite or absurdly large samples; repair or record it again")
