@@ -31,7 +31,7 @@ UNREAD = 2 * READERS  # inputs that are taken from the source and not yet decode
 # A group that is not full goes on its way when its next input has not come from the source for so many seconds, or has
 # come and is not read after so many, as a file that somebody is still writing.
 SOURCE_PATIENCE, FILE_PATIENCE = 0.05, 1.0
-EXIT_PATIENCE = 1.0  # s that a process waits at its end for files that are being decoded
+EXIT_PATIENCE = 1.0  # s that a process waits at its end for the blocks of files that are being decoded
 _END: Final = object()  # of the source, in which None is an input like others
 
 
@@ -266,6 +266,8 @@ _open: weakref.WeakSet[_Intake] = weakref.WeakSet()  # whose threads may still r
 def _close_all() -> None:
     """At the end of the process, let all threads end that do not wait for somebody else."""
     intakes = list(_open)
+    if intakes:
+        audio.ending.set()
     for intake in intakes:
         intake.close()
     end = time.monotonic() + EXIT_PATIENCE

@@ -193,24 +193,29 @@ class Recognizer:
                 windows = [self._cut(number, clip) for number, clip in enumerate(clips)]
                 spoken: dict[Window, _Spoken] = {}
                 waiting = collections.deque(zip(group, windows, strict=True))
+                yield from self._ready(waiting, spoken, on_error)
                 for batch, hypotheses in self._run(self._plan(windows), clips):
                     spoken.update(self._best(batch, hypotheses))
                     done += sum(window.stop - window.start for window in batch.windows) / SAMPLE_RATE
                     if progress is not None:
                         progress(done, known)
-                    while waiting and all(window in spoken for window in waiting[0][1]):
-                        yield self._result(*waiting.popleft(), spoken, on_error)
-                for item, parts in waiting:
-                    yield self._result(item, parts, spoken, on_error)
+                    yield from self._ready(waiting, spoken, on_error)
 
-    def _result(
-        self, item: Clip | Failure, parts: list[Window], spoken: dict[Window, _Spoken], on_error: str
-    ) -> Transcript | Failure:
-        if isinstance(item, Clip):
-            return self._transcript(item, [spoken[window] for window in parts])
-        if on_error == "raise":
-            raise item.error
-        return item
+    def _ready(
+        self,
+        waiting: collections.deque[tuple[Clip | Failure, list[Window]]],
+        spoken: dict[Window, _Spoken],
+        on_error: str,
+    ) -> Iterator[Transcript | Failure]:
+        """Results of the first ones that wait with their windows, as far as all windows are `spoken`."""
+        while waiting and all(window in spoken for window in waiting[0][1]):
+            item, parts = waiting.popleft()
+            if isinstance(item, Clip):
+                yield self._transcript(item, [spoken[window] for window in parts])
+            elif on_error == "raise":
+                raise item.error
+            else:
+                yield item
 
     def _cut(self, number: int, clip: Clip) -> list[Window]:
         """The windows of the group's clip of this number, none if it is empty."""

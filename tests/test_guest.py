@@ -70,12 +70,13 @@ for transcript in recognizer.transcribe(conversation()):
 with open(sent, "wb") as file:
     pickle.dump(recognizer, file)
 
-# Iterators that nobody reads to their end, over sources that never end: one waits for us, two let us wait.
+# Iterators that nobody reads to their end, over sources that never end: one waits for us, the others let us wait.
 def blocked(*clips):
     yield from clips
     queue.Queue().get()
-unread = [recognizer.transcribe(source) for source in (itertools.repeat(clip), blocked(clip), blocked(None, clip))]
-unread_results = [next(unread[0]).text, next(unread[1]).text]
+sources = (itertools.repeat(clip), blocked(clip), blocked(None, clip), [clip, "-"])
+unread = [recognizer.transcribe(source) for source in sources]
+unread_results = [next(unread[number]).text for number in (0, 1, 3)]
 try:
     next(unread[2])
 except jaxasr.JaxasrError as error:
@@ -113,11 +114,16 @@ print(transcript.text)
 
 
 def run(program: str, *arguments: str, folder: Path) -> str:
-    """What a program prints; it says nothing else, and ends by itself."""
-    ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program, *arguments],
-        capture_output=True, text=True, timeout=300, cwd=folder, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    """What a program prints; it says nothing else, and ends by itself, while its standard input stays open."""
+    source, sink = os.pipe()
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program, *arguments],
+            capture_output=True, text=True, timeout=300, cwd=folder, stdin=source,
+        )  # fmt: skip
+    finally:
+        os.close(source)
+        os.close(sink)
     assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout
 
@@ -131,7 +137,7 @@ def test_a_guest_of_any_host(tmp_path: Path) -> None:
     assert len(expected) > 3
     assert {name: said[name] for name in SETTINGS} == dict.fromkeys(SETTINGS, expected)
     assert said["turn 0"] == said["turn 1"] == expected
-    assert said["unread"][:2] == [expected] * 2 and "not NoneType" in said["unread"][2]
+    assert said["unread"][:3] == [expected] * 3 and "not NoneType" in said["unread"][3]
     if hasattr(os, "fork"):
         assert said["child"] == 7
         told = json.loads(Path(f"{sent}.child").read_text())

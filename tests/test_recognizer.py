@@ -134,6 +134,45 @@ def test_unreadable_inputs_among_good_ones(recognizer: Recognizer, tmp_path: Pat
         list(results)
 
 
+@pytest.mark.parametrize("ahead", [None, 0, 2])
+def test_every_input_has_its_result_or_its_failure(
+    recognizer: Recognizer, clips: list[np.ndarray], ahead: int | None
+) -> None:
+    row = {"array": clips[1], "sampling_rate": 16000, "path": "row.wav"}
+    sources = [None, clips[1], 7, clips[-1], row, "no such file", clips[1].astype(jnp.bfloat16), None]
+    for given in (sources, iter(sources)):
+        results = list(recognizer.transcribe(given, on_error="yield", read_ahead=ahead))
+        assert [isinstance(result, Failure) for result in results] == [
+            True,
+            False,
+            True,
+            False,
+            False,
+            True,
+            False,
+            True,
+        ]
+        assert results[1].text == results[4].text != "" == results[3].text and results[4].audio == "row.wav"
+    results = recognizer.transcribe(iter([clips[1], None, clips[1]]), read_ahead=ahead)
+    assert next(results).text
+    with pytest.raises(AudioError, match="not NoneType"):
+        next(results)
+
+
+def test_results_of_a_group_come_when_their_batch_is_done(
+    bundled: Golden, recognizer: Recognizer, clips: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shortest clip runs first: as the first input it is out before the others have run."""
+    single = bundled.recognizer(batch_seconds=2.0)
+    single.programs = recognizer.programs
+    done = []
+    best = single._best
+    monkeypatch.setattr(single, "_best", lambda *batch: done.append(batch[0]) or best(*batch))
+    results = single.transcribe([clips[-1], "no such file", clips[2], clips[1], clips[0]], on_error="yield")
+    counts = [len(done) for _ in results]
+    assert counts == [0, 0, 1, 2, 3]
+
+
 def test_misspelt_arguments_are_errors(recognizer: Recognizer, bundled: Golden) -> None:
     with pytest.raises(TypeError):
         recognizer.transcribe([], sample_rat=8000)  # type: ignore[call-arg]
@@ -143,6 +182,9 @@ def test_misspelt_arguments_are_errors(recognizer: Recognizer, bundled: Golden) 
         jaxasr.convert_checkpoint("a", "b", overwritten=True)
     with pytest.raises(ConfigError, match="on_error"):
         recognizer.transcribe([], on_error="ignore")  # type: ignore[arg-type]
+    for ahead in (-1, True, float("nan")):
+        with pytest.raises(ConfigError, match="read_ahead must be a number of inputs"):
+            recognizer.transcribe([], read_ahead=ahead)
     with pytest.raises(ConfigError, match="float33"):
         bundled.recognizer(dtype="float33")
     for option in ("pad_before", "pad_after"):
