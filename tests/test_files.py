@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 
 from jaxasr.errors import ConfigError, ModelError
-from jaxasr.files import file_hash, read_yaml, reason, writing_file, writing_folder
+from jaxasr.files import file_hash, read_yaml, reason, refuse_pointer, writing_file, writing_folder
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 262144000\n"
+
+
+def test_a_git_lfs_pointer_is_refused_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "any.yaml").write_bytes(POINTER)
+    for refuse in (lambda path: refuse_pointer(path, ConfigError), read_yaml):
+        with pytest.raises(ConfigError, match=r"any\.yaml: a git-lfs pointer .*: run `git lfs pull`"):
+            refuse(tmp_path / "any.yaml")
+    (tmp_path / "talks of it.md").write_bytes(b"The version https://git-lfs.github.com/spec/v1 is a pointer")
+    os.mkfifo(tmp_path / "pipe")
+    for harmless in ("talks of it.md", "pipe", "absent", ""):
+        refuse_pointer(tmp_path / harmless, ConfigError)
 
 
 def names(folder: Path) -> list[str]:

@@ -46,6 +46,16 @@ def test_the_directory_holds_what_it_promises(directory: Path) -> None:
     assert manifest["source"][0]["sha256"] in (directory / "README.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "config.yaml", "tokens.txt", "params"])
+def test_a_git_lfs_pointer_in_the_place_of_a_file(directory: Path, name: str) -> None:
+    """A model directory cloned without git-lfs, which then holds notes of its large files."""
+    file = directory / name
+    if file.is_dir():
+        file = max((path for path in file.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1048576\n")
+    refused(directory, ModelError, str(file), "git-lfs pointer", "git lfs pull")
+
+
 def test_a_changed_array_is_noticed(directory: Path) -> None:
     manifest = json.loads((directory / "manifest.json").read_text())
     name = next(iter(manifest["arrays"]))

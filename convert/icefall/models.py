@@ -53,7 +53,7 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
         raise ConfigError(f"{options.config_file}: {error}") from None
     checkpoint = dataclasses.replace(checkpoint, settings=checkpoint.settings | recipe)
     tokens, vocabulary = _fitting_tokens(options.tokens, options.other_tokens, heads.vocabulary_size(checkpoint))
-    if any(other.parent != vocabulary.parent for other in options.other_tokens):
+    if len({path.parent for path in (options.tokens, *options.other_tokens)}) > 1:
         checkpoint.notes.append(f"the vocabulary is {vocabulary}, the first found that fits (tokens overrides)")
     if tokens.blank_id is not None:
         checkpoint.settings.setdefault("blank_id", tokens.blank_id)  # the recipe takes it from the same table

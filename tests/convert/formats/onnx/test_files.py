@@ -168,10 +168,18 @@ def test_a_known_file_tensor_by_tensor(shared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\0", b"PK\x03\x04 a zip", b"version https://git-lfs.github.com/spec/v1\n", b"\x80\x02.", b"{}" * 99]
+    ("data", "saying"),
+    [
+        (b"", "ONNX"),
+        (b"\0", "ONNX"),
+        (b"PK\x03\x04 a zip", "ONNX"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\x80\x02.", "ONNX"),
+        (b"{}" * 99, "ONNX"),
+    ],
 )
-def test_foreign_files(tmp_path: Path, data: bytes) -> None:
-    assert "ONNX" in refusal(tmp_path, data)
+def test_foreign_files(tmp_path: Path, data: bytes, saying: str) -> None:
+    assert saying in refusal(tmp_path, data)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
