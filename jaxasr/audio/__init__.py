@@ -7,12 +7,13 @@ import io
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 
-from jaxasr.audio.mono import SAMPLE_RATE, Channels, LateScale, Mixer, checked_channels, gather
+from jaxasr.audio.mono import SAMPLE_RATE, Channels, LateScale, Mixer, checked_channels, ending, gather
 from jaxasr.audio.paths import EXTENSIONS, expand_paths
 from jaxasr.audio.recording import Recording
 from jaxasr.errors import AudioError
@@ -24,6 +25,7 @@ __all__ = [
     "AudioSource",
     "Channels",
     "checked_channels",
+    "ending",
     "expand_paths",
     "load",
     "load_channels",
@@ -83,7 +85,7 @@ def opened(source: str | os.PathLike[str] | bytes | bytearray | memoryview | Bin
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield Recording(io.BytesIO(source), "audio bytes")
     elif isinstance(source, str) and source == "-":
-        yield Recording(io.BytesIO(sys.stdin.buffer.read()), "standard input")
+        yield Recording(io.BytesIO(_standard_input().read()), "standard input")
     elif isinstance(source, (str, os.PathLike)):
         with _opened_path(os.fspath(source)) as recording:
             yield recording
@@ -96,6 +98,12 @@ def opened(source: str | os.PathLike[str] | bytes | bytearray | memoryview | Bin
             f"audio must be a path, bytes, a binary file object or a numpy array, not {type(source).__name__}; "
             "wrap lists with numpy.asarray(values, dtype='float32')"
         )
+
+
+def _standard_input() -> Any:
+    """In other threads than the main one without its buffer, whose lock would abort a process that ends meanwhile."""
+    buffer = sys.stdin.buffer
+    return buffer if threading.current_thread() is threading.main_thread() else getattr(buffer, "raw", buffer)
 
 
 @contextlib.contextmanager

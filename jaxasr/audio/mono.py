@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterable
 from fractions import Fraction
 from typing import Final, Literal, TypeAlias
@@ -23,6 +24,9 @@ _SILENT: Final = 1e-8  # power, of full scale 1
 _INTEGER_SCALE: Final = 2.0**15
 _LOUDEST: Final = 64.0  # floating-point samples beyond it are not at full scale 1
 _WIDEST: Final = 1.5 * _INTEGER_SCALE  # what they reach at the scale of 16-bit integers, filtered or resampled
+
+
+ending = threading.Event()  # of the process: what is being decoded is given up
 
 
 class LateScale(Exception):
@@ -154,6 +158,8 @@ def gather(blocks: Iterable[np.ndarray], rate: float, mixer: Mixer, name: str) -
     check_rate(rate, name)
     heard: list[Resampler] = []
     for block in blocks:
+        if ending.is_set():
+            raise AudioError(f"{name}: the process ends")
         for index, channel in enumerate(mixer(block)):
             if index == len(heard):
                 heard.append(Resampler(rate))
