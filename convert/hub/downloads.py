@@ -183,7 +183,8 @@ def _download(
     expected = file.sha256 or (earlier or {}).get("sha256") or stated
     if stated and len(stated) == 64 and expected != stated:
         raise DownloadError(f"{request.name}: {file.path} is not what was pinned: {_versus(stated, expected)}")
-    _log.info("downloading %s of %s (%.1f MB)", printable(file.path), request.repository, (size or 0) / 1e6)
+    done = "taking from the hub's cache" if remote.offline else "downloading"
+    _log.info("%s %s of %s (%.1f MB)", done, printable(file.path), request.repository, (size or 0) / 1e6)
     path = hub.download(file.path, remote.commit, endpoint)
     if remote.offline and not expected:
         sha256, against = _hashes(path)[0], "nothing: huggingface_hub's cache, offline"

@@ -10,6 +10,7 @@ lists of forbidden names keep failing.)
 
 from __future__ import annotations
 
+import codecs
 import collections
 import dataclasses
 import mmap
@@ -59,7 +60,8 @@ INERT_CALLS = set(
 )
 # What makes objects of classes in protocols 0 and 1, as NEWOBJ does later.
 RECONSTRUCTORS = {"copyreg._reconstructor", "copy_reg._reconstructor"}
-# How these protocols spell numbers, and protocol 0 a tensor's storage.
+# How these protocols spell text and numbers, and protocol 0 a tensor's storage.
+UNESCAPED = codecs.getdecoder("raw-unicode-escape")  # found now, so that reading a file imports nothing
 INTEGER = rb"-?[0-9]{1,20}L?"
 FLOAT = rb"-?(nan|inf|[0-9]+(\.[0-9]*)?(e[-+]?[0-9]{1,4})?)"
 STORAGE = re.compile(
@@ -207,7 +209,7 @@ class _Interpreter:
         """UNICODE: Latin-1, and \\uXXXX for the rest, line breaks and backslashes."""
         line = self.line(STRING_LIMIT)
         try:
-            text = line.decode("raw-unicode-escape")
+            text, _ = UNESCAPED(line)
             text.encode("utf-8")
         except UnicodeError:
             raise damaged("data.pkl holds a string that is no text") from None
