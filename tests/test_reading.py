@@ -242,14 +242,14 @@ def test_what_the_source_raises_comes_after_what_it_gave(error: BaseException) -
 def test_an_unexpected_error_of_one_input_is_its_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     from jaxasr import audio
 
-    load = audio.load
+    load = audio.load_channels
 
-    def broken(source: Any, rate: Any) -> np.ndarray:
+    def broken(source: Any, rate: Any, channels: Any) -> list[np.ndarray]:
         if isinstance(source, str):
             raise IndexError("list index\nout of range")
-        return load(source, rate)
+        return load(source, rate, channels)
 
-    monkeypatch.setattr(audio, "load", broken)
+    monkeypatch.setattr(audio, "load_channels", broken)
     ((first, bad, last),) = start([clip(0), "b.flv", clip(1)])
     assert numbers([first, last]) == [0, 1]
     assert bad.audio == "b.flv" and str(bad.error).startswith("b.flv: ") and "\n" not in str(bad.error)

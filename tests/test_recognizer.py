@@ -298,13 +298,13 @@ def test_reading_goes_on_while_the_device_works(
     slow.programs = recognizer.programs
     list(recognizer.transcribe([clips[1]]))  # compiled before anything is counted
     read, reading = threading.Event(), []
-    original = audio.load
+    original = audio.load_channels
 
-    def load(source: object, rate: int | None) -> np.ndarray:
+    def load(source: object, rate: int | None, channels: Any) -> list[np.ndarray]:
         reading.append(source)
         if len(reading) > 4:
             read.set()
-        return original(source, rate)
+        return original(source, rate, channels)
 
     run = slow.programs.run
 
@@ -313,7 +313,7 @@ def test_reading_goes_on_while_the_device_works(
         assert read.wait(timeout=60)
         return run(*batch)
 
-    monkeypatch.setattr(audio, "load", load)
+    monkeypatch.setattr(audio, "load_channels", load)
     monkeypatch.setattr(slow.programs, "run", wait_for_reader)
     results = list(slow.transcribe([clips[1]] * 12))
     assert len(results) == 12 and len(set(spoken(results))) == 1

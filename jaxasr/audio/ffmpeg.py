@@ -142,7 +142,9 @@ class FFmpegDecoder:
         self._view.seek(0)
         options = {"format_whitelist": _FORMATS}
         with _caught():
-            container = av.open(self._view, mode="r", metadata_errors="replace", options=options)
+            # Tags that are not UTF-8: since 19 PyAV decodes them when it is asked for them.
+            lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+            container = av.open(self._view, mode="r", options=options, **lenient)
         with container:
             with _caught():
                 tracks = list(container.streams.audio)
