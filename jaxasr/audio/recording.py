@@ -58,6 +58,7 @@ class Recording:
 
     def blocks(self, start: int = 0) -> Iterator[np.ndarray]:
         """The sound from sample `start` on: (n, channels) float32, full scale at 1. Raises AudioError."""
+        self.lost, self.remarks = 0.0, []
         done = start
         try:
             for block in self._decoder.blocks(start):
