@@ -69,8 +69,8 @@ def convert_checkpoint(
     _, checkpoint, converted = _read(Path(source), options)
     card = store.ModelCard(
         name=converted.config.name,
-        source=tuple((printable(file.name), file.stat().st_size, file_hash(file)) for file in checkpoint.files),
-        summary=tuple(map(printable, checkpoint.notes)),
+        source=tuple((file.name, file.stat().st_size, file_hash(file)) for file in checkpoint.files),
+        summary=tuple(checkpoint.notes),
         origin=origin,
         licence=licence,
     )
@@ -91,12 +91,12 @@ def describe(source: str | os.PathLike[str], config: str | os.PathLike[str] | No
     sizes = [(file.name, file.stat().st_size) for file in checkpoint.files]
     return {
         "kind": candidates[0].kind,
-        "path": printable(path),
+        "path": str(path),
         **store.facts(converted.config, [(array.shape, "float32") for array in converted.arrays.values()]),
         "bytes": sum(size for _, size in sizes),
-        "source": [{"file": printable(name), "bytes": size} for name, size in sizes],
-        "passed_over": [printable(other.title) for other in candidates[1:]],
-        "notes": [printable(note) for note in checkpoint.notes],
+        "source": [{"file": name, "bytes": size} for name, size in sizes],
+        "passed_over": [other.title for other in candidates[1:]],
+        "notes": list(checkpoint.notes),
     }
 
 
