@@ -17,7 +17,7 @@ from jaxasr.audio.mono import SAMPLE_RATE, Channels, LateScale, Mixer, checked_c
 from jaxasr.audio.paths import EXTENSIONS, expand_paths
 from jaxasr.audio.recording import Recording
 from jaxasr.errors import AudioError
-from jaxasr.files import reason
+from jaxasr.files import reason, refuse_pointer
 
 __all__ = [
     "EXTENSIONS",
@@ -110,6 +110,7 @@ def _standard_input() -> Any:
 def _opened_path(path: str) -> Iterator[Recording]:
     if os.path.isdir(path):
         raise AudioError(f"{path}: is a folder, not an audio file; name the files in it")
+    refuse_pointer(path, AudioError)
     try:
         with open(path, "rb") as file:
             yield Recording(file if file.seekable() else io.BytesIO(file.read()), path)

@@ -162,7 +162,12 @@ def _with_channels(block: np.ndarray, channels: int) -> np.ndarray:
     return np.repeat(block.mean(axis=1, keepdims=True), channels, axis=1)
 
 
+_ONLY_TAGS: Final = "holds tags and no MPEG audio after them; copy or export it again"
+
+
 def _missing_decoder(head: bytes, refusal: Undecodable) -> str:
+    if head[:3] == b"ID3":
+        return _ONLY_TAGS
     kind = _container(head)
     if kind is not None:
         return f"{kind} needs {_PYAV}"
@@ -172,6 +177,8 @@ def _missing_decoder(head: bytes, refusal: Undecodable) -> str:
 
 
 def _refusal(head: bytes, refusal: Undecodable, error: Undecodable) -> str:
+    if head[:3] == b"ID3" and not refusal.recognised:
+        return _ONLY_TAGS
     if error.recognised and not refusal.recognised:
         return f"{error.reason}; convert it to WAV or FLAC"
     if refusal.recognised:

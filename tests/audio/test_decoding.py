@@ -219,10 +219,15 @@ def test_pyav_that_fails_in_its_own_ways(tmp_path: Path) -> None:
                 assert "\n" not in str(error)
 
 
-def test_an_mp3_without_frames() -> None:
+def test_an_mp3_without_frames(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tag = b"ID3\x03\0\0\0\0\2\0" + bytes(256)
-    for content in (tag, tag + bytes(3000)):
-        assert refusal(content).startswith("audio bytes: ")
+    for _ in range(2):
+        for content in (tag, tag + bytes(3000)):
+            assert refusal(content) == "audio bytes: holds tags and no MPEG audio after them; copy or export it again"
+        without_pyav(monkeypatch)
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 5\n")
+    assert "a git-lfs pointer" in refusal(path)
 
 
 def test_a_folder_called_av_is_not_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
