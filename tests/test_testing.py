@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxasr
 from jaxasr import store
@@ -52,3 +53,16 @@ def test_speechlike() -> None:
     loudness = np.sqrt(np.square(clip.reshape(-1, RATE // 50)).mean(axis=1))  # of 20 ms
     assert loudness.max() > 20 * loudness.min() > 0
     assert 0.05 < np.abs(clip).max() < 2 and not np.array_equal(clip, speechlike(2.0, 2))
+
+
+def test_a_recognizer_hands_out_its_module() -> None:
+    recognizer = tiny_recognizer()
+    model = recognizer.model
+    assert model.config is recognizer.config
+    for ours, theirs in zip(
+        jax.tree.leaves(nnx.state(model)), jax.tree.leaves(recognizer.programs.params), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    frames, counts = model.features(np.zeros((2, 16000), np.float32), np.array([16000, 8000], np.int32))
+    assert frames.shape[2] == recognizer.config.features.output_dim
+    assert counts.tolist() == [recognizer.config.features.frame_count(samples) for samples in (16000, 8000)]

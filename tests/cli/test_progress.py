@@ -70,3 +70,13 @@ def test_a_closed_standard_error_does_not_stop_the_work(monkeypatch: pytest.Monk
     closed.close()
     monkeypatch.setattr("sys.stderr", closed)
     progress.say("into the void")
+
+
+def test_a_traceback_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        progress.show_traceback()
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):\n  File ")
+    assert "ValueError: \\x1b[2J\n" in shown and "\x1b" not in shown
