@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import sys
@@ -71,6 +72,26 @@ def test_aac_in_wav() -> None:
     samples = audio.load(b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks)
     assert abs(len(samples) - 32000) <= 3000
     assert heard(samples, range(2)) == expected(range(2))
+
+
+def test_opus_in_caf() -> None:
+    """As iPhones record; FFmpeg writes no such file, so that its chunks are put together here."""
+    av = pytest.importorskip("av", reason="needs PyAV (pip install av)")
+    with av.open(io.BytesIO(muxed(syllables(3, 48000), 48000, "ogg", "libopus"))) as container:
+        packets = [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+
+    def chunk(tag: bytes, content: bytes) -> bytes:
+        return tag + struct.pack(">q", len(content)) + content
+
+    def variable(number: int) -> bytes:
+        return bytes([number >> 7 | 128, number & 127]) if number > 127 else bytes([number])
+
+    description = struct.pack(">d4sIIIII", 48000.0, b"opus", 0, 0, 960, 1, 0)
+    sizes = struct.pack(">qqii", len(packets), 144000, 0, 0) + b"".join(variable(len(packet)) for packet in packets)
+    chunks = chunk(b"desc", description) + chunk(b"pakt", sizes) + chunk(b"data", bytes(4) + b"".join(packets))
+    samples = audio.load(b"caff" + struct.pack(">HH", 1, 0) + chunks)
+    assert abs(len(samples) - 48000) <= 3000
+    assert heard(samples, range(3)) == expected(range(3))
 
 
 def flac_of_unknown_length() -> bytes:
