@@ -21,7 +21,7 @@ def reason(error: BaseException) -> str:
 
     An error that says nothing is named by its type.
     """
-    message = (isinstance(error, OSError) and error.strerror) or str(error)
+    message = str(getattr(error, "strerror", None) or error)  # PyAV's errors have the words too, and are no OSError
     return " ".join(message.split())[:200] or type(error).__name__
 
 

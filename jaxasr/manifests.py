@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -72,13 +72,14 @@ def read_manifest(path: str | os.PathLike[str], where: Mapping[str, Iterable[str
         raise ConfigError(f"{path}: cannot be read as a manifest ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a manifest (text in UTF-8): {error}") from None
-    read_rows = _json_rows if content.lstrip().startswith("{") else _table_rows
+    as_json = content.lstrip().startswith("{")
+    read_rows, pieces = (_json_rows, _timed_piece) if as_json else (_table_rows, _pieces)
     rows = read_rows(path, content, wanted)
     if not rows:
         raise ConfigError(f"{path}: the manifest holds no utterances")
     found = [
-        Utterance(str(path), pieces(Path(path), number, row), str(row["text"]), row)
-        for number, row, pieces in rows
+        Utterance(str(path), pieces(Path(path), number, row), row["text"], row)
+        for number, row in rows
         if all(row.get(column) in values for column, values in wanted.items())
     ]
     if not found:
@@ -87,7 +88,7 @@ def read_manifest(path: str | os.PathLike[str], where: Mapping[str, Iterable[str
     return found
 
 
-_Rows: TypeAlias = list[tuple[int, Mapping[str, str], "Callable[[Path, int, Mapping[str, str]], tuple[Piece, ...]]"]]
+_Rows: TypeAlias = list[tuple[int, Mapping[str, str]]]  # with the numbers of their lines
 
 
 def _table_rows(path: str | os.PathLike[str], content: str, where: Iterable[str]) -> _Rows:
@@ -103,7 +104,7 @@ def _table_rows(path: str | os.PathLike[str], content: str, where: Iterable[str]
     for number, row in rows:
         if None in row or None in row.values():
             raise ConfigError(f"{path}: line {number} does not have {len(columns)} columns")
-    return [(number, row, _pieces) for number, row in rows]
+    return list(rows)
 
 
 def _json_rows(path: str | os.PathLike[str], content: str, where: Iterable[str]) -> _Rows:
@@ -124,7 +125,7 @@ def _json_rows(path: str | os.PathLike[str], content: str, where: Iterable[str])
             if not isinstance(entry[key], str):
                 raise ConfigError(f"{path}: line {number}: {key} must be text, not {json.dumps(entry[key])[:40]}")
         columns = {key: value if isinstance(value, str) else json.dumps(value) for key, value in entry.items()}
-        rows.append((number, {"path": entry["audio_filepath"], **columns}, _timed_piece))
+        rows.append((number, {"path": entry["audio_filepath"], **columns}))
     return rows
 
 

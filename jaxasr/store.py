@@ -24,7 +24,7 @@ import yaml
 
 from jaxasr.caches import FORMAT
 from jaxasr.configuration import from_mapping, to_mapping
-from jaxasr.errors import ModelError, printable
+from jaxasr.errors import ModelError, listing, printable
 from jaxasr.files import file_hash, read_yaml, reason, refuse_pointer, require_utf8, writing_folder
 from jaxasr.model import ModelConfig, Parameters
 from jaxasr.search import searched_head
@@ -306,9 +306,8 @@ def _verify_arrays(folder: Path, expected: Mapping[str, Any], params: Mapping[st
         digests = dict(zip(leaves, pool.map(_array_hash, leaves.values()), strict=True))
     wrong = sorted(path for path, digest in digests.items() if digest != expected[path]["sha256"])
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ModelError(
-            f"{folder / PARAMS} is damaged: {', '.join(wrong[:3])}{more} differ from the manifest; convert it again"
+            f"{folder / PARAMS} is damaged: {listing(wrong, 3)} differ from the manifest; convert it again"
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 
-from jaxasr.audio.mono import SAMPLE_RATE, Channels, LateScale, Mixer, checked_channels, ending, gather
+from jaxasr.audio.mono import SAMPLE_RATE, Channels, checked_channels, ending, gather, mixed
 from jaxasr.audio.paths import EXTENSIONS, expand_paths
 from jaxasr.audio.recording import Recording
 from jaxasr.errors import AudioError
@@ -63,20 +63,17 @@ def load_channels(
 ) -> list[np.ndarray]:
     """What is heard of a source, each channel by itself: arrays (samples,) as `load` gives one."""
     if hasattr(source, "__array__"):
-        return _load_array(np.asarray(source), SAMPLE_RATE if sample_rate is None else sample_rate, channels)
-    with opened(cast("str | bytes", source)) as recording:
-        try:
-            heard, remarks = _gathered(recording, channels)
-        except LateScale:
-            heard, remarks = _gathered(recording, channels, scaled=True)
-    for remark in (*recording.remarks, *remarks):
+        heard, remarks = _load_array(np.asarray(source), SAMPLE_RATE if sample_rate is None else sample_rate, channels)
+    else:
+        with opened(cast("str | bytes", source)) as recording:
+            name, rate = recording.name, recording.rate
+            heard, mixer = mixed(
+                lambda mixer: gather(recording.blocks(), rate, mixer, name), name, channels, floating=recording.floating
+            )
+            remarks = [*recording.remarks, *mixer.remarks(rate)]
+    for remark in remarks:
         _logger.warning("%s", remark)
     return heard
-
-
-def _gathered(recording: Recording, channels: Channels, *, scaled: bool = False) -> tuple[list[np.ndarray], list[str]]:
-    mixer = Mixer(recording.name, channels, floating=recording.floating, scaled=scaled)
-    return gather(recording.blocks(), recording.rate, mixer, recording.name)
 
 
 @contextlib.contextmanager
@@ -132,7 +129,7 @@ def _whole_stream(stream: Any, name: str) -> io.BytesIO:
     return io.BytesIO(content)
 
 
-def _load_array(array: np.ndarray, sample_rate: Any, channels: Channels) -> list[np.ndarray]:
+def _load_array(array: np.ndarray, sample_rate: Any, channels: Channels) -> tuple[list[np.ndarray], list[str]]:
     name = "audio array"
     if array.dtype.newbyteorder("=") not in (np.int16, np.int32, np.uint8, np.float16, np.float32, np.float64):
         raise AudioError(f"{name}: dtype {array.dtype} is none of int16, int32, uint8, float16, float32, float64; cast")
@@ -157,13 +154,9 @@ def _load_array(array: np.ndarray, sample_rate: Any, channels: Channels) -> list
             for start in range(0, len(array), step):
                 yield _to_float(array[start : start + step])
 
-    try:
-        heard, remarks = gather(blocks(), float(sample_rate), Mixer(name, channels), name)
-    except LateScale:
-        heard, remarks = gather(blocks(), float(sample_rate), Mixer(name, channels, scaled=True), name)
-    for remark in remarks:
-        _logger.warning("%s", remark)
-    return heard
+    rate = float(sample_rate)
+    heard, mixer = mixed(lambda mixer: gather(blocks(), rate, mixer, name), name, channels)
+    return heard, mixer.remarks(rate)
 
 
 def _to_float(block: np.ndarray) -> np.ndarray:

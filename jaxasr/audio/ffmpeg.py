@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from jaxasr.audio.protocol import BLOCK, Undecodable
+from jaxasr.audio.protocol import BLOCK, Undecodable, with_channels
 from jaxasr.audio.views import View
+from jaxasr.files import reason
 
 # FFmpeg's names of the formats that it may read: every one that holds sound and reads only its own bytes. Playlists,
 # scripts and image sequences (hls, dash, concat, imf, sdp, image2, ...) name other files and addresses, and are none.
@@ -100,7 +101,8 @@ class FFmpegDecoder:
         av = pyav()
         assert av is not None
         with self._opened() as (container, stream):
-            resampler = None
+            resampler: Any = None
+            resampled_kind: tuple[str, str, int] | None = None
             clock = _Clock()
             for frame in self._frames(av, container, stream):
                 missing = clock.missing(frame)
@@ -108,14 +110,12 @@ class FFmpegDecoder:
                     self.lost += missing
                     yield np.zeros((round(missing * self.rate), self.channels), np.float32)
                 with _caught():
-                    if resampler is None:
+                    kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+                    if kind != resampled_kind:  # the first, or one of a stream that was joined from several
+                        if resampler is not None:
+                            yield from _arrays(resampler.resample(None), self.channels)
                         resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=self.rate)
-                        template = (frame.format.name, frame.layout.name, frame.sample_rate)
-                    elif (frame.format.name, frame.layout.name, frame.sample_rate) != template:
-                        # A stream that was joined from several.
-                        yield from _arrays(resampler.resample(None), self.channels)
-                        resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=self.rate)
-                        template = (frame.format.name, frame.layout.name, frame.sample_rate)
+                        resampled_kind = kind
                     frame.pts = None
                     resampled = resampler.resample(frame)
                 yield from _arrays(resampled, self.channels)
@@ -182,10 +182,7 @@ class _Clock:
 
 def _arrays(frames: list[Any], channels: int) -> Iterator[np.ndarray]:
     for frame in frames:
-        samples = frame.to_ndarray().T  # (n, channels)
-        if samples.shape[1] != channels:
-            # A stream whose number of channels changes keeps the first one's: what is more is mixed down.
-            samples = np.repeat(samples.mean(axis=1, keepdims=True), channels, axis=1)
+        samples = with_channels(frame.to_ndarray().T, channels)
         if len(samples):
             yield samples
 
@@ -198,5 +195,4 @@ def _caught() -> Iterator[None]:
     except (Undecodable, MemoryError):
         raise
     except Exception as error:
-        words = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise Undecodable(words or type(error).__name__) from error
+        raise Undecodable(reason(error)) from error

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from fractions import Fraction
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ SAMPLE_RATE: Final = 16000  # Hz: what every recogniser here listens to
 
 # Which channels of a recording are heard: their mean, each by itself, or the one of this number, from 1 on.
 Channels: TypeAlias = Literal["mix", "each"] | int
+
+Result = TypeVar("Result")
 
 _RATES: Final = (1_000, 1_000_000)  # Hz; what a damaged header says outside would blow up memory when resampled
 _WINDOW: Final = 1 << 10  # samples; over each it is decided whether channels cancel
@@ -131,6 +133,18 @@ class Mixer:
             self._cancelled += len(mono[place])
 
 
+def mixed(
+    work: Callable[[Mixer], Result], name: str, channels: Channels = "mix", *, floating: bool = True
+) -> tuple[Result, Mixer]:
+    """What `work` makes of a recording by a mixer, and the mixer; anew where samples turn out late to be integers."""
+    mixer = Mixer(name, channels, floating=floating)
+    try:
+        return work(mixer), mixer
+    except LateScale:
+        mixer = Mixer(name, channels, scaled=True)
+        return work(mixer), mixer
+
+
 class Resampler:
     """One channel in blocks (n,) at `rate` Hz to one array (samples,) at 16 kHz, float32."""
 
@@ -153,8 +167,8 @@ class Resampler:
         return _upsample(gathered, self._rate) if self._rate < SAMPLE_RATE and gathered.size else gathered
 
 
-def gather(blocks: Iterable[np.ndarray], rate: float, mixer: Mixer, name: str) -> tuple[list[np.ndarray], list[str]]:
-    """Blocks (n, C) float32 at `rate` Hz to arrays (samples,) at 16 kHz, one a channel that is heard, and remarks."""
+def gather(blocks: Iterable[np.ndarray], rate: float, mixer: Mixer, name: str) -> list[np.ndarray]:
+    """Blocks (n, C) float32 at `rate` Hz to arrays (samples,) at 16 kHz, one for each channel that is heard."""
     check_rate(rate, name)
     heard: list[Resampler] = []
     for block in blocks:
@@ -164,7 +178,7 @@ def gather(blocks: Iterable[np.ndarray], rate: float, mixer: Mixer, name: str) -
             if index == len(heard):
                 heard.append(Resampler(rate))
             heard[index].push(channel)
-    return [resampler.finish() for resampler in heard or [Resampler(rate)]], mixer.remarks(rate)
+    return [resampler.finish() for resampler in heard or [Resampler(rate)]]
 
 
 def native(blocks: Iterable[np.ndarray], mixer: Mixer) -> Generator[np.ndarray, None, None]:

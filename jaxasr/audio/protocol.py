@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
@@ -18,16 +17,8 @@ class Undecodable(Exception):
         self.reason, self.recognised = reason, recognised
 
 
-class Decoder(Protocol):
-    """A file that is being decoded: `rate` (Hz), `channels`, and the sound in blocks (n, channels) float32.
-
-    `floating`: its samples are stored as floating-point numbers.
-    """
-
-    rate: int
-    channels: int
-    floating: bool
-
-    def blocks(self, start: int = 0) -> Iterator[np.ndarray]:
-        """The sound from sample `start` on, full scale at 1."""
-        ...
+def with_channels(block: np.ndarray, channels: int) -> np.ndarray:
+    """A block (n, any) as (n, channels): where a stream's number changes, the mean of all in each."""
+    if block.shape[1] == channels:
+        return block
+    return np.repeat(block.mean(axis=1, keepdims=True), channels, axis=1)

@@ -10,7 +10,7 @@ from typing import BinaryIO, Final
 import numpy as np
 
 from jaxasr.audio.ffmpeg import FFmpegDecoder, pyav
-from jaxasr.audio.protocol import Undecodable
+from jaxasr.audio.protocol import Undecodable, with_channels
 from jaxasr.audio.sndfile import SndfileDecoder
 from jaxasr.audio.views import View, corrected
 from jaxasr.errors import AudioError
@@ -104,7 +104,7 @@ class Recording:
             return
         try:
             second = FFmpegDecoder(self._view, self.rate)
-            yield from (_with_channels(block, self.channels) for block in second.blocks(done))
+            yield from (with_channels(block, self.channels) for block in second.blocks(done))
             self._lose(second.lost)
         except Undecodable:
             self._lose(((decoder.frames or done) - done) / self.rate)
@@ -123,7 +123,7 @@ class Recording:
             held: list[np.ndarray] = []
             length = 0
             for block in later.blocks():
-                block = _with_channels(block, self.channels)
+                block = with_channels(block, self.channels)
                 length += len(block)
                 held.append(block if later.rate == self.rate else converter.resample_chunk(block))
                 if length > _SHORTEST_SUCCESSOR * later.rate:
@@ -153,13 +153,6 @@ def _next_mpeg(view: View, position: int) -> int | None:
         view.read(1 << 17),
     )
     return None if begin is None else position + begin.start()
-
-
-def _with_channels(block: np.ndarray, channels: int) -> np.ndarray:
-    """A block (n, any) as (n, channels): the mean in each where the numbers differ."""
-    if block.shape[1] == channels:
-        return block
-    return np.repeat(block.mean(axis=1, keepdims=True), channels, axis=1)
 
 
 _ONLY_TAGS: Final = "holds tags and no MPEG audio after them; copy or export it again"

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from jaxasr.audio import opened
-from jaxasr.audio.mono import LateScale, Mixer, check_rate, native
+from jaxasr.audio.mono import Mixer, check_rate, mixed, native
 from jaxasr.audio.recording import Recording
 from jaxasr.caches import cache_folder
 
@@ -75,24 +75,21 @@ def read(path: str | os.PathLike[str], start: int = 0, count: int | None = None)
     Files whose decoding can begin anywhere are read from `start`. Of the others the whole sound is kept in memory for
     a while, so that the rows of one file do not decode it once each.
     """
-    with opened(path) as recording:
-        check_rate(recording.rate, recording.name)
-        if recording.exact:
-            return _stretch(recording, start, count)
-        if start == 0 and count is None:
-            return _stretch(recording, 0, None)
-    whole = _decoded.get(path)
+    whole = _decoded.kept(path)
+    if whole is None:
+        with opened(path) as recording:
+            check_rate(recording.rate, recording.name)
+            if recording.exact or (start == 0 and count is None):
+                return _stretch(recording, start, count)
+        whole = _decoded.get(path)
     end = None if count is None else start + count
     return Stretch(whole.samples[start:end].copy(), whole.rate, whole.lost, whole.remarks)
 
 
 def _stretch(recording: Recording, start: int, count: int | None) -> Stretch:
-    mixer = Mixer(recording.name, floating=recording.floating)
-    try:
-        samples = _gathered(recording, start, count, mixer)
-    except LateScale:
-        mixer = Mixer(recording.name, scaled=True)
-        samples = _gathered(recording, start, count, mixer)
+    samples, mixer = mixed(
+        lambda mixer: _gathered(recording, start, count, mixer), recording.name, floating=recording.floating
+    )
     remarks = (*recording.remarks, *mixer.remarks(recording.rate))
     return Stretch(samples, recording.rate, recording.lost, remarks)
 
@@ -114,16 +111,24 @@ class _Decoded:
     """Whole files as they were decoded, the latest ones, up to _KEPT_BYTES."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._kept: collections.OrderedDict[_Key, Stretch] = collections.OrderedDict()
+
+    def kept(self, path: str | os.PathLike[str]) -> Stretch | None:
+        """The whole sound of a file, if it is here."""
+        key = _key(path)
+        with self._lock:
+            if key is None or key not in self._kept:
+                return None
+            self._kept.move_to_end(key)
+            return self._kept[key]
 
     def get(self, path: str | os.PathLike[str]) -> Stretch:
         """The whole sound of a file. Raises AudioError."""
         with self._lock:  # held while decoding: whoever waits most likely wants the same file
+            if (kept := self.kept(path)) is not None:
+                return kept
             key = _key(path)
-            if key is not None and key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
             with opened(path) as recording:
                 whole = _stretch(recording, 0, None)
             if key is not None and whole.samples.nbytes <= _KEPT_BYTES:

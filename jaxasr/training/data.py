@@ -26,9 +26,9 @@ from jaxasr.training.curriculum import CurriculumConfig
 
 RATE = audio.SAMPLE_RATE
 SHORTEST = 0.05  # s; what is shorter than that holds no speech
+_SLACK = 0.001  # s; what rounding to samples may add
 
 logger = logging.getLogger("jaxasr")
-_SLACK = 0.001  # s; what rounding to samples may add
 
 
 @dataclass(frozen=True)

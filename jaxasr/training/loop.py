@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxasr import store
 from jaxasr.caches import programs_kept
 from jaxasr.devices import Policy, policy
-from jaxasr.errors import AudioError, ConfigError, TrainingError
+from jaxasr.errors import AudioError, ConfigError, TrainingError, listing
 from jaxasr.evaluation import Errors
 from jaxasr.model import AbstractModel, Model, ModelConfig, Parameters, named_parameters
 from jaxasr.text.tokens import TokenTable
@@ -267,7 +267,6 @@ class Trainer:
         """The message about a batch whose loss is not finite, with the names of its rows."""
         names = [self.corpus.examples[index].name for item in batch.plan.items for index in item.examples]
         return (
-            f"step {step}: the loss or its gradient is not finite; the batch holds {', '.join(names[:4])}"
-            f"{f' and {len(names) - 4} more' if len(names) > 4 else ''}; look at them, or lower the learning rate, "
-            "and resume from the last checkpoint"
+            f"step {step}: the loss or its gradient is not finite; the batch holds {listing(names, 4)}; look at "
+            "them, or lower the learning rate, and resume from the last checkpoint"
         )
