@@ -158,12 +158,22 @@ def quick_to_compile() -> Iterator[None]:
         jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture(autouse=True)
+def logger_restored() -> Iterator[None]:
+    """The command line, run in the process of the tests, makes jaxasr's logger print; it does so for one test alone."""
+    logger = logging.getLogger("jaxasr")
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
+
+
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
     """The messages that jaxasr logs during a test.
 
-    caplog hears a logger that does not propagate, as the command line's tests leave ours, not at all or once more than
-    it should, depending on pytest's version.
+    caplog hears a logger that does not propagate, as within the command line, not at all or once more than it should,
+    depending on pytest's version.
     """
     messages: list[str] = []
 

@@ -69,7 +69,7 @@ def test_a_guest_changes_nothing_and_keeps_its_programs(tmp_path: Path, noisy: b
     assert configured[1] == before[1] and configured[2:] == [sys.platform == "linux", True]
 
 
-@pytest.mark.usefixtures("silenced")
+@pytest.mark.usefixtures("silenced", "logged")
 def test_what_mpg123_prints_is_kept_from_the_terminal_and_nothing_else_is(
     capfd: pytest.CaptureFixture[str], noisy: bytes
 ) -> None:
