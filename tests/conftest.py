@@ -70,6 +70,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first, else in their order: of several workers none is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What tests of odd names print and log is no UTF-8, which pytest-xdist cannot hand on."""
@@ -116,7 +121,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     return convert(BUNDLED, DATA / BUNDLED, tmp_path_factory.mktemp("models") / BUNDLED)
 
 
-# What XLA does in a fourth of the time that a training step takes to compile, for tests that are not about speed.
+# With these XLA takes a fraction of the time that a training step takes to compile, for tests that are not about speed.
 _QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -124,19 +129,31 @@ _QUICK = {
 }
 
 
+def _known(option: str, value: int) -> bool:
+    """Whether this version of XLA has the option: they come and go."""
+    import jax
+
+    try:
+        jax.jit(lambda x: x, compiler_options={option: value}).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
 @functools.cache
-def _quick_update() -> Callable[..., Any] | None:
-    """The compiled training step, one for all tests of a process; None where XLA has other options."""
+def _quick_options() -> dict[str, int]:
+    return {option: value for option, value in _QUICK.items() if _known(option, value)}
+
+
+@functools.cache
+def _quick_update() -> Callable[..., Any]:
+    """The compiled training step, one for all tests of a process."""
     import jax
 
     from jaxasr.training import loop
 
-    try:
-        jax.jit(lambda x: x, compiler_options=_QUICK).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return None
     step = inspect.unwrap(loop.update)
-    return jax.jit(step, static_argnums=0, donate_argnums=1, compiler_options=_QUICK)
+    return jax.jit(step, static_argnums=0, donate_argnums=1, compiler_options=_quick_options())
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +166,8 @@ def quick_to_compile() -> Iterator[None]:
     before = jax.config.read("jax_disable_most_optimizations")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        if (update := _quick_update()) is not None:
-            patch.setattr(loop, "update", update)
+        patch.setattr(loop, "update", _quick_update())
+        if "xla_cpu_use_fusion_emitters" in _quick_options():
             flags = os.environ.get("XLA_FLAGS", "")
             patch.setenv("XLA_FLAGS", f"{flags} --xla_cpu_use_fusion_emitters=false".strip())
         jax.config.update("jax_disable_most_optimizations", True)
