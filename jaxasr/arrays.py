@@ -1,4 +1,4 @@
-"""Lengths, masks and buckets: the arithmetic that every room shares."""
+"""Lengths and masks: the arithmetic that every room shares."""
 
 from __future__ import annotations
 
@@ -38,15 +38,3 @@ def ceil_div(value: Count, divisor: int) -> Count:
 def at_least_zero(value: Count) -> Count:
     """The value, or 0 where it is negative, for integers and integer arrays."""
     return max(value, 0) if isinstance(value, int) else jnp.maximum(value, 0)
-
-
-def bucket(size: int, smallest: int) -> int:
-    """The bucket that holds `size`: a geometric ladder with four steps an octave, from `smallest` upwards.
-
-    The ladder is smallest times 1, 1.25, 1.5, 1.75, 2, 2.5, 3, ...: at most a quarter of a bucket is padding, and
-    lengths up to N times the smallest need no more than 4 * log2(N) + 1 buckets.
-    """
-    octave = smallest
-    while size > 2 * octave:
-        octave *= 2
-    return octave if size <= octave else ceil_div(4 * size, octave) * octave // 4

@@ -1,4 +1,4 @@
-"""Which clips run together: windows of long audio, batches of equal buckets, rows of padded samples."""
+"""What runs together: windows of long audio, batches of windows, rows of padded samples."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-
-from jaxasr.arrays import bucket
 
 # Long audio is cut inside the last CUT_SEARCH (fraction) of the longest window, in the middle of its quietest
 # CUT_STRETCH seconds.
@@ -48,29 +46,6 @@ def cut(samples: np.ndarray, longest: int, rate: int) -> list[tuple[int, int]]:
         windows.append((start, stop))
         start = stop
     return [*windows, (start, len(samples))]
-
-
-def plan(windows: Sequence[Window], *, padding: int, shortest: int, most_samples: float, multiple: int) -> list[Batch]:
-    """Sort windows by length into batches: equal buckets, rows a power of four times `multiple`.
-
-    `padding`: samples of silence that every window gets. `shortest`: samples of the smallest bucket. `most_samples`:
-    what a batch may hold, padding included; one row of every device it holds always. `multiple`: devices that share a
-    batch. Powers of four keep the number of programs small: a bucket with six windows runs as 4 + 1 + 1 rather than in
-    a program of its own.
-    """
-    buckets: dict[int, list[Window]] = {}
-    for window in sorted(windows, key=lambda w: w.stop - w.start):
-        buckets.setdefault(bucket(window.stop - window.start + padding, shortest), []).append(window)
-    batches = []
-    for samples, members in buckets.items():
-        most = max(int(most_samples / samples / multiple), 1)
-        while members:
-            rows = 1
-            while 4 * rows <= most and 4 * rows * multiple <= len(members):
-                rows *= 4
-            taken, members = members[: rows * multiple], members[rows * multiple :]
-            batches.append(Batch(tuple(taken), rows * multiple, samples))
-    return batches
 
 
 def assemble(batch: Batch, clips: Sequence[np.ndarray], *, before: int, after: int) -> tuple[np.ndarray, np.ndarray]:

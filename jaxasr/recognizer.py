@@ -14,11 +14,12 @@ import numpy as np
 
 from jaxasr import reading
 from jaxasr.audio import SAMPLE_RATE, Channels, checked_channels
-from jaxasr.batching import Batch, Window, assemble, cut, plan
+from jaxasr.batching import Batch, Window, assemble, cut
 from jaxasr.devices import usual_settings
 from jaxasr.errors import ConfigError, ModelError
 from jaxasr.inputs import AudioInput, listed
 from jaxasr.model import Model, ModelConfig, Parameters
+from jaxasr.planner import COSTS, Planner, ladder
 from jaxasr.programs import Programs
 from jaxasr.reading import Clip
 from jaxasr.search.hypotheses import Hypotheses
@@ -28,8 +29,10 @@ from jaxasr.transcripts import Failure, Transcript
 
 logger = logging.getLogger("jaxasr")
 
-# Sound that is read ahead and sorted into batches at a time, in multiples of a batch's seconds.
-GROUP_BATCHES = 4
+# Sound in one batch, in seconds; and sound that is read ahead and sorted into batches at a time, in batches. On a CPU
+# larger batches are slower, since activations leave its caches.
+CPU_BATCH_SECONDS, CPU_GROUP_BATCHES = 20.0, 16
+BATCH_SECONDS, GROUP_BATCHES = 1200.0, 4
 
 Progress = Callable[[float, float], None]
 
@@ -75,7 +78,7 @@ class Recognizer:
             called in a thread of the recognizer, which compiles meanwhile and waits for the thread in `close`.
         `tokens`: the vocabulary.
         `dtype`: float32, bfloat16 or float16.
-        `batch_seconds`: sound in one batch, padding included; 60 on a CPU and 1,200 elsewhere by default.
+        `batch_seconds`: sound in one batch, padding included; 20 on a CPU and 1,200 elsewhere by default.
         `shortest_seconds`: shorter clips are padded to it. With a larger one fewer programs are compiled.
         `blank_penalty`: subtracted from the blank's logit.
         `search`: greedy, beam or joint, instead of the configuration's.
@@ -91,7 +94,7 @@ class Recognizer:
         self.config, self.tokens = config, tokens
         chosen = config.choose_search(search, head, beam)
         self.programs = Programs(config, params, search=chosen, dtype=dtype, devices=devices)
-        self.batch_seconds = batch_seconds or (60.0 if self.programs.devices[0].platform == "cpu" else 1200.0)
+        self.batch_seconds = batch_seconds or (CPU_BATCH_SECONDS if self._platform == "cpu" else BATCH_SECONDS)
         self.shortest_seconds = shortest_seconds
         self.blank_penalty = float(blank_penalty)
         self._spell = SPELLINGS.make(config.spelling(chosen))
@@ -158,16 +161,18 @@ class Recognizer:
             raise ConfigError(f"on_error must be 'raise' or 'yield', not {on_error!r}")
         if read_ahead is not None and (isinstance(read_ahead, bool) or not read_ahead >= 0):
             raise ConfigError(f"read_ahead must be a number of inputs, not {read_ahead!r}")
+        inputs = listed(sources)
+        group_batches = CPU_GROUP_BATCHES if self._platform == "cpu" else GROUP_BATCHES
         groups = reading.read_ahead(
-            listed(sources),
+            inputs,
             sample_rate,
-            group_samples=GROUP_BATCHES * self.batch_seconds * SAMPLE_RATE,
+            group_samples=group_batches * self.batch_seconds * SAMPLE_RATE,
             smallest=int(self.shortest_seconds * SAMPLE_RATE),
             most=read_ahead,
             stop_at_failure=on_error == "raise",
             channels=checked_channels(channels),
         )
-        return self._transcribe(groups, on_error, progress)
+        return self._transcribe(groups, on_error, progress, len(inputs) if isinstance(inputs, (list, tuple)) else None)
 
     def close(self) -> None:
         """Let go of parameters and programs, after the parameters have been read; nothing can be transcribed then.
@@ -183,9 +188,15 @@ class Recognizer:
         self.close()
 
     def _transcribe(
-        self, groups: Generator[list[Clip | Failure], None, None], on_error: str, progress: Progress | None
+        self,
+        groups: Generator[list[Clip | Failure], None, None],
+        on_error: str,
+        progress: Progress | None,
+        inputs: int | None,
     ) -> Iterator[Transcript | Failure]:
+        planner, before_and_after = self._planner(), sum(self._silence())
         done = known = 0.0
+        read = 0
         with contextlib.closing(groups):
             for group in groups:
                 clips = [item if isinstance(item, Clip) else Clip("", np.zeros(0, np.float32)) for item in group]
@@ -194,7 +205,13 @@ class Recognizer:
                 spoken: dict[Window, _Spoken] = {}
                 waiting = collections.deque(zip(group, windows, strict=True))
                 yield from self._ready(waiting, spoken, on_error)
-                for batch, hypotheses in self._run(self._plan(windows), clips):
+                read += len(group)
+                batches = planner.plan(
+                    [window for parts in windows for window in parts],
+                    padding=before_and_after,
+                    share=min(read / inputs, 1.0) if inputs else None,
+                )
+                for batch, hypotheses in self._run(batches, clips):
                     spoken.update(self._best(batch, hypotheses))
                     done += sum(window.stop - window.start for window in batch.windows) / SAMPLE_RATE
                     if progress is not None:
@@ -228,14 +245,20 @@ class Recognizer:
             )  # fmt: skip
         return [Window(number, start, stop) for start, stop in pieces]
 
-    def _plan(self, windows: list[list[Window]]) -> list[Batch]:
-        before, after = self._silence()
-        return plan(
-            [window for parts in windows for window in parts],
-            padding=before + after,
-            shortest=int(self.shortest_seconds * SAMPLE_RATE),
+    @property
+    def _platform(self) -> str:
+        return self.programs.devices[0].platform
+
+    def _planner(self) -> Planner:
+        """For one job: the same one for the same recordings, whatever ran before."""
+        longest = int(self.config.audio.longest * SAMPLE_RATE) + sum(self._silence())
+        return Planner(
+            ladder(int(self.shortest_seconds * SAMPLE_RATE), longest),
             most_samples=self.batch_seconds * SAMPLE_RATE,
             multiple=len(self.programs.devices),
+            costs=COSTS.get(self._platform, COSTS["gpu"]),
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(self.programs.abstract_params())),
+            rate=SAMPLE_RATE,
         )
 
     def _silence(self) -> tuple[int, int]:

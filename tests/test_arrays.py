@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from jaxasr.arrays import bucket, ceil_div, length_mask, repeat_last, zero_beyond
+from jaxasr.arrays import ceil_div, length_mask, repeat_last, zero_beyond
 
 
 def test_masks_and_padding_by_row() -> None:
@@ -19,14 +18,3 @@ def test_masks_and_padding_by_row() -> None:
 def test_ceil_div_of_integers_and_arrays() -> None:
     assert [ceil_div(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
     np.testing.assert_array_equal(ceil_div(jnp.array([0, 1, 8, 9]), 8), [0, 1, 1, 2])
-
-
-@pytest.mark.parametrize("smallest", [16000, 1000])
-def test_buckets_hold_their_sizes_are_few_and_waste_little(smallest: int) -> None:
-    sizes = np.random.default_rng(0).integers(1, 64 * smallest, 5000)
-    buckets = [bucket(int(size), smallest) for size in sizes]
-    assert all(size <= held for size, held in zip(sizes, buckets, strict=True))
-    assert max(held / size for size, held in zip(sizes, buckets, strict=True) if size > smallest) <= 1.25
-    assert len(set(buckets)) <= 4 * 6 + 1  # six octaves
-    assert bucket(smallest, smallest) == smallest
-    assert bucket(10 * smallest, smallest) == 10 * smallest

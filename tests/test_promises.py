@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from golden_models import CLIPS, END_TO_END, GOLDENS, PER_MODULE, STREAMING, Golden, difference, emitted, quick_jit
-from jaxasr.arrays import bucket
 from jaxasr.encoders.zipformer_frontend import subsampled_length
+from jaxasr.planner import ladder
 from jaxasr.search import BeamConfig, GreedyConfig, JointConfig, SearchConfig
 
 RATE = 16000
@@ -203,43 +203,44 @@ def test_the_order_of_rows_changes_nothing(
         assert_same(probe, ours, expected, "reversed")
 
 
-BUCKETS = sorted({bucket(size, RATE) for size in range(RATE, 8 * RATE, 100)} | {20 * RATE})
+# What the planner may choose, up to the longest clip and once beyond it.
+LENGTHS = [length for length in ladder(RATE, 30 * RATE) if length <= 8 * RATE or length == 20 * RATE]
 
 
 @pytest.mark.parametrize(
-    ("name", "variant", "buckets"),
+    ("name", "variant", "lengths"),
     [
-        ("zipformer-ctc-tiny", {}, BUCKETS),
-        (STREAMING, {}, BUCKETS[::3]),
-        (STREAMING, {"chunk_size": -1, "left_context": -1}, BUCKETS[1::4]),
+        ("zipformer-ctc-tiny", {}, LENGTHS),
+        (STREAMING, {}, LENGTHS[::2]),
+        (STREAMING, {"chunk_size": -1, "left_context": -1}, LENGTHS[1::3]),
     ],
     ids=["zipformer-ctc-tiny", STREAMING, f"{STREAMING}-full"],
 )
-def test_every_bucket_that_holds_a_clip(
+def test_every_length_that_holds_a_clip(
     probes: Callable[..., Probe],
     waveforms: dict[str, np.ndarray],
     name: str,
     variant: dict[str, Any],
-    buckets: list[int],
+    lengths: list[int],
 ) -> None:
-    """Utterances shorter than a chunk among them, in buckets shorter and longer than a chunk.
+    """Utterances shorter than a chunk among them, in batches shorter and longer than a chunk.
 
-    All are searched in as many frames as the longest bucket has: what the number of frames does to a search is the
+    All are searched in as many frames as the longest batch has: what the number of frames does to a search is the
     subject of the random batches.
     """
     probe = probes(name, variant)
     clips = ("short", "near_silence", "espeak_sentence")
     alone = {clip: probe([waveforms[clip]], 8 * RATE)[0] for clip in clips}
     nothing = np.zeros(0, np.float32)
-    searched = probe.frames(max(buckets))
+    searched = probe.frames(max(lengths))
     ran = 0
-    for samples in buckets:
+    for samples in lengths:
         rows = [waveforms[clip] if len(waveforms[clip]) <= samples else nothing for clip in clips]
         for clip, row, ours in zip(clips, rows, probe(rows, samples, np.nan, searched), strict=True):
             if len(row):
                 assert_same(probe, ours, alone[clip], (samples / RATE, clip))
                 ran += 1
-    assert ran >= 2 * len(buckets) - 2
+    assert ran >= 2 * len(lengths) - 2
 
 
 def test_an_empty_row_is_harmless(probes: Callable[..., Probe], waveforms: dict[str, np.ndarray]) -> None:
