@@ -1,4 +1,4 @@
-"""Where jaxasr keeps what it can make again: converted models, downloads and compiled programs."""
+"""Where jaxasr keeps what it can make again: converted models, downloads, arrays and compiled programs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 FORMAT = 2  # of a model directory; part of the name of each that is kept here
+
+FORGOTTEN_AFTER = 30 * 86400  # seconds for which a file was not used that `make_room` watches over
 
 _DIRECTORY = "jax_compilation_cache_dir"
 # Every program is worth keeping: by default JAX keeps only those that took over a second to compile.
@@ -33,6 +36,19 @@ def cache_folder() -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "jaxasr"
+
+
+def make_room(folder: Path, size: int, limit: int) -> None:
+    """Remove files of a folder, those first that were not used for longest, until `size` more bytes fit into `limit`.
+
+    A file was last used at its time of modification, and is removed in any case after FORGOTTEN_AFTER. Raises OSError.
+    """
+    files = [(file, file.stat()) for file in folder.iterdir()]
+    total = size
+    for file, status in sorted(files, key=lambda each: each[1].st_mtime, reverse=True):
+        total += status.st_size
+        if total > limit or status.st_mtime < time.time() - FORGOTTEN_AFTER:
+            file.unlink(missing_ok=True)
 
 
 def compilation_options() -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax._src import xla_bridge  # which alone knows whether JAX has been used
 
 from jaxasr.errors import ConfigError, ModelError
@@ -28,14 +29,21 @@ class Policy:
     weights: jnp.dtype
     activations: jnp.dtype
 
-    def cast(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Nested parameters, stored in whatever type: kernels and embeddings in that of the weights, float32 others."""
-        return {
-            name: self.cast(value)
-            if isinstance(value, dict)
-            else value.astype(self.weights if name in ("kernel", "embedding") else jnp.float32)
-            for name, value in params.items()
-        }
+    def cast(self, params: dict[str, Any], put: Callable[[Any], Any] = lambda leaf: leaf) -> dict[str, Any]:
+        """Nested parameters, stored in whatever type: kernels and embeddings in that of the weights, float32 others.
+
+        An array that has its type already is not copied. Arrays of the host are cast there: on a device the cast would
+        be a program for every shape. `put`: where each one goes before the next one is cast.
+        """
+        cast: dict[str, Any] = {}
+        for name, value in params.items():
+            if isinstance(value, dict):
+                cast[name] = self.cast(value, put)
+                continue
+            dtype = self.weights if name in ("kernel", "embedding") else jnp.dtype(jnp.float32)
+            with np.errstate(over="ignore"):  # float16 ends at infinity, on the host as on devices
+                cast[name] = put(value if value.dtype == dtype else value.astype(dtype))
+        return cast
 
 
 def policy(dtype: str) -> Policy:

@@ -93,7 +93,7 @@ class Programs:
 
     def _put(self, params: Parameters) -> None:
         with programs_kept(), usual_settings():
-            self._params = jax.device_put(self.policy.cast(params), self._everywhere)
+            self._params = self.policy.cast(params, lambda leaf: jax.device_put(leaf, self._everywhere))
         self._given = None
 
     def abstract_params(self) -> Parameters:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from jaxasr import mapped
 from jaxasr.caches import FORMAT
 from jaxasr.configuration import from_mapping, to_mapping
 from jaxasr.errors import ModelError, listing, printable
@@ -119,33 +119,29 @@ class StoredModel:
     manifest: Mapping[str, Any]
 
     def params(self, *, verify: bool = True) -> Parameters:
-        """Nested arrays on the first local device; ModelError where a shape or, with `verify`, a hash is wrong."""
-        import jax
-        import orbax.checkpoint as ocp
+        """Nested arrays of numpy, read-only; ModelError where a shape or, with `verify`, a hash is wrong.
 
+        JAX on a CPU takes them without a copy. They are what `mapped` has kept of this folder, else Orbax reads them.
+        """
         require_utf8(self.folder, ModelError)
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = unflatten(
-            {
-                path: jax.ShapeDtypeStruct(tuple(entry["shape"]), np.dtype(entry["dtype"]), sharding=device)
-                for path, entry in self.manifest["arrays"].items()
-            }
-        )
+        folder, described = self.folder / PARAMS, self.manifest["arrays"]
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                params: Parameters = checkpointer.restore((self.folder / PARAMS).absolute(), abstract)
-        except Exception as error:  # Orbax and TensorStore raise many kinds for one cause: a damaged params folder
-            raise ModelError(f"{self.folder / PARAMS} is damaged ({reason(error)}): convert the model again") from None
-        if verify:
-            _verify_arrays(self.folder, self.manifest["arrays"], params)
-        return params
+            kept = mapped.entry(described, folder)
+        except OSError as error:
+            raise ModelError(f"{folder} cannot be read ({reason(error)}): convert the model again") from None
+        arrays = mapped.read(kept, described)
+        if arrays is None:
+            restored = _restore_arrays(folder, described)
+            if verify:
+                _verify_arrays(folder, described, restored)
+                arrays = mapped.keep(kept, described, restored)
+            arrays = arrays or mapped.pack(described, restored)
+        return unflatten(arrays)
 
 
 def open_model(directory: str | os.PathLike[str], *, verify: bool = True) -> StoredModel:
     """Read and check all of a model directory but its arrays; ModelError and ConfigError name what is wrong."""
     folder = Path(directory)
-    for file in sorted(folder.rglob("*")):
-        refuse_pointer(file, ModelError)
     manifest = _read_manifest(folder)
     if verify:
         _verify_files(folder, manifest["files"])
@@ -154,9 +150,15 @@ def open_model(directory: str | os.PathLike[str], *, verify: bool = True) -> Sto
 
 
 def load(directory: str | os.PathLike[str], *, verify: bool = True) -> tuple[ModelConfig, Parameters, TokenTable]:
-    """Read a whole model directory and check every shape and, with `verify`, every hash."""
+    """Read a whole model directory and check every shape and, with `verify`, every hash.
+
+    The arrays are on the first local device.
+    """
+    import jax
+
     opened = open_model(directory, verify=verify)
-    return opened.config, opened.params(verify=verify), opened.tokens
+    params: Parameters = jax.device_put(opened.params(verify=verify), jax.local_devices()[0])
+    return opened.config, params, opened.tokens
 
 
 def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
@@ -243,6 +245,32 @@ def _save_arrays(path: Path, params: Mapping[str, Any]) -> None:
         raise OSError(errno.EIO, full if full in str(error) else reason(error)) from None
 
 
+def _restore_arrays(folder: Path, described: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays that Orbax finds in the folder, by path; ModelError where there are others than described."""
+    import orbax.checkpoint as ocp
+
+    for file in sorted(folder.rglob("*")):
+        refuse_pointer(file, ModelError)
+    # As arrays of the host, in which they are hashed: in half the time that arrays of a device take.
+    try:
+        plain = unflatten(dict.fromkeys(described, ocp.RestoreArgs(restore_type=np.ndarray)))
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.restore(folder.absolute(), args=ocp.args.PyTreeRestore(plain, restore_args=plain))
+        restored = flatten(tree)
+    except Exception as error:  # Orbax and TensorStore raise many kinds for one cause: a damaged params folder
+        raise ModelError(f"{folder} is damaged ({reason(error)}): convert the model again") from None
+    wrong = [
+        path
+        for path, array in described.items()
+        if restored[path].shape != tuple(array["shape"]) or restored[path].dtype != np.dtype(array["dtype"])
+    ]
+    if wrong:
+        raise ModelError(
+            f"{folder} is damaged: the manifest states other shapes or types for {listing(wrong, 3)}; convert it again"
+        )
+    return restored
+
+
 def _uninterrupted(call: Callable[..., None], *arguments: Any, **options: Any) -> None:
     """Run `call` where no signal reaches it; an interruption is raised when it has ended.
 
@@ -261,6 +289,7 @@ def _uninterrupted(call: Callable[..., None], *arguments: Any, **options: Any) -
 def _read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise ModelError(f"{folder} does not exist: make a model directory with `jaxasr convert`")
+    refuse_pointer(folder / MANIFEST, ModelError)
     try:
         manifest: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except OSError:
@@ -292,6 +321,7 @@ def _is_manifest(manifest: Any) -> bool:
 
 def _verify_files(folder: Path, files: Mapping[str, str]) -> None:
     for name in (CONFIG, TOKENS):
+        refuse_pointer(folder / name, ModelError)
         try:
             digest = file_hash(folder / name)
         except OSError as error:
@@ -300,28 +330,18 @@ def _verify_files(folder: Path, files: Mapping[str, str]) -> None:
             raise ModelError(f"{folder / name} is not what was converted (its hash differs): convert the model again")
 
 
-def _verify_arrays(folder: Path, expected: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-    leaves = flatten(params)
-    with ThreadPoolExecutor() as pool:
-        digests = dict(zip(leaves, pool.map(_array_hash, leaves.values()), strict=True))
-    wrong = sorted(path for path, digest in digests.items() if digest != expected[path]["sha256"])
-    if wrong:
-        raise ModelError(
-            f"{folder / PARAMS} is damaged: {listing(wrong, 3)} differ from the manifest; convert it again"
-        )
+def _verify_arrays(folder: Path, described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    if wrong := mapped.differing(arrays, described):
+        raise ModelError(f"{folder} is damaged: {listing(wrong, 3)} differ from the manifest; convert it again")
 
 
 def _describe_arrays(leaves: Mapping[str, Any]) -> dict[str, Any]:
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(_array_hash, leaves.values())
+        digests = pool.map(mapped.array_hash, leaves.values())
         return {
             path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": digest}
             for (path, leaf), digest in zip(leaves.items(), digests, strict=True)
         }
-
-
-def _array_hash(array: Any) -> str:
-    return hashlib.sha256(np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _yaml(config: ModelConfig) -> str:

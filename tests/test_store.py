@@ -56,6 +56,29 @@ def test_a_git_lfs_pointer_in_the_place_of_a_file(directory: Path, name: str) ->
     refused(directory, ModelError, str(file), "git-lfs pointer", "git lfs pull")
 
 
+def test_files_that_are_not_the_models_are_not_looked_at(directory: Path) -> None:
+    (directory / "demo.wav").write_text("version https://git-lfs.github.com/spec/v1\n")
+    store.load(directory)
+
+
+@pytest.mark.parametrize("field", [{"shape": [1, 2]}, {"dtype": "float16"}, {"dtype": "object"}])
+def test_a_manifest_of_other_shapes_or_types(directory: Path, field: dict[str, object]) -> None:
+    manifest = json.loads((directory / "manifest.json").read_text())
+    name = next(iter(manifest["arrays"]))
+    manifest["arrays"][name].update(field)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    refused(directory, ModelError, "params", name, "damaged", "convert it again")
+
+
+@pytest.mark.parametrize("end", [".more", "more"])
+def test_a_manifest_of_other_arrays(directory: Path, end: str) -> None:
+    manifest = json.loads((directory / "manifest.json").read_text())
+    name = next(iter(manifest["arrays"]))
+    manifest["arrays"][name + end] = manifest["arrays"][name]
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    refused(directory, ModelError, "params", "damaged", "convert the model again")
+
+
 def test_a_changed_array_is_noticed(directory: Path) -> None:
     manifest = json.loads((directory / "manifest.json").read_text())
     name = next(iter(manifest["arrays"]))
