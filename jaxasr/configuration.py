@@ -78,6 +78,26 @@ def to_mapping(config: Any) -> Any:
     return config
 
 
+def homes(config: Any) -> set[str]:
+    """The modules that define a configuration's classes, and what the tables of its unions make from them."""
+    found = {type(config).__module__}
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= homes(value)
+            kind: Any = getattr(value, "kind", None)
+            found |= {table[kind][1].__module__ for table in _tables(hints[field.name])}
+    return found
+
+
+def _tables(hint: Any) -> list[Table[Any]]:
+    """The table of a union's hint, which may be optional."""
+    if typing.get_origin(hint) is Annotated:
+        return [extra for extra in hint.__metadata__ if isinstance(extra, Table)]
+    return [table for option in typing.get_args(hint) for table in _tables(option)]
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):

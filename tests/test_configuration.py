@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import pytest
 
-from jaxasr.configuration import Table, from_mapping, to_mapping
+from jaxasr.configuration import Table, from_mapping, homes, to_mapping
 from jaxasr.errors import ConfigError
 
 
@@ -111,3 +111,13 @@ def test_whoever_adds_a_row_adds_a_member(monkeypatch: pytest.MonkeyPatch) -> No
         from_mapping(Outer, mapping, "x")
     monkeypatch.setitem(SHAPES, "line", (Line, lambda config: "a line"))
     assert SHAPES.make(from_mapping(Outer, mapping, "x").shape) == "a line"
+
+
+def test_homes_are_those_of_classes_and_of_what_rows_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = Inner(1)
+    assert homes(inner) == homes(Outer(inner, other=Square(side=2))) == {__name__}
+    monkeypatch.setattr(Circle, "__module__", "rounds")
+    assert homes(Outer(inner)) == {__name__, "rounds"}
+    monkeypatch.setitem(SHAPES, "square", (Square, dataclasses.replace))
+    assert homes(Outer(inner, other=Square(side=2))) == {__name__, "rounds", "dataclasses"}
+    assert homes(Outer(inner, maybe=inner, shape=Square(side=2))) == {__name__, "dataclasses"}
