@@ -78,17 +78,22 @@ def to_mapping(config: Any) -> Any:
     return config
 
 
-def homes(config: Any) -> set[str]:
-    """The modules that define a configuration's classes, and what the tables of its unions make from them."""
-    found = {type(config).__module__}
+def comes_from(package: str, config: Any) -> bool:
+    """Whether `package` defines all classes of a configuration and all that its unions' tables make from them."""
+    if not _is_inside(package, type(config)):
+        return False
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+        value: Any = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            found |= homes(value)
-            kind: Any = getattr(value, "kind", None)
-            found |= {table[kind][1].__module__ for table in _tables(hints[field.name])}
-    return found
+            rows = [table[getattr(value, "kind", "")] for table in _tables(hints[field.name])]
+            if not (comes_from(package, value) and all(_is_inside(package, build) for _, build in rows)):
+                return False
+    return True
+
+
+def _is_inside(package: str, thing: Any) -> bool:
+    return str(getattr(thing, "__module__", "")).partition(".")[0] == package
 
 
 def _tables(hint: Any) -> list[Table[Any]]:

@@ -26,7 +26,7 @@ from jax._src import xla_bridge  # which alone knows whether a gpu is called cud
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxasr.caches import cache_folder, compilation_options
-from jaxasr.configuration import homes, to_mapping
+from jaxasr.configuration import comes_from, to_mapping
 from jaxasr.files import replace_file
 from jaxasr.model import ModelConfig
 from jaxasr.search.hypotheses import Hypotheses
@@ -138,9 +138,9 @@ def _entry(config: ModelConfig, details: Mapping[str, object], mesh: Mesh) -> Pa
     None where programs are not to be kept, or depend on source that is not known: this package's has no files, or the
     model has parts of another package.
     """
-    package = __name__.partition(".")[0]
-    foreign = any(home.partition(".")[0] != package for home in homes(config))
-    if not jax.config.values["jax_enable_compilation_cache"] or _SOURCE is None or foreign:
+    if _SOURCE is None or not comes_from(__name__.partition(".")[0], config):
+        return None
+    if not jax.config.values["jax_enable_compilation_cache"]:
         return None
     places = compilation_options()
     made_from = {

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import pytest
 
-from jaxasr.configuration import Table, from_mapping, homes, to_mapping
+from jaxasr.configuration import Table, comes_from, from_mapping, to_mapping
 from jaxasr.errors import ConfigError
 
 
@@ -113,11 +113,13 @@ def test_whoever_adds_a_row_adds_a_member(monkeypatch: pytest.MonkeyPatch) -> No
     assert SHAPES.make(from_mapping(Outer, mapping, "x").shape) == "a line"
 
 
-def test_homes_are_those_of_classes_and_of_what_rows_make(monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = Inner(1)
-    assert homes(inner) == homes(Outer(inner, other=Square(side=2))) == {__name__}
-    monkeypatch.setattr(Circle, "__module__", "rounds")
-    assert homes(Outer(inner)) == {__name__, "rounds"}
+def test_a_configuration_comes_from_the_package_of_all_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, package = Inner(1), __name__.partition(".")[0]
+    for config in (inner, Outer(inner), Outer(inner, other=Square(side=2))):
+        assert comes_from(package, config) and not comes_from("another", config)
     monkeypatch.setitem(SHAPES, "square", (Square, dataclasses.replace))
-    assert homes(Outer(inner, other=Square(side=2))) == {__name__, "rounds", "dataclasses"}
-    assert homes(Outer(inner, maybe=inner, shape=Square(side=2))) == {__name__, "dataclasses"}
+    assert comes_from(package, Outer(inner, maybe=inner))
+    assert not comes_from(package, Outer(inner, other=Square(side=2)))
+    monkeypatch.setattr(Circle, "__module__", "typing")
+    assert not comes_from(package, Outer(inner, maybe=inner))
+    assert comes_from(package, inner)
