@@ -78,6 +78,31 @@ def to_mapping(config: Any) -> Any:
     return config
 
 
+def comes_from(package: str, config: Any) -> bool:
+    """Whether `package` defines all classes of a configuration and all that its unions' tables make from them."""
+    if not _is_inside(package, type(config)):
+        return False
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        value: Any = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            rows = [table[getattr(value, "kind", "")] for table in _tables(hints[field.name])]
+            if not (comes_from(package, value) and all(_is_inside(package, build) for _, build in rows)):
+                return False
+    return True
+
+
+def _is_inside(package: str, thing: Any) -> bool:
+    return str(getattr(thing, "__module__", "")).partition(".")[0] == package
+
+
+def _tables(hint: Any) -> list[Table[Any]]:
+    """The table of a union's hint, which may be optional."""
+    if typing.get_origin(hint) is Annotated:
+        return [extra for extra in hint.__metadata__ if isinstance(extra, Table)]
+    return [table for option in typing.get_args(hint) for table in _tables(option)]
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):

@@ -97,6 +97,16 @@ def writing_file(
             part.unlink(missing_ok=True)
 
 
+def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a small file in one piece: to a sibling that is renamed. Raises OSError, and leaves nothing then."""
+    part = Path(path).with_name(f".{secrets.token_hex(6)}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def writing_folder(path: str | os.PathLike[str], error: type[JaxasrError] = ConfigError) -> Iterator[Path]:
     """A temporary sibling that becomes the folder `path` when the block ends and vanishes if it fails, Ctrl-C included.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import pickle
 import threading
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxasr import exported
 from jaxasr.caches import programs_kept
 from jaxasr.devices import Policy, check_process, is_lost, policy, usual_settings
 from jaxasr.errors import ConfigError, ModelError
@@ -26,8 +29,8 @@ class Programs:
     It pickles: a function that reads parameters goes along if it pickles, else the parameters do, and programs are made
     anew. In a process that was forked after JAX was used it raises ModelError.
 
-    `abstract_model`: the model without numbers. `policy`: the types that it computes in. `compiled`: the programs by
-    (rows, samples).
+    `config`: what the model is. `abstract_model`: the model without numbers. `policy`: the types that it computes in.
+    `compiled`: the programs by (rows, samples).
     """
 
     def __init__(
@@ -47,8 +50,7 @@ class Programs:
         self.policy: Policy = policy(dtype)
         self._chosen = devices is not None
         self.devices = list(devices) if devices is not None else jax.local_devices()
-        with usual_settings():
-            self.abstract_model = AbstractModel(config)
+        self.config = config
         self.compiled: dict[tuple[int, int], jax.stages.Compiled] = {}
         mesh = Mesh(np.array(self.devices), ("batch",))
         self._mesh = mesh
@@ -65,6 +67,12 @@ class Programs:
             self._reader.start()
         else:
             self._given.set_result(params)
+
+    @functools.cached_property
+    def abstract_model(self) -> AbstractModel:
+        """The model without numbers, made where something must be traced."""
+        with usual_settings():
+            return AbstractModel(self.config)
 
     def load(self) -> None:
         """Wait until the parameters have been read; raises what reading them raised."""
@@ -116,32 +124,41 @@ class Programs:
         return found
 
     def compile(self, rows: int, samples: int) -> jax.stages.Compiled:
-        """The program for batches of this shape: traced and compiled once, then kept in `compiled`."""
+        """The program for batches of this shape: compiled once, then kept in `compiled`.
+
+        It is traced where no earlier process has done so.
+        """
         check_process()
         with self._lock:
             if self._params is None and self._given is None:
                 raise ModelError("the recognizer is closed")
             if (rows, samples) not in self.compiled:
-                by_row = PartitionSpec("batch")
-                mapped = jax.shard_map(
-                    self._recognize,
-                    mesh=self._mesh,
-                    in_specs=(PartitionSpec(), by_row, by_row, PartitionSpec()),
-                    out_specs=by_row,
-                    check_vma=False,
-                )
                 with programs_kept(), usual_settings():
-                    self.compiled[rows, samples] = (
-                        jax.jit(mapped)
-                        .lower(
-                            self.abstract_params(),
-                            jax.ShapeDtypeStruct((rows, samples), jnp.float32, sharding=self._by_row),
-                            jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=self._by_row),
-                            jax.ShapeDtypeStruct((), jnp.float32, sharding=self._everywhere),
-                        )
-                        .compile()
-                    )
+                    self.compiled[rows, samples] = self._lower(rows, samples).compile()
             return self.compiled[rows, samples]
+
+    def _lower(self, rows: int, samples: int) -> jax.stages.Lowered:
+        by_row = PartitionSpec("batch")
+
+        def trace() -> tuple[Callable[..., Hypotheses], tuple[object, ...]]:
+            mapped = jax.shard_map(
+                self._recognize,
+                mesh=self._mesh,
+                in_specs=(PartitionSpec(), by_row, by_row, PartitionSpec()),
+                out_specs=by_row,
+                check_vma=False,
+            )
+            arguments = (
+                self.abstract_params(),
+                jax.ShapeDtypeStruct((rows, samples), jnp.float32, sharding=self._by_row),
+                jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=self._by_row),
+                jax.ShapeDtypeStruct((), jnp.float32, sharding=self._everywhere),
+            )
+            return mapped, arguments
+
+        config = dataclasses.replace(self.config, search=self.search)
+        types = [str(self.policy.weights), str(self.policy.activations)]
+        return exported.lower(config, {"types": types, "shape": [rows, samples]}, self._mesh, trace)
 
     def close(self) -> None:
         """Wait until the parameters have been read, then let go of them and of the programs. May be called again."""
@@ -159,7 +176,7 @@ class Programs:
             with usual_settings():
                 params = jax.device_get(self.params)
         devices = [(device.platform, device.id) for device in self.devices] if self._chosen else None
-        return _remake, (self.abstract_model.config, params, self.search, self.policy.weights.name, devices)
+        return _remake, (self.config, params, self.search, self.policy.weights.name, devices)
 
     def _recognize(
         self, params: Parameters, waveforms: jax.Array, lengths: jax.Array, blank_penalty: jax.Array

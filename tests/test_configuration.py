@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import pytest
 
-from jaxasr.configuration import Table, from_mapping, to_mapping
+from jaxasr.configuration import Table, comes_from, from_mapping, to_mapping
 from jaxasr.errors import ConfigError
 
 
@@ -111,3 +111,15 @@ def test_whoever_adds_a_row_adds_a_member(monkeypatch: pytest.MonkeyPatch) -> No
         from_mapping(Outer, mapping, "x")
     monkeypatch.setitem(SHAPES, "line", (Line, lambda config: "a line"))
     assert SHAPES.make(from_mapping(Outer, mapping, "x").shape) == "a line"
+
+
+def test_a_configuration_comes_from_the_package_of_all_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, package = Inner(1), __name__.partition(".")[0]
+    for config in (inner, Outer(inner), Outer(inner, other=Square(side=2))):
+        assert comes_from(package, config) and not comes_from("another", config)
+    monkeypatch.setitem(SHAPES, "square", (Square, dataclasses.replace))
+    assert comes_from(package, Outer(inner, maybe=inner))
+    assert not comes_from(package, Outer(inner, other=Square(side=2)))
+    monkeypatch.setattr(Circle, "__module__", "typing")
+    assert not comes_from(package, Outer(inner, maybe=inner))
+    assert comes_from(package, inner)

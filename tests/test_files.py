@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jaxasr.errors import ConfigError, ModelError
-from jaxasr.files import file_hash, read_yaml, reason, refuse_pointer, writing_file, writing_folder
+from jaxasr.files import file_hash, read_yaml, reason, refuse_pointer, replace_file, writing_file, writing_folder
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 262144000\n"
 
@@ -47,6 +47,17 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path: Path) -> None:
         write("half")
         raise KeyboardInterrupt
     assert names(tmp_path) == ["out.txt"] and (tmp_path / "out.txt").read_text() == "old"
+
+
+def test_bytes_are_replaced_in_one_piece(tmp_path: Path) -> None:
+    target = tmp_path / "bytes"
+    for content in (b"old", b"new", b""):
+        replace_file(target, content)
+        assert target.read_bytes() == content and names(tmp_path) == ["bytes"]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError):
+        replace_file(tmp_path / "folder", b"new")
+    assert names(tmp_path) == ["bytes", "folder"]
 
 
 def test_a_link_is_kept_and_a_pipe_is_written_to(tmp_path: Path) -> None:

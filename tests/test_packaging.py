@@ -28,8 +28,11 @@ from sources import PACKAGE_FOLDERS, imports, modules
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 COMMANDS = ("transcribe", "convert", "info", "evaluate", "train", "bench")
-# Packages in the core that no module imports yet.
-UNUSED = {"librosa"}  # designs the mel filterbanks that no checkpoint stores, as the next family's front end needs
+# Packages in the core that no module imports.
+UNUSED = {
+    "librosa",  # designs the mel filterbanks that no checkpoint stores, as the next family's front end needs
+    "flatbuffers",  # jax.export imports it to write programs, and does not depend on it
+}
 
 
 def jaxasr_command() -> str:

@@ -1,0 +1,194 @@
+"""Programs that need no tracing: what an earlier process has lowered is kept in the cache folder.
+
+An entry is one program in the format of `jax.export` (StableHLO and shapes: no pickle, and nothing of it is executed
+when it is read), after a SHA-256 of its name and content. Its name is a hash of all that the program is made from, the
+source of this package included. A damaged entry is made anew. Where a program cannot be exported, or nothing can be
+kept, it is traced in each process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+from jax import export
+from jax._src import xla_bridge  # which alone knows whether a gpu is called cuda or rocm
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxasr.caches import cache_folder, compilation_options
+from jaxasr.configuration import comes_from, to_mapping
+from jaxasr.files import replace_file
+from jaxasr.model import ModelConfig
+from jaxasr.search.hypotheses import Hypotheses
+
+logger = logging.getLogger("jaxasr")
+
+# Bytes of all entries, beyond which those are removed that were not used for longest. A large model's takes 0.4 MB.
+LIMIT = 2**27
+
+# What a program depends on beside this package: the packages that trace it or that compute its constants.
+_PACKAGES = ("flax", "jax", "jaxlib", "numpy", "scipy")
+# Fields of a configuration that are read outside of the program. All others are taken to matter to it.
+_OUTSIDE = {"name", "text", "ctc_text", "audio"}
+_DIGEST_SIZE = hashlib.sha256().digest_size
+
+
+def lower(
+    config: ModelConfig,
+    details: Mapping[str, object],
+    mesh: Mesh,
+    trace: Callable[[], tuple[Callable[..., Hypotheses], tuple[object, ...]]],
+) -> jax.stages.Lowered:
+    """A program ready to be compiled: as an earlier process has kept it, else traced now, and kept.
+
+    A process that traces a program goes on with the form that it has kept, as later processes will: all of them compile
+    the same, find it in JAX's cache of compiled programs, and get the same bits from it.
+
+    `config`: the model, with the search that is asked for.
+    `details`: what else tells programs of one model apart, as json can write it; devices, versions and JAX's settings
+        are added here.
+    `mesh`: the devices that run it, along one axis.
+    `trace`: gives the function, whose results have rows along that axis, and its abstract arguments with shardings. It
+        is called where no entry fits.
+    """
+    entry = _entry(config, details, mesh)
+    kept = _read(entry) if entry is not None else None
+    if kept is not None:
+        try:
+            return _lower_kept(kept, mesh)
+        except Exception as error:  # of many kinds
+            logger.debug("%s cannot be used: %s", entry, error)
+    function, arguments = trace()
+    if entry is not None:
+        try:
+            kept = _export(function, arguments, mesh)
+            lowered = _lower_kept(kept, mesh)
+        except Exception as error:  # of many kinds; what is wrong with the program itself is raised below once more
+            logger.debug("a program cannot be exported: %s", error)
+        else:
+            _write(entry, kept)
+            return lowered
+    return jax.jit(function).lower(*arguments)
+
+
+def _export(function: Callable[..., Hypotheses], arguments: tuple[object, ...], mesh: Mesh) -> bytes:
+    """The function, lowered for these arguments and devices, as bytes."""
+    # Of tuples the format knows only the plain ones.
+    flat = jax.jit(lambda *arguments: tuple(function(*arguments)), out_shardings=_by_row(mesh))
+    name = xla_bridge.canonicalize_platform(mesh.devices.flat[0].platform)
+    return bytes(export.export(flat, platforms=(name,))(*arguments).serialize())
+
+
+def _lower_kept(kept: bytes, mesh: Mesh) -> jax.stages.Lowered:
+    """What `_export` gave, lowered for these devices. Raises whatever JAX raises for bytes that it cannot read."""
+    exported = export.deserialize(bytearray(kept))
+    if b"lapack_" not in exported.mlir_module_serialized:
+        # For a program of the CPU JAX would load LAPACK, and with it SciPy, in twice the time that all else here takes.
+        exported = dataclasses.replace(
+            exported, platforms=(), disabled_safety_checks=(export.DisabledSafetyCheck.platform(),)
+        )
+    arguments, _ = jax.tree.unflatten(
+        exported.in_tree,
+        [
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+            for leaf, sharding in zip(exported.in_avals, exported.in_shardings_jax(mesh), strict=True)
+        ],
+    )
+
+    def recognize(*arguments: object) -> Hypotheses:
+        return Hypotheses(*exported.call(*arguments))
+
+    return jax.jit(recognize, out_shardings=_by_row(mesh)).lower(*arguments)
+
+
+def _by_row(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+
+
+def _source() -> str | None:
+    """A hash of the package's source; None where there are no files of it."""
+    package = Path(__file__).parent
+    hashed = hashlib.sha256()
+    files = sorted(package.rglob("*.py"))
+    try:
+        for file in files:
+            content = file.read_bytes()
+            hashed.update(f"{file.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
+    except OSError:
+        return None
+    return hashed.hexdigest() if files else None
+
+
+_SOURCE = _source()
+
+
+def _entry(config: ModelConfig, details: Mapping[str, object], mesh: Mesh) -> Path | None:
+    """The file of a program, named by a hash of all that it is made from.
+
+    None where programs are not to be kept, or depend on source that is not known: this package's has no files, or the
+    model has parts of another package.
+    """
+    if _SOURCE is None or not comes_from(__name__.partition(".")[0], config):
+        return None
+    if not jax.config.values["jax_enable_compilation_cache"]:
+        return None
+    places = compilation_options()
+    made_from = {
+        "model": {name: value for name, value in to_mapping(config).items() if name not in _OUTSIDE},
+        "details": details,
+        "source": _SOURCE,
+        "devices": [[device.platform, device.device_kind] for device in mesh.devices.flat],
+        "machine": [platform.machine(), *sys.version_info[:2]],
+        "versions": [importlib.metadata.version(package) for package in _PACKAGES],
+        # As they are in this thread. Most of them change no program, but which ones do is JAX's to know.
+        "settings": {
+            name: repr(getattr(jax.config, name, value))
+            for name, value in jax.config.values.items()
+            if name not in places
+        },
+    }
+    name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "exported" / name
+
+
+def _read(entry: Path) -> bytes | None:
+    """What an entry holds; None where there is none or it is damaged."""
+    try:
+        content = entry.read_bytes()
+    except OSError:
+        return None
+    kept = content[_DIGEST_SIZE:]
+    if content[:_DIGEST_SIZE] != _digest(entry, kept):
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(entry)  # when it was last used
+    return kept
+
+
+def _write(entry: Path, kept: bytes) -> None:
+    """Keep a program, and no more than LIMIT of all. What cannot be written is not kept."""
+    if _source() != _SOURCE:
+        return  # edited since it was imported: what was traced may be of another source than the name says
+    with contextlib.suppress(OSError):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(entry, _digest(entry, kept) + kept)
+        files = [(file, file.stat()) for file in entry.parent.iterdir()]
+        total = 0
+        for file, status in sorted(files, key=lambda each: each[1].st_mtime, reverse=True):
+            total += status.st_size
+            if total > LIMIT:
+                file.unlink(missing_ok=True)
+
+
+def _digest(entry: Path, kept: bytes) -> bytes:
+    return hashlib.sha256(entry.name.encode() + kept).digest()
