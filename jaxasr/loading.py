@@ -84,6 +84,7 @@ def load_model(
         search=search,
         head=head,
         beam=beam,
+        parameters=stored.parameters,
     )
     if not lazy:
         recognizer.programs.load()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pickle
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 
 import jax
@@ -57,6 +58,8 @@ class Programs:
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._by_row = NamedSharding(mesh, PartitionSpec("batch"))
         self._lock = threading.RLock()
+        self._compiling = threading.Lock()  # held while a program is compiled, when others may run
+        self._promised: dict[tuple[int, int], Future[jax.stages.Compiled]] = {}  # by who compiles them at this moment
         self._params: Parameters | None = None  # on the devices
         self._given: Future[Parameters] | None = Future()  # as they were given, until they are on the devices
         self._reader: threading.Thread | None = None
@@ -129,13 +132,52 @@ class Programs:
         It is traced where no earlier process has done so.
         """
         check_process()
+        shape = rows, samples
         with self._lock:
             if self._params is None and self._given is None:
                 raise ModelError("the recognizer is closed")
-            if (rows, samples) not in self.compiled:
-                with programs_kept(), usual_settings():
-                    self.compiled[rows, samples] = self._lower(rows, samples).compile()
-            return self.compiled[rows, samples]
+            if shape in self.compiled:
+                return self.compiled[shape]
+            promise = self._promised.get(shape)
+            if mine := promise is None:
+                promise = self._promised[shape] = Future()
+        if mine:
+            try:
+                with self._compiling, programs_kept(), usual_settings():
+                    self.compiled[shape] = self._lower(*shape).compile()
+                promise.set_result(self.compiled[shape])
+            except BaseException as error:  # whatever it is, others wait for it
+                promise.set_exception(error)
+                raise
+            finally:
+                with self._lock:
+                    del self._promised[shape]
+        return promise.result()
+
+    @contextlib.contextmanager
+    def compiling_ahead(self, shapes: Iterable[tuple[int, int]]) -> Iterator[None]:
+        """Programs of (rows, samples) are compiled in a thread, in their order, while the caller runs others.
+
+        The thread ends with the context, or after the program that it is at. What it meets is met again by who needs
+        the program.
+        """
+        left = [shape for shape in dict.fromkeys(shapes) if shape not in self.compiled]
+        stop = threading.Event()
+
+        def work() -> None:
+            with contextlib.suppress(Exception):
+                for shape in left:
+                    if stop.is_set():
+                        return
+                    self.compile(*shape)
+
+        thread = threading.Thread(target=work, name="jaxasr-compile")  # no daemon: XLA would be cut off at the end
+        if left:
+            thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
 
     def _lower(self, rows: int, samples: int) -> jax.stages.Lowered:
         by_row = PartitionSpec("batch")
@@ -166,7 +208,7 @@ class Programs:
             return  # whose lock a thread of the parent may hold for ever
         if self._reader is not None:
             self._reader.join()
-        with self._lock:
+        with self._compiling, self._lock:
             self._params = self._given = self._source = None
             self.compiled = {}
 

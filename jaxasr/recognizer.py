@@ -70,6 +70,7 @@ class Recognizer:
         head: str | None = None,
         beam: int | None = None,
         devices: Sequence[jax.Device] | None = None,
+        parameters: int | None = None,
     ) -> None:
         """Make a recognizer over parameters; `load_model` makes one from a name or a path. Raises ConfigError.
 
@@ -85,6 +86,7 @@ class Recognizer:
         `head`: the role of the head to decode with, transducer or ctc, instead of the configuration's.
         `beam`: hypotheses that a search keeps, instead of the configuration's; 1 is greedy search.
         `devices`: the local devices that share each batch, all of them by default.
+        `parameters`: how many numbers `params` has, where that is known: else the model is asked.
         """
         for name, value in (("batch_seconds", batch_seconds), ("shortest_seconds", shortest_seconds)):
             if value is not None and not value > 0:
@@ -97,6 +99,7 @@ class Recognizer:
         self.batch_seconds = batch_seconds or (CPU_BATCH_SECONDS if self._platform == "cpu" else BATCH_SECONDS)
         self.shortest_seconds = shortest_seconds
         self.blank_penalty = float(blank_penalty)
+        self._parameters = parameters
         self._spell = SPELLINGS.make(config.spelling(chosen))
 
     @property
@@ -247,17 +250,19 @@ class Recognizer:
 
     @property
     def _platform(self) -> str:
-        return self.programs.devices[0].platform
+        return str(self.programs.devices[0].platform)
 
     def _planner(self) -> Planner:
         """For one job: the same one for the same recordings, whatever ran before."""
         longest = int(self.config.audio.longest * SAMPLE_RATE) + sum(self._silence())
+        if self._parameters is None:
+            self._parameters = sum(leaf.size for leaf in jax.tree.leaves(self.programs.abstract_model.parameters))
         return Planner(
             ladder(int(self.shortest_seconds * SAMPLE_RATE), longest),
             most_samples=self.batch_seconds * SAMPLE_RATE,
             multiple=len(self.programs.devices),
             costs=COSTS.get(self._platform, COSTS["gpu"]),
-            parameters=sum(leaf.size for leaf in jax.tree.leaves(self.programs.abstract_params())),
+            parameters=self._parameters,
             rate=SAMPLE_RATE,
         )
 
@@ -267,18 +272,22 @@ class Recognizer:
         return round(audio.silence_before * SAMPLE_RATE), round(audio.silence_after * SAMPLE_RATE)
 
     def _run(self, batches: list[Batch], clips: list[Clip]) -> Iterator[tuple[Batch, Hypotheses]]:
-        """Every batch with its hypotheses; the next batch is prepared while the device works on one."""
+        """Every batch with its hypotheses; the next is prepared, and its program compiled, while the device works."""
         before, after = self._silence()
         samples = [clip.samples for clip in clips]
         running: tuple[Batch, Hypotheses] | None = None
-        for batch in batches:
-            waveforms, lengths = assemble(batch, samples, before=before, after=after)
-            started = batch, self.programs.run(waveforms, lengths, self.blank_penalty)
+        with contextlib.ExitStack() as stack:
+            for batch in batches:
+                waveforms, lengths = assemble(batch, samples, before=before, after=after)
+                started = batch, self.programs.run(waveforms, lengths, self.blank_penalty)
+                if running is None:
+                    shapes = ((each.rows, each.samples) for each in batches)
+                    stack.enter_context(self.programs.compiling_ahead(shapes))
+                else:
+                    yield running
+                running = started
             if running is not None:
                 yield running
-            running = started
-        if running is not None:
-            yield running
 
     def _best(self, batch: Batch, hypotheses: Hypotheses) -> dict[Window, _Spoken]:
         """The best hypothesis of each window. Raises ModelError if activations overflowed."""

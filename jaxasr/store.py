@@ -118,6 +118,11 @@ class StoredModel:
     tokens: TokenTable
     manifest: Mapping[str, Any]
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers the arrays have together."""
+        return sum(math.prod(entry["shape"]) for entry in self.manifest["arrays"].values())
+
     def params(self, *, verify: bool = True) -> Parameters:
         """Nested arrays of numpy, read-only; ModelError where a shape or, with `verify`, a hash is wrong.
 
