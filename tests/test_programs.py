@@ -1,0 +1,118 @@
+"""Programs are compiled once, and those that are needed later while the device works."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import jaxasr.testing
+from jaxasr.programs import Programs
+
+FIRST, SECOND, THIRD = (1, 16000), (1, 32000), (1, 48000)
+
+
+class Slow:
+    """Programs that are compiled when they are let go; `compile` of a lowered stub gives its shape."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[int, int]] = []
+        self.let_go: dict[tuple[int, int], threading.Event] = {}
+        self.faults: set[tuple[int, int]] = set()
+
+    def lower(self, rows: int, samples: int) -> Slow.Lowered:
+        return Slow.Lowered(self, (rows, samples))
+
+    class Lowered:
+        def __init__(self, owner: Slow, shape: tuple[int, int]) -> None:
+            self.owner, self.shape = owner, shape
+
+        def compile(self) -> tuple[int, int]:
+            self.owner.begun.append(self.shape)
+            if self.shape in self.owner.let_go:
+                assert self.owner.let_go[self.shape].wait(30)
+            if self.shape in self.owner.faults:
+                raise RuntimeError(f"no program for {self.shape}")
+            return self.shape
+
+
+@pytest.fixture
+def slow() -> Slow:
+    return Slow()
+
+
+@pytest.fixture
+def programs(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> Iterator[Programs]:
+    with jaxasr.testing.tiny_recognizer() as recognizer:
+        monkeypatch.setattr(recognizer.programs, "_lower", slow.lower)
+        yield recognizer.programs
+
+
+def compiling() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "jaxasr-compile"]
+
+
+def test_a_program_that_is_there_waits_for_none_that_is_compiled(programs: Programs, slow: Slow) -> None:
+    assert programs.compile(*FIRST) == FIRST
+    slow.let_go[SECOND] = threading.Event()
+    with programs.compiling_ahead([FIRST, SECOND, SECOND, THIRD]):
+        assert programs.compile(*FIRST) == FIRST
+        assert programs.params
+        slow.let_go[SECOND].set()
+        assert programs.compile(*SECOND) == SECOND
+        assert programs.compile(*THIRD) == THIRD
+    assert slow.begun == [FIRST, SECOND, THIRD]
+
+
+def test_what_is_not_begun_when_the_caller_leaves_is_not_compiled(programs: Programs, slow: Slow) -> None:
+    slow.let_go[FIRST] = threading.Event()
+    with programs.compiling_ahead([FIRST, SECOND]):
+        (thread,) = compiling()
+    slow.let_go[FIRST].set()
+    thread.join(30)
+    assert slow.begun == [FIRST] and set(programs.compiled) == {FIRST}
+
+
+def test_a_fault_in_the_thread_is_met_by_who_needs_the_program(programs: Programs, slow: Slow) -> None:
+    slow.let_go[SECOND] = threading.Event()
+    slow.faults.add(SECOND)
+    with programs.compiling_ahead([SECOND, THIRD]):
+        threading.Timer(0.1, slow.let_go[SECOND].set).start()
+        with pytest.raises(RuntimeError, match="no program for"):
+            programs.compile(*SECOND)
+        slow.faults.clear()
+        assert programs.compile(*SECOND) == SECOND
+
+
+def test_threads_compile_one_program_once(programs: Programs, slow: Slow) -> None:
+    slow.let_go[FIRST] = threading.Event()
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(programs.compile(*FIRST))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    slow.let_go[FIRST].set()
+    for thread in threads:
+        thread.join(30)
+    assert found == [FIRST] * 4 and slow.begun == [FIRST]
+
+
+def test_a_job_is_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recognizer names all shapes of a group when the first batch has been started."""
+    ahead: list[list[tuple[int, int]]] = []
+    compiling_ahead = Programs.compiling_ahead
+
+    def noted(self: Programs, shapes: object) -> object:
+        listed = list(shapes)  # type: ignore[call-overload]
+        ahead.append(listed)
+        assert listed[0] in self.compiled
+        return compiling_ahead(self, listed)
+
+    monkeypatch.setattr(Programs, "compiling_ahead", noted)
+    noise = np.random.default_rng(0).normal(size=16000).astype(np.float32)
+    with jaxasr.testing.tiny_recognizer(batch_seconds=0.5) as recognizer:
+        assert len(list(recognizer.transcribe([noise, noise[:9000]]))) == 2
+        assert set(ahead[0]) == set(recognizer.programs.compiled)
+    for thread in compiling():
+        thread.join(30)
