@@ -78,7 +78,7 @@ def race(options: argparse.Namespace, job: str) -> dict[str, Any]:
             environment.pop("JAX_COMPILATION_CACHE_DIR", None)
             taken: dict[str, Any] = {"sherpa-onnx": run(theirs, environment)} if options.trio else {}
             taken |= {name: run(ours, environment) for name in ("cold", "warm")}
-            taken["programs"] = len(list((cache / "programs").glob("jit__recognize*-cache")))
+            taken["programs"] = len(list((cache / "exported").iterdir()))
             rounds.append(taken)
             print(f"{job}: {json.dumps(taken)}", file=sys.stderr)
     return {"job": job, "clips": len(seconds), "sound_s": float(seconds.sum()), "rounds": rounds}
