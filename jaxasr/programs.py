@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pickle
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
 import jax
@@ -154,12 +154,11 @@ class Programs:
                     del self._promised[shape]
         return promise.result()
 
-    @contextlib.contextmanager
-    def compiling_ahead(self, shapes: Iterable[tuple[int, int]]) -> Iterator[None]:
-        """Programs of (rows, samples) are compiled in a thread, in their order, while the caller runs others.
+    def compile_ahead(self, shapes: Iterable[tuple[int, int]]) -> threading.Event:
+        """Compile programs of (rows, samples) in a thread, in their order, while the caller runs others.
 
-        The thread ends with the context, or after the program that it is at. What it meets is met again by who needs
-        the program.
+        The thread ends after the program that it is at when the event that is returned is set, or when the process
+        ends. A fault that it meets is met again by who needs the program.
         """
         left = [shape for shape in dict.fromkeys(shapes) if shape not in self.compiled]
         stop = threading.Event()
@@ -167,17 +166,13 @@ class Programs:
         def work() -> None:
             with contextlib.suppress(Exception):
                 for shape in left:
-                    if stop.is_set():
+                    if stop.is_set() or not threading.main_thread().is_alive():
                         return
                     self.compile(*shape)
 
-        thread = threading.Thread(target=work, name="jaxasr-compile")  # no daemon: XLA would be cut off at the end
-        if left:
-            thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
+        if left:  # no daemon: a process that ends while XLA compiles would abort
+            threading.Thread(target=work, name="jaxasr-compile").start()
+        return stop
 
     def _lower(self, rows: int, samples: int) -> jax.stages.Lowered:
         by_row = PartitionSpec("batch")

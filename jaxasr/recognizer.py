@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Literal, Self, overload
 
@@ -276,18 +277,21 @@ class Recognizer:
         before, after = self._silence()
         samples = [clip.samples for clip in clips]
         running: tuple[Batch, Hypotheses] | None = None
-        with contextlib.ExitStack() as stack:
+        stop: threading.Event | None = None
+        try:
             for batch in batches:
                 waveforms, lengths = assemble(batch, samples, before=before, after=after)
                 started = batch, self.programs.run(waveforms, lengths, self.blank_penalty)
-                if running is None:
-                    shapes = ((each.rows, each.samples) for each in batches)
-                    stack.enter_context(self.programs.compiling_ahead(shapes))
-                else:
+                if stop is None:
+                    stop = self.programs.compile_ahead((each.rows, each.samples) for each in batches)
+                if running is not None:
                     yield running
                 running = started
             if running is not None:
                 yield running
+        finally:
+            if stop is not None:
+                stop.set()
 
     def _best(self, batch: Batch, hypotheses: Hypotheses) -> dict[Window, _Spoken]:
         """The best hypothesis of each window. Raises ModelError if activations overflowed."""

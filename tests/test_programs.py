@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -57,19 +59,20 @@ def compiling() -> list[threading.Thread]:
 def test_a_program_that_is_there_waits_for_none_that_is_compiled(programs: Programs, slow: Slow) -> None:
     assert programs.compile(*FIRST) == FIRST
     slow.let_go[SECOND] = threading.Event()
-    with programs.compiling_ahead([FIRST, SECOND, SECOND, THIRD]):
-        assert programs.compile(*FIRST) == FIRST
-        assert programs.params
-        slow.let_go[SECOND].set()
-        assert programs.compile(*SECOND) == SECOND
-        assert programs.compile(*THIRD) == THIRD
+    programs.compile_ahead([FIRST, SECOND, SECOND, THIRD])
+    assert programs.compile(*FIRST) == FIRST
+    assert programs.params
+    slow.let_go[SECOND].set()
+    assert programs.compile(*SECOND) == SECOND
+    assert programs.compile(*THIRD) == THIRD
     assert slow.begun == [FIRST, SECOND, THIRD]
 
 
 def test_what_is_not_begun_when_the_caller_leaves_is_not_compiled(programs: Programs, slow: Slow) -> None:
     slow.let_go[FIRST] = threading.Event()
-    with programs.compiling_ahead([FIRST, SECOND]):
-        (thread,) = compiling()
+    stop = programs.compile_ahead([FIRST, SECOND])
+    (thread,) = compiling()
+    stop.set()
     slow.let_go[FIRST].set()
     thread.join(30)
     assert slow.begun == [FIRST] and set(programs.compiled) == {FIRST}
@@ -78,12 +81,12 @@ def test_what_is_not_begun_when_the_caller_leaves_is_not_compiled(programs: Prog
 def test_a_fault_in_the_thread_is_met_by_who_needs_the_program(programs: Programs, slow: Slow) -> None:
     slow.let_go[SECOND] = threading.Event()
     slow.faults.add(SECOND)
-    with programs.compiling_ahead([SECOND, THIRD]):
-        threading.Timer(0.1, slow.let_go[SECOND].set).start()
-        with pytest.raises(RuntimeError, match="no program for"):
-            programs.compile(*SECOND)
-        slow.faults.clear()
-        assert programs.compile(*SECOND) == SECOND
+    programs.compile_ahead([SECOND, THIRD])
+    threading.Timer(0.1, slow.let_go[SECOND].set).start()
+    with pytest.raises(RuntimeError, match="no program for"):
+        programs.compile(*SECOND)
+    slow.faults.clear()
+    assert programs.compile(*SECOND) == SECOND
 
 
 def test_threads_compile_one_program_once(programs: Programs, slow: Slow) -> None:
@@ -101,18 +104,35 @@ def test_threads_compile_one_program_once(programs: Programs, slow: Slow) -> Non
 def test_a_job_is_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """A recognizer names all shapes of a group when the first batch has been started."""
     ahead: list[list[tuple[int, int]]] = []
-    compiling_ahead = Programs.compiling_ahead
+    compile_ahead = Programs.compile_ahead
 
-    def noted(self: Programs, shapes: object) -> object:
-        listed = list(shapes)  # type: ignore[call-overload]
-        ahead.append(listed)
-        assert listed[0] in self.compiled
-        return compiling_ahead(self, listed)
+    def noted(self: Programs, shapes: Iterable[tuple[int, int]]) -> threading.Event:
+        ahead.append(list(shapes))
+        assert ahead[-1][0] in self.compiled
+        return compile_ahead(self, ahead[-1])
 
-    monkeypatch.setattr(Programs, "compiling_ahead", noted)
+    monkeypatch.setattr(Programs, "compile_ahead", noted)
     noise = np.random.default_rng(0).normal(size=16000).astype(np.float32)
     with jaxasr.testing.tiny_recognizer(batch_seconds=0.5) as recognizer:
         assert len(list(recognizer.transcribe([noise, noise[:9000]]))) == 2
         assert set(ahead[0]) == set(recognizer.programs.compiled)
-    for thread in compiling():
-        thread.join(30)
+
+
+def test_a_process_that_ends_waits_for_one_program_at_most() -> None:
+    """An iterator that is left open is closed after threads have been waited for."""
+    program = """
+import time
+import jaxasr.testing
+recognizer = jaxasr.testing.tiny_recognizer()
+begun = []
+class Lowered:
+    def compile(self):
+        time.sleep(0.5)
+recognizer.programs._lower = lambda *shape: begun.append(shape) or Lowered()
+import atexit
+atexit.register(lambda: print(len(begun)))
+recognizer.programs.compile_ahead([(1, 1000 * rows) for rows in range(1, 600)])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert 1 <= int(ended.stdout) < 10
