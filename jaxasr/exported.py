@@ -25,7 +25,7 @@ from jax import export
 from jax._src import xla_bridge  # which alone knows whether a gpu is called cuda or rocm
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxasr.caches import cache_folder, compilation_options
+from jaxasr.caches import cache_folder, compilation_options, make_room
 from jaxasr.configuration import comes_from, to_mapping
 from jaxasr.files import replace_file
 from jaxasr.model import ModelConfig
@@ -33,8 +33,7 @@ from jaxasr.search.hypotheses import Hypotheses
 
 logger = logging.getLogger("jaxasr")
 
-# Bytes of all entries, beyond which those are removed that were not used for longest. A large model's takes 0.4 MB.
-LIMIT = 2**27
+LIMIT = 2**27  # bytes of all entries together; that of a large model has about 400 kB
 
 # What a program depends on beside this package: the packages that trace it or that compute its constants.
 _PACKAGES = ("flax", "jax", "jaxlib", "numpy", "scipy")
@@ -182,12 +181,7 @@ def _write(entry: Path, kept: bytes) -> None:
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
         replace_file(entry, _digest(entry, kept) + kept)
-        files = [(file, file.stat()) for file in entry.parent.iterdir()]
-        total = 0
-        for file, status in sorted(files, key=lambda each: each[1].st_mtime, reverse=True):
-            total += status.st_size
-            if total > LIMIT:
-                file.unlink(missing_ok=True)
+        make_room(entry.parent, 0, LIMIT)
 
 
 def _digest(entry: Path, kept: bytes) -> bytes:

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,8 +243,8 @@ def test_entries_that_were_not_used_for_longest_make_room(
     stub = Stub(mesh)
     for shape in ([1, 1], [1, 2]):
         stub.lower(shape=shape)
-    for number, entry in enumerate(folder.iterdir()):
-        os.utime(entry, (number, number))
+    for entry in folder.iterdir():
+        os.utime(entry, (time.time() - 1000, time.time() - 1000))
     stub.lower(shape=[1, 1])
     size = max(entry.stat().st_size for entry in folder.iterdir())
     monkeypatch.setattr(exported, "LIMIT", int(2.5 * size))
