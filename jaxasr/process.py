@@ -36,6 +36,12 @@ def configure_process() -> None:
     mpg123_silence.enable()
 
 
+def return_freed_memory() -> None:
+    """Give freed memory back to the system, where glibc would keep it: after the one use of something large."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _keep_freed_memory() -> None:
     try:
         mallopt = ctypes.CDLL(None).mallopt

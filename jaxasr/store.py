@@ -27,6 +27,7 @@ from jaxasr.configuration import from_mapping, to_mapping
 from jaxasr.errors import ModelError, listing, printable
 from jaxasr.files import file_hash, read_yaml, reason, refuse_pointer, require_utf8, writing_folder
 from jaxasr.model import ModelConfig, Parameters
+from jaxasr.process import return_freed_memory
 from jaxasr.search import searched_head
 from jaxasr.text.tokens import TokenTable
 
@@ -141,6 +142,8 @@ class StoredModel:
                 _verify_arrays(folder, described, restored)
                 arrays = mapped.keep(kept, described, restored)
             arrays = arrays or mapped.pack(described, restored)
+            restored.clear()
+            return_freed_memory()
         return unflatten(arrays)
 
 
