@@ -18,14 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import wave
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from racing import machine
-
-from jaxasr.speechlike import RATE, speechlike
+from racing import machine, write_clip
 
 HERE = Path(__file__).resolve().parent
 
@@ -42,10 +39,7 @@ def lengths(job: str) -> np.ndarray:
 
 def write(folder: Path, seconds: np.ndarray) -> None:
     for number, each in enumerate(seconds):
-        with wave.open(str(folder / f"{number:05d}.wav"), "wb") as file:
-            file.setparams((1, 2, RATE, 0, "NONE", ""))
-            samples = speechlike(float(each), number)
-            file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+        write_clip(folder / f"{number:05d}.wav", float(each), number)
 
 
 def run(command: list[str], environment: dict[str, str]) -> dict[str, float]:

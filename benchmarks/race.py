@@ -17,14 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import wave
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from racing import Engine, machine, running
-
-from jaxasr.speechlike import RATE, speechlike
+from racing import Engine, machine, running, write_clip
 
 HERE = Path(__file__).resolve().parent
 STARTS = 5
@@ -72,9 +68,7 @@ def start_up(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds from starting `jaxasr transcribe` on a clip of 10 s to its end: without compiled programs, then with."""
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.wav"
-        with wave.open(str(clip), "wb") as file:
-            file.setparams((1, 2, RATE, 0, "NONE", ""))
-            file.writeframes((np.clip(speechlike(10, 0), -1, 1) * 32767).astype("<i2").tobytes())
+        write_clip(clip, 10, 0)
         environment = os.environ | {"JAXASR_CACHE": str(Path(folder) / "cache"), "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-c", "from jaxasr.cli import main; main()", "transcribe", str(clip)]
         command += ["--model", options.model]

@@ -10,10 +10,15 @@ import platform
 import signal
 import subprocess
 import sys
+import wave
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from jaxasr.speechlike import RATE, speechlike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,13 @@ def running(field: list[Engine], environment: dict[str, str]) -> Iterator[list[T
     finally:
         for turn in turns:
             turn.end()
+
+
+def write_clip(path: Path, seconds: float, seed: int) -> None:
+    """Speech-like sound as a WAV of 16 bits."""
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes((np.clip(speechlike(seconds, seed), -1, 1) * 32767).astype("<i2").tobytes())
 
 
 def machine(threads: int) -> str:

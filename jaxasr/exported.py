@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxasr.caches import cache_folder, compilation_options, make_room
 from jaxasr.configuration import comes_from, to_mapping
-from jaxasr.files import replace_file
+from jaxasr.files import replacing_file
 from jaxasr.model import ModelConfig
 from jaxasr.search.hypotheses import Hypotheses
 
@@ -180,7 +180,8 @@ def _write(entry: Path, kept: bytes) -> None:
         return  # edited since it was imported: what was traced may be of another source than the name says
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(entry, _digest(entry, kept) + kept)
+        with replacing_file(entry) as file:
+            file.write(_digest(entry, kept) + kept)
         make_room(entry.parent, 0, LIMIT)
 
 

@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from jaxasr.errors import ConfigError, JaxasrError
 
@@ -97,11 +97,13 @@ def writing_file(
             part.unlink(missing_ok=True)
 
 
-def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a small file in one piece: to a sibling that is renamed. Raises OSError, and leaves nothing then."""
+@contextlib.contextmanager
+def replacing_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write bytes to, which becomes `path` when the block ends and vanishes if it fails. Raises OSError."""
     part = Path(path).with_name(f".{secrets.token_hex(6)}.part")
     try:
-        part.write_bytes(content)
+        with open(part, "wb") as file:
+            yield file
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -17,7 +17,6 @@ import json
 import math
 import mmap
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ import ml_dtypes  # noqa: F401  numpy knows bfloat16 by its name once this is im
 import numpy as np
 
 from jaxasr.caches import cache_folder, make_room
+from jaxasr.files import replacing_file
 
 LIMIT = 4 * 2**30  # bytes of all files together
 _ALIGNMENT = 64  # of memory that JAX on a CPU takes without a copy
@@ -62,24 +62,19 @@ def keep(kept: Path, described: Mapping[str, Any], arrays: Mapping[str, np.ndarr
     Nothing is kept that would fill half of what is free on the disk.
     """
     size = _size(described)
-    part = kept.with_name(f".{secrets.token_hex(6)}.part")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         if size > min(LIMIT, shutil.disk_usage(kept.parent).free // 2):
             return None
         make_room(kept.parent, size, LIMIT)
-        with open(part, "wb") as file:
+        with replacing_file(kept) as file:
             for path, _, _, offset in _places(described):
                 file.seek(offset)
                 file.write(_bytes(arrays[path]))
             file.truncate(size)
-        os.replace(part, kept)
         return _map(kept, described)
     except (OSError, ValueError):
         return None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def pack(described: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -93,14 +88,14 @@ def pack(described: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> dict[st
 
 def differing(arrays: Mapping[str, np.ndarray], described: Mapping[str, Any]) -> list[str]:
     """The paths of arrays whose hash is not the described one."""
+    return sorted(path for path, digest in hashes(arrays).items() if digest != described[path]["sha256"])
+
+
+def hashes(arrays: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of each array's bytes, row by row, in hex digits."""
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(array_hash, arrays.values()))
-    return sorted(path for path, digest in zip(arrays, digests, strict=True) if digest != described[path]["sha256"])
-
-
-def array_hash(array: Any) -> str:
-    """The SHA-256 of an array's bytes, row by row, in hex digits."""
-    return hashlib.sha256(_bytes(np.asarray(array))).hexdigest()
+        digests = pool.map(lambda array: hashlib.sha256(_bytes(np.asarray(array))).hexdigest(), arrays.values())
+        return dict(zip(arrays, digests, strict=True))
 
 
 def _bytes(array: np.ndarray) -> memoryview:

@@ -36,7 +36,8 @@ class Costs:
     work: float
 
 
-# By JAX's name of the platform. The CPU's were measured on two cores, the TPU's from programs compiled ahead for a v5e.
+# By JAX's name of the platform. The CPU's were measured on two busy cores. A v5e's program compiles in 39 s; all else
+# of GPU and TPU is estimated.
 COSTS = {
     "cpu": Costs(program=1.0, length=0.001, batch=3e-4, work=1.2e-4),
     "gpu": Costs(program=10.0, length=0.003, batch=5e-6, work=5e-7),
@@ -84,30 +85,39 @@ class Planner:
     """
 
     def __init__(
-        self, rungs: Sequence[int], *, most_samples: float, multiple: int, costs: Costs, parameters: int, rate: int
+        self,
+        rungs: Sequence[int],
+        *,
+        most_samples: float,
+        multiple: int,
+        padding: int,
+        costs: Costs,
+        parameters: int,
+        rate: int,
     ) -> None:
         """`rungs`: lengths that batches may have, in samples, the last for the longest window.
 
         `most_samples`: what a batch may hold, padding included; one row of every device it holds always. `multiple`:
-        devices that share a batch. `parameters`: of the model. `rate`: samples a second.
+        devices that share a batch. `padding`: samples of silence that every window gets.
+        `parameters`: of the model. `rate`: samples a second.
         """
         self.rungs = list(rungs)
         self._most_samples, self._multiple, self._costs, self._rate = most_samples, multiple, costs, rate
         self._batch, self._work = (cost * parameters / 1e6 for cost in (costs.batch, costs.work / multiple))
+        self._padding = padding
         self._heard: Counter[int] = Counter()  # windows of the job so far, by the rung that holds them
         self._used: set[Shape] = set()
 
-    def plan(self, windows: Iterable[Window], *, padding: int, share: float | None = None) -> list[Batch]:
+    def plan(self, windows: Iterable[Window], *, share: float | None = None) -> list[Batch]:
         """Batches of a group, the shortest first.
 
-        `padding`: samples of silence that every window gets. `share`: the part of the job that has been heard, this
-        group included, where it is known; 1 at the end.
+        `share`: the part of the job that has been heard, this group included, where it is known; 1 at the end.
 
-        A program is taken when the job so far would have been quicker with it; the rest of the job is expected to be
-        like it, and no shorter lengths wait for a program of their own where a longer one costs less.
+        A program is taken once the job, as far as it is known, is quicker with it: the part that has been heard stands
+        for the whole.
         """
         ordered = sorted(windows, key=lambda window: window.stop - window.start)
-        lengths = [self._rung(window.stop - window.start + padding) for window in ordered]
+        lengths = [self._rung(window.stop - window.start + self._padding) for window in ordered]
         self._heard.update(lengths)
         job = {rung: math.ceil(count / (share or 1.0)) for rung, count in self._heard.items()}
         most = most_programs(sum(job.values()))

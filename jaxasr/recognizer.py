@@ -198,7 +198,7 @@ class Recognizer:
         progress: Progress | None,
         inputs: int | None,
     ) -> Iterator[Transcript | Failure]:
-        planner, before_and_after = self._planner(), sum(self._silence())
+        planner = self._planner()
         done = known = 0.0
         read = 0
         with contextlib.closing(groups):
@@ -212,7 +212,6 @@ class Recognizer:
                 read += len(group)
                 batches = planner.plan(
                     [window for parts in windows for window in parts],
-                    padding=before_and_after,
                     share=min(read / inputs, 1.0) if inputs else None,
                 )
                 for batch, hypotheses in self._run(batches, clips):
@@ -255,13 +254,15 @@ class Recognizer:
 
     def _planner(self) -> Planner:
         """For one job: the same one for the same recordings, whatever ran before."""
-        longest = int(self.config.audio.longest * SAMPLE_RATE) + sum(self._silence())
+        padding = sum(self._silence())
+        longest = int(self.config.audio.longest * SAMPLE_RATE) + padding
         if self._parameters is None:
             self._parameters = sum(leaf.size for leaf in jax.tree.leaves(self.programs.abstract_model.parameters))
         return Planner(
             ladder(int(self.shortest_seconds * SAMPLE_RATE), longest),
             most_samples=self.batch_seconds * SAMPLE_RATE,
             multiple=len(self.programs.devices),
+            padding=padding,
             costs=COSTS.get(self._platform, COSTS["gpu"]),
             parameters=self._parameters,
             rate=SAMPLE_RATE,

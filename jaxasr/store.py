@@ -344,12 +344,11 @@ def _verify_arrays(folder: Path, described: Mapping[str, Any], arrays: Mapping[s
 
 
 def _describe_arrays(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    with ThreadPoolExecutor() as pool:
-        digests = pool.map(mapped.array_hash, leaves.values())
-        return {
-            path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": digest}
-            for (path, leaf), digest in zip(leaves.items(), digests, strict=True)
-        }
+    digests = mapped.hashes(leaves)
+    return {
+        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": digests[path]}
+        for path, leaf in leaves.items()
+    }
 
 
 def _yaml(config: ModelConfig) -> str:

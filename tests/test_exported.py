@@ -224,7 +224,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing_else(
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(os, "replace", full)
         assert [stub.traced_for(), stub.traced_for()] == [1, 1]
     assert list(folder.iterdir()) == []
     folder.rmdir()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jaxasr.errors import ConfigError, ModelError
-from jaxasr.files import file_hash, read_yaml, reason, refuse_pointer, replace_file, writing_file, writing_folder
+from jaxasr.files import file_hash, read_yaml, reason, refuse_pointer, replacing_file, writing_file, writing_folder
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 262144000\n"
 
@@ -52,11 +52,16 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path: Path) -> None:
 def test_bytes_are_replaced_in_one_piece(tmp_path: Path) -> None:
     target = tmp_path / "bytes"
     for content in (b"old", b"new", b""):
-        replace_file(target, content)
+        with replacing_file(target) as file:
+            file.write(content)
         assert target.read_bytes() == content and names(tmp_path) == ["bytes"]
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError):
-        replace_file(tmp_path / "folder", b"new")
+    with pytest.raises(OSError), replacing_file(tmp_path / "folder") as file:
+        file.write(b"new")
+    with pytest.raises(KeyboardInterrupt), replacing_file(target) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert target.read_bytes() == b""
     assert names(tmp_path) == ["bytes", "folder"]
 
 

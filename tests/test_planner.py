@@ -13,11 +13,14 @@ from jaxasr.planner import COSTS, MOST_PROGRAMS, Planner, ladder, most_programs
 RATE = 16000
 
 
-def planner(platform: str = "cpu", parameters: int = 150_000_000, multiple: int = 1, seconds: float = 20.0) -> Planner:
+def planner(
+    platform: str = "cpu", parameters: int = 150_000_000, multiple: int = 1, seconds: float = 20.0, padding: int = 0
+) -> Planner:
     return Planner(
         ladder(RATE, 30 * RATE),
         most_samples=seconds * RATE,
         multiple=multiple,
+        padding=padding,
         costs=COSTS[platform],
         parameters=parameters,
         rate=RATE,
@@ -35,7 +38,7 @@ def run(chosen: Planner, seconds: np.ndarray, group: float = 480.0, known: bool 
     while start < len(seconds):
         stop = start + int(np.searchsorted(np.cumsum(seconds[start:]), group)) + 1
         share = min(stop / len(seconds), 1.0) if known else None
-        batches += chosen.plan(windows_of(seconds[start:stop], start), padding=0, share=share)
+        batches += chosen.plan(windows_of(seconds[start:stop], start), share=share)
         start = stop
     assert sorted(window.clip for batch in batches for window in batch.windows) == list(range(len(seconds)))
     for batch in batches:
@@ -125,7 +128,7 @@ def test_devices_share_a_batch_evenly() -> None:
 
 
 def test_silence_counts_into_the_length() -> None:
-    (batch,) = planner().plan(windows_of([11.0]), padding=round(1.8 * RATE), share=1.0)
+    (batch,) = planner(padding=round(1.8 * RATE)).plan(windows_of([11.0]), share=1.0)
     assert batch.samples == 16 * RATE
 
 
@@ -138,5 +141,5 @@ def test_the_ladder_rises_by_a_quarter_and_ends_with_the_longest() -> None:
 
 def test_nothing_is_planned_for_nothing() -> None:
     chosen = planner()
-    assert chosen.plan([], padding=0) == []
-    assert len(chosen.plan(windows_of([3.0]), padding=0)) == 1
+    assert chosen.plan([]) == []
+    assert len(chosen.plan(windows_of([3.0]))) == 1

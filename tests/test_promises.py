@@ -107,13 +107,12 @@ class Probe:
 
     def frames(self, samples: int) -> int:
         """Encoded frames of a batch of so many samples."""
-        inner = subsampled_length(self.golden.config.features.frame_count(samples))
-        return (inner + 1) // 2
+        return self.golden.config.encoder.encoded_length(self.golden.config.features.frame_count(samples))
 
     def _heard(self, seen: dict[str, Any], row: int, samples: int) -> Heard:
         frames = self.golden.config.features.frame_count(samples)
         inner = subsampled_length(frames)
-        sizes = {"features": frames, "encoded": (inner + 1) // 2}
+        sizes = {"features": frames, "encoded": self.frames(samples)}
         return Heard(
             {
                 module: seen[module][row, : sizes.get(module, inner)]

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from trio import part
 from turns import take_turns, use_cores
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -37,17 +38,12 @@ def features(samples: np.ndarray) -> np.ndarray:
     return np.stack([fbank.get_frame(i) for i in range(fbank.num_frames_ready)])
 
 
-def encoder_file() -> Path:
-    for path in sorted(options.trio.glob("encoder*.onnx")):
-        if path.name.endswith(".int8.onnx") == options.int8:
-            return path
-    raise SystemExit(f"{options.trio}: no {'int8 ' if options.int8 else ''}encoder*.onnx")
-
-
 settings = onnxruntime.SessionOptions()
 settings.intra_op_num_threads = options.threads
 settings.inter_op_num_threads = 1
-session = onnxruntime.InferenceSession(str(encoder_file()), settings, providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession(
+    part(options.trio, "encoder", int8=options.int8), settings, providers=["CPUExecutionProvider"]
+)
 frames = np.stack([features(speechlike(options.seconds, seed)) for seed in range(options.clips)]).astype(np.float32)
 lengths = np.full(options.clips, frames.shape[1], np.int64)
 

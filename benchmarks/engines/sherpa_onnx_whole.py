@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from trio import recognizer as make_recognizer
 from turns import take_turns, use_cores
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -20,22 +21,7 @@ import sherpa_onnx  # noqa: E402
 
 from jaxasr.speechlike import RATE, speechlike  # noqa: E402
 
-
-def part(name: str) -> str:
-    for path in sorted(options.trio.glob(f"{name}*.onnx")):
-        if not path.name.endswith(".int8.onnx"):
-            return str(path)
-    raise SystemExit(f"{options.trio}: no {name}*.onnx")
-
-
-recognizer = sherpa_onnx.OfflineRecognizer.from_transducer(
-    encoder=part("encoder"),
-    decoder=part("decoder"),
-    joiner=part("joiner"),
-    tokens=str(options.trio / "tokens.txt"),
-    num_threads=options.threads,
-    decoding_method="greedy_search",
-)
+recognizer = make_recognizer(options.trio, options.threads)
 audio = [speechlike(options.seconds, seed) for seed in range(options.clips)]
 
 

@@ -1,0 +1,28 @@
+"""The ONNX trio of an icefall transducer: its files, and sherpa-onnx's recogniser over them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def part(trio: Path, name: str, *, int8: bool = False) -> str:
+    """The file of one network, such as "encoder"; of the quantized ones with `int8`."""
+    for path in sorted(trio.glob(f"{name}*.onnx")):
+        if path.name.endswith(".int8.onnx") == int8:
+            return str(path)
+    raise SystemExit(f"{trio}: no {'int8 ' if int8 else ''}{name}*.onnx")
+
+
+def recognizer(trio: Path, threads: int) -> Any:
+    """sherpa-onnx's recogniser: float32, greedy search."""
+    import sherpa_onnx
+
+    return sherpa_onnx.OfflineRecognizer.from_transducer(
+        encoder=part(trio, "encoder"),
+        decoder=part(trio, "decoder"),
+        joiner=part(trio, "joiner"),
+        tokens=str(trio / "tokens.txt"),
+        num_threads=threads,
+        decoding_method="greedy_search",
+    )
