@@ -28,7 +28,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxasr.caches import cache_folder, compilation_options, make_room
 from jaxasr.configuration import comes_from, to_mapping
 from jaxasr.files import replacing_file
-from jaxasr.model import ModelConfig
+from jaxasr.model_config import ModelConfig
 from jaxasr.search.hypotheses import Hypotheses
 
 logger = logging.getLogger("jaxasr")

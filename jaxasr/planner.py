@@ -63,13 +63,16 @@ class _Part:
     new: frozenset[Shape] = frozenset()
 
 
-def ladder(shortest: int, longest: int) -> list[int]:
-    """Lengths that batches may have, in samples: `shortest` times the numbers of SERIES, and `longest` at the end."""
+def ladder(shortest: int, longest: int, silence: int = 0) -> list[int]:
+    """Lengths that batches may have, in samples: `silence`, and as much sound as clips in round numbers have.
+
+    Sound of `shortest` times the numbers of SERIES, and `longest` at the end.
+    """
     rungs, decade = [], shortest
     while decade < longest:
         rungs += [round(decade * step) for step in SERIES]
         decade *= 10
-    return [*(rung for rung in rungs if rung < longest), max(longest, shortest)]
+    return [silence + rung for rung in (*(rung for rung in rungs if rung < longest), max(longest, shortest))]
 
 
 def most_programs(windows: int) -> int:

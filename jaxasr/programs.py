@@ -9,6 +9,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,12 @@ from jaxasr import exported
 from jaxasr.caches import programs_kept
 from jaxasr.devices import Policy, check_process, is_lost, policy, usual_settings
 from jaxasr.errors import ConfigError, ModelError
-from jaxasr.model import AbstractModel, ModelConfig, Parameters
+from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.search import SearchConfig
 from jaxasr.search.hypotheses import Hypotheses
+
+if TYPE_CHECKING:
+    from jaxasr.model import AbstractModel
 
 
 class Programs:
@@ -74,6 +78,8 @@ class Programs:
     @functools.cached_property
     def abstract_model(self) -> AbstractModel:
         """The model without numbers, made where something must be traced."""
+        from jaxasr.model import AbstractModel  # Flax, which takes long to import
+
         with usual_settings():
             return AbstractModel(self.config)
 

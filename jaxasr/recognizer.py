@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Literal, Self, overload
+from typing import TYPE_CHECKING, Literal, Self, overload
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from jaxasr.batching import Batch, Window, assemble, cut
 from jaxasr.devices import usual_settings
 from jaxasr.errors import ConfigError, ModelError
 from jaxasr.inputs import AudioInput, listed
-from jaxasr.model import Model, ModelConfig, Parameters
+from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.planner import COSTS, Planner, ladder
 from jaxasr.programs import Programs
 from jaxasr.reading import Clip
@@ -27,6 +27,9 @@ from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.text import SPELLINGS
 from jaxasr.text.tokens import TokenTable
 from jaxasr.transcripts import Failure, Transcript
+
+if TYPE_CHECKING:
+    from jaxasr.model import Model  # Flax, which a recognizer whose programs are kept does not need
 
 logger = logging.getLogger("jaxasr")
 
@@ -254,15 +257,14 @@ class Recognizer:
 
     def _planner(self) -> Planner:
         """For one job: the same one for the same recordings, whatever ran before."""
-        padding = sum(self._silence())
-        longest = int(self.config.audio.longest * SAMPLE_RATE) + padding
+        silence = sum(self._silence())
         if self._parameters is None:
             self._parameters = sum(leaf.size for leaf in jax.tree.leaves(self.programs.abstract_model.parameters))
         return Planner(
-            ladder(int(self.shortest_seconds * SAMPLE_RATE), longest),
+            ladder(int(self.shortest_seconds * SAMPLE_RATE), int(self.config.audio.longest * SAMPLE_RATE), silence),
             most_samples=self.batch_seconds * SAMPLE_RATE,
             multiple=len(self.programs.devices),
-            padding=padding,
+            padding=silence,
             costs=COSTS.get(self._platform, COSTS["gpu"]),
             parameters=self._parameters,
             rate=SAMPLE_RATE,

@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxasr import exported, programs
-from jaxasr.model import AbstractModel, AudioConfig, ModelConfig
+from jaxasr import exported, model
+from jaxasr.model import AbstractModel
+from jaxasr.model_config import AudioConfig, ModelConfig
 from jaxasr.programs import Programs
 from jaxasr.search import BeamConfig, GreedyConfig, JointConfig
 from jaxasr.search.hypotheses import Hypotheses
@@ -266,7 +267,7 @@ def test_a_recognizers_program_is_neither_traced_nor_its_model_built(
         raise AssertionError("the model is not needed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(programs, "AbstractModel", refuse)
+        patch.setattr(model, "AbstractModel", refuse)
         patch.setattr(Programs, "_recognize", refuse)
         later = Programs(CONFIG, params, search=CONFIG.search)
         found = jax.device_get(later.run(WAVEFORMS, LENGTHS, 0.5))
@@ -293,27 +294,27 @@ def test_parameters_that_do_not_fit_are_refused(folder: Path) -> None:
 def test_every_search_can_be_kept(search: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, later = (Programs(CONFIG, {}, search=search) for _ in range(2))
     text = first._lower(2, 4800).as_text()
-    monkeypatch.setattr(programs, "AbstractModel", None)
+    monkeypatch.setattr(model, "AbstractModel", None)
     assert later._lower(2, 4800).as_text() == text and len(list(folder.iterdir())) == 1
 
 
 TWO_DEVICES = """
 import hashlib, json, os
 import jax, numpy as np
-from jaxasr import programs
+from jaxasr import model, programs
 from jaxasr.caches import cache_folder
 from jaxasr.speechlike import speechlike
 from jaxasr.testing import random_parameters, tiny_config
 
 made = []
-class Counted(programs.AbstractModel):
+class Counted(model.AbstractModel):
     def __init__(self, config):
         made.append(config)
         super().__init__(config)
 
 config = tiny_config()
-params = random_parameters(programs.AbstractModel(config).parameters)
-programs.AbstractModel = Counted
+params = random_parameters(model.AbstractModel(config).parameters)
+model.AbstractModel = Counted
 ours = programs.Programs(config, params, search=config.search)
 found = ours.run(np.stack([speechlike(0.5, seed) for seed in range(2)]), np.array([8000, 6000], np.int32))
 bits = [hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for leaf in found]

@@ -137,6 +137,8 @@ def test_the_ladder_rises_by_a_quarter_and_ends_with_the_longest() -> None:
         rungs = ladder(shortest, longest)
         assert rungs[0] == shortest and rungs[-1] == max(longest, shortest)
         assert all(1.0 < after / before <= 1.29 for before, after in zip(rungs, rungs[1:], strict=False))
+        # Silence comes on top, so that clips in round numbers leave no room.
+        assert ladder(shortest, longest, 28800) == [rung + 28800 for rung in rungs]
 
 
 def test_nothing_is_planned_for_nothing() -> None:

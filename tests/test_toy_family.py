@@ -32,10 +32,10 @@ from jaxasr.convert.protocol import Candidate, Converted, Family, Options
 from jaxasr.encoders import ENCODERS
 from jaxasr.errors import ConfigError
 from jaxasr.features import FEATURES
-from jaxasr.heads.ctc import CTCConfig
+from jaxasr.heads.configs import CTCConfig
 from jaxasr.layers.dropout import Dropout
 from jaxasr.layers.linear import Linear
-from jaxasr.model import ModelConfig
+from jaxasr.model_config import ModelConfig
 from jaxasr.text import SPELLINGS
 from jaxasr.text.tokens import TokenTable
 

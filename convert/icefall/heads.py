@@ -10,14 +10,12 @@ import numpy as np
 
 from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, linear, same
 from jaxasr.errors import CheckpointError
-from jaxasr.heads.ctc import CTCConfig
-from jaxasr.heads.predictors import StatelessConfig
-from jaxasr.heads.transducer import TransducerConfig
+from jaxasr.heads.configs import CTCConfig, StatelessConfig, TransducerConfig
 from jaxasr.text.sherpa_onnx import SherpaOnnxConfig
 from jaxasr.text.tokens import TokenTable
 
 if TYPE_CHECKING:
-    from jaxasr.model import ModelConfig
+    from jaxasr.model_config import ModelConfig
 
 # The tensor that proves a head, and has a row for each id.
 OUTPUTS = {"transducer": "joiner.output_linear.weight", "ctc": "ctc_output.1.weight"}

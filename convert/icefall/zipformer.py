@@ -14,10 +14,10 @@ from jaxasr.configs import named_configs
 from jaxasr.convert.icefall import heads
 from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, conv2d, linear, same
 from jaxasr.convert.protocol import Options
-from jaxasr.encoders.zipformer import ZipformerConfig
+from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.errors import CheckpointError, ConfigError, listing
-from jaxasr.features.kaldi import KaldiConfig
-from jaxasr.model import AudioConfig, ModelConfig
+from jaxasr.features.kaldi_config import KaldiConfig
+from jaxasr.model_config import AudioConfig, ModelConfig
 from jaxasr.search import GreedyConfig
 from jaxasr.store import read_config
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxasr.arrays import Count
-from jaxasr.configuration import Table
-from jaxasr.encoders.zipformer import Zipformer, ZipformerConfig
+from jaxasr.configuration import Table, deferred
+from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.layers.dropout import Dropout
 
 
@@ -71,4 +71,4 @@ class StreamingEncoder(Encoder, Protocol):
 
 
 # Every encoder by its `kind`: made as (config, rngs=).
-ENCODERS: Table[Encoder] = Table({"zipformer": (ZipformerConfig, Zipformer)})
+ENCODERS: Table[Encoder] = Table({"zipformer": (ZipformerConfig, deferred("jaxasr.encoders.zipformer", "Zipformer"))})
