@@ -15,7 +15,7 @@ HEAVY = (
 )  # fmt: skip
 # The command line imports none of these before it knows what is asked.
 HELP = (*HEAVY, "numpy", "soundfile", "soxr", "yaml", "ml_dtypes", "filelock", "sentencepiece", "av")
-COMMANDS = ("transcribe", "convert", "info", "evaluate", "train", "bench")
+COMMANDS = ("transcribe", "convert", "compile", "info", "evaluate", "train", "bench")
 PUBLISHERS = ("torch", "torchaudio", "onnx", "onnxruntime", "nemo", "sherpa_onnx", "k2", "lhotse")
 
 # Runs a program, then prints which of the packages named in argv[1] it has imported or tried to import.
