@@ -120,7 +120,7 @@ class Planner:
         for the whole.
         """
         ordered = sorted(windows, key=lambda window: window.stop - window.start)
-        lengths = [self._rung(window.stop - window.start + self._padding) for window in ordered]
+        lengths = [self.rung(window.stop - window.start) for window in ordered]
         self._heard.update(lengths)
         job = {rung: math.ceil(count / (share or 1.0)) for rung, count in self._heard.items()}
         most = most_programs(sum(job.values()))
@@ -131,6 +131,26 @@ class Planner:
         batches = list(self._fill(stretches, ordered))
         self._used.update((batch.rows, batch.samples) for batch in batches)
         return batches[::-1]
+
+    def rung(self, samples: int) -> int:
+        """The shortest rung that holds a window of so many samples and its silence."""
+        return next(rung for rung in self.rungs if rung >= samples + self._padding)
+
+    def shapes(self, rungs: Iterable[int], most: int | None = None) -> list[Shape]:
+        """What batches of a job may have whose windows are held by these `rungs`, the likeliest first.
+
+        `most`: windows that a job has at most; any number if None.
+
+        It is all of them, the longest rung's included, to which a job of unknown length falls back. The likeliest are
+        those of the longest, which hold every window, and then those of one window a device.
+        """
+        top = self.rungs[-1]
+        found = []
+        for rung in {*rungs, top}:
+            counts = self._row_counts(rung)
+            enough = len(counts) if most is None else sum(count < most for count in counts) + 1
+            found += [(rows, rung) for rows in counts[:enough]]
+        return sorted(found, key=lambda shape: (shape[1] != top, shape[0] != self._multiple, -shape[1], shape[0]))
 
     def _cheapest(
         self, counts: Mapping[int, int], free: set[Shape], price: float = 0.0, most: int = 0, more: bool = False
@@ -170,9 +190,6 @@ class Planner:
         """Whether there are at most `most` shapes, and room for longer ones than `samples` where `more` may come."""
         reserve = min(math.ceil(math.log2(self.rungs[-1] / samples)), MOST_RESERVED, most - 1) if more else 0
         return len(shapes) <= most and sum(length <= samples for _, length in shapes) + reserve <= most
-
-    def _rung(self, samples: int) -> int:
-        return next(rung for rung in self.rungs if rung >= samples)
 
     def _row_counts(self, samples: int) -> list[int]:
         counts = [self._multiple]
