@@ -68,7 +68,7 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    rules = (*features.TABLE, *part.RULES, *heads.TABLE)
+    rules = (*features.TABLE, *part.rules(config.encoder), *heads.TABLE)
     ignored = (*heads.IGNORED, *features.IGNORED, *part.IGNORED)
     mapped = map_tensors(tensors, rules, ignored)
     mapped = features.with_designed_arrays(mapped, config.features, notes)
@@ -88,10 +88,10 @@ def _refuse_strangers(settings: Mapping[str, Any], options: Options) -> None:
 
 def _encoder_part(settings: Mapping[str, Any]) -> ModuleType:
     """The file of this wing that knows the encoder."""
-    from jaxasr.convert.nemo import citrinet, conformer
+    from jaxasr.convert.nemo import citrinet
 
     section = Section(settings, "encoder")
-    parts: tuple[ModuleType, ...] = (citrinet, conformer)
+    parts: tuple[ModuleType, ...] = (citrinet,)
     for part in parts:
         if section.target in part.TARGETS:
             return part
