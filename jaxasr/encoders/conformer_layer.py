@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
 State = dict[str, jax.Array]
+BATCH_EPSILON = 1e-5  # of the batch norms, PyTorch's default
 
 
 class Layer(nnx.Module):
@@ -127,7 +128,9 @@ class ConvModule(nnx.Module):
         self.padding = config.conv_padding
         self.in_proj = Linear(dim, 2 * dim, use_bias=use_bias, rngs=rngs)
         self.depthwise = DepthwiseConv1d(dim, config.conv_kernel, use_bias=use_bias, rngs=rngs)
-        self.norm = BatchNorm(dim, rngs=rngs) if config.conv_norm == "batch" else LayerNorm(dim, rngs=rngs)
+        self.norm = (
+            BatchNorm(dim, BATCH_EPSILON, rngs=rngs) if config.conv_norm == "batch" else LayerNorm(dim, rngs=rngs)
+        )
         self.out_proj = Linear(dim, dim, use_bias=use_bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B T D"]:

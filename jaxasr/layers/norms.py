@@ -1,4 +1,4 @@
-"""Norms with a scale and a bias for each channel; statistics are taken in float32."""
+"""Normalisations that more than one network uses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,34 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-class LayerNorm(nnx.Module):
-    """(x - mean) / sqrt(variance + epsilon) over the last axis, times scale plus bias (Ba et al., 2016)."""
+class BatchNorm(nnx.Module):
+    """Batch normalisation by the stored statistics: x (..., C) -> (..., C) in x's type.
 
-    def __init__(self, features: int, *, epsilon: float = 1e-5, rngs: nnx.Rngs) -> None:
+    (x - mean) / sqrt(variance + epsilon) * scale + bias (Ioffe and Szegedy, 2015, arXiv 1502.03167). Gradients do not
+    reach the statistics.
+    """
+
+    def __init__(self, features: int, epsilon: float, *, rngs: nnx.Rngs) -> None:
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.mean = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.variance = nnx.Param(jnp.ones((features,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
+        mean, variance = jax.lax.stop_gradient((self.mean[...], self.variance[...]))
+        factor = self.scale[...] * jax.lax.rsqrt(variance + self.epsilon)
+        return x * factor.astype(x.dtype) + (self.bias[...] - mean * factor).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation of each frame by itself: x (..., D) -> (..., D) in x's type.
+
+    (x - mean) / sqrt(variance + epsilon) * scale + bias, statistics over the last axis in float32 (Ba et al., 2016,
+    arXiv 1607.06450).
+    """
+
+    def __init__(self, features: int, epsilon: float = 1e-5, *, rngs: nnx.Rngs) -> None:
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
@@ -26,24 +50,3 @@ class LayerNorm(nnx.Module):
         normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + self.epsilon)
         scaled = normal * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
         return scaled.astype(x.dtype)
-
-
-class BatchNorm(nnx.Module):
-    """(x - mean) / sqrt(variance + epsilon) with stored running statistics, times scale plus bias (Ioffe, 2015).
-
-    `mean` and `variance` are no trained parameters: they are of nnx's type BatchStat.
-    """
-
-    def __init__(self, features: int, *, epsilon: float = 1e-5, rngs: nnx.Rngs) -> None:
-        self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
-        self.mean = nnx.BatchStat(jnp.zeros((features,), jnp.float32))
-        self.variance = nnx.BatchStat(jnp.ones((features,), jnp.float32))
-
-    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        scale, bias, mean, variance = (
-            each[...].astype(jnp.float32) for each in (self.scale, self.bias, self.mean, self.variance)
-        )
-        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
-        return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
