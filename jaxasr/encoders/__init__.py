@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from jaxasr.arrays import Count
 from jaxasr.configuration import Table, deferred
+from jaxasr.encoders.citrinet_config import CitrinetConfig
+from jaxasr.encoders.conformer_config import ConformerConfig
 from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.layers.dropout import Dropout
 
@@ -71,4 +73,10 @@ class StreamingEncoder(Encoder, Protocol):
 
 
 # Every encoder by its `kind`: made as (config, rngs=).
-ENCODERS: Table[Encoder] = Table({"zipformer": (ZipformerConfig, deferred("jaxasr.encoders.zipformer", "Zipformer"))})
+ENCODERS: Table[Encoder] = Table(
+    {
+        "citrinet": (CitrinetConfig, deferred("jaxasr.encoders.citrinet", "Citrinet")),
+        "conformer": (ConformerConfig, deferred("jaxasr.encoders.conformer", "Conformer")),
+        "zipformer": (ZipformerConfig, deferred("jaxasr.encoders.zipformer", "Zipformer")),
+    }
+)

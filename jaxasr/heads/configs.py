@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 from jaxasr.configuration import Table, deferred
+from jaxasr.heads.lstm_config import LSTMConfig
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -79,7 +80,10 @@ class StatelessConfig:
 
 # Every predictor by its `kind`: made as (config, vocabulary_size, blank_id, rngs=).
 PREDICTORS: Table[Predictor] = Table(
-    {"stateless": (StatelessConfig, deferred("jaxasr.heads.predictors", "StatelessPredictor"))}
+    {
+        "lstm": (LSTMConfig, deferred("jaxasr.heads.lstm", "LSTMPredictor")),
+        "stateless": (StatelessConfig, deferred("jaxasr.heads.predictors", "StatelessPredictor")),
+    }
 )
 
 
@@ -89,7 +93,8 @@ class TransducerConfig:
 
     `silent_ids`: ids taken for blank by a search, neither emitted nor shown to the predictor (sherpa-onnx treats <unk>
     so, icefall's own search does not). `durations`: encoded frames that a token may span, in the order of the joiner's
-    further outputs; empty where the head predicts none.
+    further outputs; empty where the head predicts none. `activation`: that of the joiner's sum. `max_symbols`: tokens
+    that one encoded frame may emit in a search; with 1 every token ends its frame.
     """
 
     vocabulary_size: int
@@ -98,8 +103,12 @@ class TransducerConfig:
     blank_id: int = 0
     silent_ids: tuple[int, ...] = ()
     durations: tuple[int, ...] = ()
+    activation: Literal["tanh", "relu", "sigmoid"] = "tanh"
+    max_symbols: int = 1
 
     def __post_init__(self) -> None:
+        if self.max_symbols < 1:
+            raise ValueError(f"max_symbols must be positive, not {self.max_symbols}")
         for token_id in (self.blank_id, *self.silent_ids):
             if not 0 <= token_id < self.vocabulary_size:
                 raise ValueError(

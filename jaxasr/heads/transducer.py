@@ -1,13 +1,14 @@
 """The transducer head: a predictor of one of the kinds in heads/predictors.py, and a joiner.
 
-Source: icefall, egs/librispeech/ASR/zipformer, joiner.py; Graves, 2012, arXiv 1211.3711. Durations beside the tokens:
-Xu et al., 2023, arXiv 2304.06795 (TDT).
+Source: icefall, egs/librispeech/ASR/zipformer, joiner.py; NVIDIA NeMo, nemo/collections/asr/modules/rnnt.py, RNNTJoint;
+Graves, 2012, arXiv 1211.3711. Durations beside the tokens: Xu et al., 2023, arXiv 2304.06795 (TDT).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -16,6 +17,9 @@ from jaxasr.layers.linear import Linear
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
+
+
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
 class Transducer(nnx.Module):
@@ -45,6 +49,11 @@ class Transducer(nnx.Module):
     def durations(self) -> tuple[int, ...]:
         """Frames that a token may span, in the order of the joiner's further outputs."""
         return self.config.durations
+
+    @property
+    def max_symbols(self) -> int:
+        """Tokens that one encoded frame may emit."""
+        return self.config.max_symbols
 
     @property
     def length_offset(self) -> int:
@@ -79,7 +88,7 @@ class Transducer(nnx.Module):
         self, projected: Float[Array, "*#batch J"], predicted: Float[Array, "*#batch J"]
     ) -> Float[Array, "... V"]:
         """The joiner on projections (..., J) of encoder and predictor, which may broadcast: logits (..., V) float32."""
-        return self.output(jnp.tanh(projected + predicted)).astype(jnp.float32)
+        return self.output(ACTIVATIONS[self.config.activation](projected + predicted)).astype(jnp.float32)
 
     def _project(self, predicted: tuple[Any, Float[Array, "B P"]]) -> tuple[Any, Float[Array, "B J"]]:
         state, output = predicted
