@@ -69,9 +69,7 @@ def read_archive(path: Path, notes: list[str]) -> Archive:
     return Archive(path, texts, find_state(path, state))
 
 
-def _read_members(
-    file: BinaryIO, copies: contextlib.ExitStack
-) -> tuple[dict[str, bytes], tuple[BinaryIO, int, int]]:
+def _read_members(file: BinaryIO, copies: contextlib.ExitStack) -> tuple[dict[str, bytes], tuple[BinaryIO, int, int]]:
     """All small members, and where the weights lie: in which file, from which byte on, how many bytes.
 
     Decompressed weights are in a file that `copies` closes.

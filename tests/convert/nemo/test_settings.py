@@ -49,12 +49,13 @@ def test_interpolations_are_followed_as_far_as_the_file_goes() -> None:
     assert decoder["home"] == "${oc.env:HOME}"
     for key in ("self", "part", "away"):
         assert "${" in decoder[key]
-    with pytest.raises(CheckpointError, match=r"decoder.away is '\$\{absent.key\}': model_config.yaml should have a wh"):
+    with pytest.raises(CheckpointError, match=r"decoder.away is '\$\{absent.key\}': model_config.yaml should"):
         Section(settings, "decoder").integer("away", 1)
 
 
 def test_numbers_are_those_of_omegaconf_and_labels_stay_texts() -> None:
-    settings = read("preprocessor: {dither: 1e-05, a: 1e-5, b: '1e-5', c: 1.0e-05}\nlabels: ['1', 'no', y, 'e', 'null']")
+    numbers = "preprocessor: {dither: 1e-05, a: 1e-5, b: '1e-5', c: 1.0e-05}\n"
+    settings = read(numbers + "labels: ['1', 'no', y, 'e', 'null']")
     section = Section(settings, "preprocessor")
     assert [section.number(key, 0.0) for key in ("dither", "a", "c")] == [1e-5] * 3
     assert section.text("b", "") == "1e-5"
