@@ -87,10 +87,10 @@ def _refuse_strangers(settings: Mapping[str, Any], options: Options) -> None:
 
 def _encoder_part(settings: Mapping[str, Any]) -> ModuleType:
     """The file of this wing that knows the encoder."""
-    from jaxasr.convert.nemo import citrinet
+    from jaxasr.convert.nemo import citrinet, conformer
 
     section = Section(settings, "encoder")
-    parts: tuple[ModuleType, ...] = (citrinet,)
+    parts: tuple[ModuleType, ...] = (citrinet, conformer)
     for part in parts:
         if section.target in part.TARGETS:
             return part

@@ -36,7 +36,8 @@ def vocabulary(
     """
     section = Section(settings, "tokenizer")
     if given is not None:
-        pieces, spelling = _of_model(read_model(given), str(given))
+        model = read_model(given)
+        pieces, spelling = model.pieces, spelling_of(model, str(given))
     elif not section.values:
         pieces, spelling = tuple(_labels(settings)), NemoConfig(tokenizer="characters")
     elif section.text("type", "bpe").lower() == "agg":
@@ -44,7 +45,8 @@ def vocabulary(
             raise section.refuse("custom_tokenizer", "known are plain aggregates of SentencePiece models")
         pieces, spelling = _aggregate(archive, section), NemoConfig(tokenizer="aggregate")
     else:
-        pieces, spelling = _of_model(*_model(archive, section))
+        model, where = _model(archive, section)
+        pieces, spelling = model.pieces, spelling_of(model, where)
     if len(pieces) + 1 != size:
         raise CheckpointError(
             f"the vocabulary has {len(pieces)} tokens, but the model emits {size - 1} beside its blank: give the "
@@ -96,17 +98,16 @@ def _model(archive: Archive, section: Section) -> tuple[SentencePieceModel, str]
     return parse_model(archive.texts[name], where), where
 
 
-def _of_model(model: SentencePieceModel, where: str) -> tuple[tuple[str, ...], NemoConfig]:
-    """The pieces and the spelling of one SentencePiece model."""
+def spelling_of(model: SentencePieceModel, where: str) -> NemoConfig:
+    """How the pieces of one SentencePiece model are joined; CheckpointError for a way that is not known."""
     if model.marks_end_words:
         raise CheckpointError(f"{where}: marks the ends of words instead of their beginnings, which is not known here")
     unknown = [piece for piece, kind in zip(model.pieces, model.kinds, strict=True) if kind == Kind.UNKNOWN]
-    silent = tuple(piece for piece, kind in zip(model.pieces, model.kinds, strict=True) if kind == Kind.CONTROL)
-    return model.pieces, NemoConfig(
+    return NemoConfig(
         tokenizer="sentencepiece",
         unknown=unknown[0] if unknown else "<unk>",
         unknown_text=model.unknown_text,
-        silent=silent,
+        silent=tuple(piece for piece, kind in zip(model.pieces, model.kinds, strict=True) if kind == Kind.CONTROL),
         leading_marks="all" if model.drops_spaces else "first" if model.adds_mark else "none",
     )
 

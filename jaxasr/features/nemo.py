@@ -116,6 +116,9 @@ def _normalize(
     if config.normalize == "all_features":
         axes, number = (1, 2), number * config.bins
     mask = valid[..., None]
+    # Differences to the first frame make a constant feature exactly 0, as digital silence is; the rounding of its mean
+    # would be divided by the guard alone.
+    energies = energies - (energies[:, :1] if config.normalize == "per_feature" else energies[:, :1, :1])
     mean = jnp.where(mask, energies, 0).sum(axes, keepdims=True) / jnp.maximum(number, 1)
     centred = jnp.where(mask, energies - mean, 0)
     # The divisor lacks one, as a sample's; of a single frame the deviation counts as 0.
