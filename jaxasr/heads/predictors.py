@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxasr.configuration import Table
+from jaxasr.heads.lstm import LSTMPredictor
+from jaxasr.heads.lstm_config import LSTMConfig
 from jaxasr.layers.products import embed, grouped_product
 
 if TYPE_CHECKING:
@@ -126,4 +128,6 @@ class StatelessPredictor(nnx.Module):
 
 
 # Every predictor by its `kind`: made as (config, vocabulary_size, blank_id, rngs=).
-PREDICTORS: Table[Predictor] = Table({"stateless": (StatelessConfig, StatelessPredictor)})
+PREDICTORS: Table[Predictor] = Table(
+    {"stateless": (StatelessConfig, StatelessPredictor), "lstm": (LSTMConfig, LSTMPredictor)}
+)

@@ -1,14 +1,15 @@
 """The transducer head: a predictor of one of the kinds in heads/predictors.py, and a joiner.
 
-Source: icefall, egs/librispeech/ASR/zipformer, joiner.py; Graves, 2012, arXiv 1211.3711. Durations beside the tokens:
-Xu et al., 2023, arXiv 2304.06795 (TDT).
+Source: icefall, egs/librispeech/ASR/zipformer, joiner.py; NVIDIA NeMo, nemo/collections/asr/modules/rnnt.py, RNNTJoint;
+Graves, 2012, arXiv 1211.3711. Durations beside the tokens: Xu et al., 2023, arXiv 2304.06795 (TDT).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -25,7 +26,8 @@ class TransducerConfig:
 
     `silent_ids`: ids taken for blank by a search, neither emitted nor shown to the predictor (sherpa-onnx treats <unk>
     so, icefall's own search does not). `durations`: encoded frames that a token may span, in the order of the joiner's
-    further outputs; empty where the head predicts none.
+    further outputs; empty where the head predicts none. `activation`: that of the joiner's sum. `max_symbols`: tokens
+    that one encoded frame may emit in a search; with 1 every token ends its frame.
     """
 
     vocabulary_size: int
@@ -34,8 +36,12 @@ class TransducerConfig:
     blank_id: int = 0
     silent_ids: tuple[int, ...] = ()
     durations: tuple[int, ...] = ()
+    activation: Literal["tanh", "relu", "sigmoid"] = "tanh"
+    max_symbols: int = 1
 
     def __post_init__(self) -> None:
+        if self.max_symbols < 1:
+            raise ValueError(f"max_symbols must be positive, not {self.max_symbols}")
         for token_id in (self.blank_id, *self.silent_ids):
             if not 0 <= token_id < self.vocabulary_size:
                 raise ValueError(
@@ -43,6 +49,9 @@ class TransducerConfig:
                 )
         if self.durations and (min(self.durations) < 0 or max(self.durations) < 1):
             raise ValueError(f"durations must be numbers of frames of which one is positive, not {self.durations}")
+
+
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
 class Transducer(nnx.Module):
@@ -72,6 +81,11 @@ class Transducer(nnx.Module):
     def durations(self) -> tuple[int, ...]:
         """Frames that a token may span, in the order of the joiner's further outputs."""
         return self.config.durations
+
+    @property
+    def max_symbols(self) -> int:
+        """Tokens that one encoded frame may emit."""
+        return self.config.max_symbols
 
     @property
     def length_offset(self) -> int:
@@ -106,7 +120,7 @@ class Transducer(nnx.Module):
         self, projected: Float[Array, "*#batch J"], predicted: Float[Array, "*#batch J"]
     ) -> Float[Array, "... V"]:
         """The joiner on projections (..., J) of encoder and predictor, which may broadcast: logits (..., V) float32."""
-        return self.output(jnp.tanh(projected + predicted)).astype(jnp.float32)
+        return self.output(ACTIVATIONS[self.config.activation](projected + predicted)).astype(jnp.float32)
 
     def _project(self, predicted: tuple[Any, Float[Array, "B P"]]) -> tuple[Any, Float[Array, "B J"]]:
         state, output = predicted

@@ -30,3 +30,23 @@ class BatchNorm(nnx.Module):
         mean, variance = jax.lax.stop_gradient((self.mean[...], self.variance[...]))
         factor = self.scale[...] * jax.lax.rsqrt(variance + self.epsilon)
         return x * factor.astype(x.dtype) + (self.bias[...] - mean * factor).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation of each frame by itself: x (..., D) -> (..., D) in x's type.
+
+    (x - mean) / sqrt(variance + epsilon) * scale + bias, statistics over the last axis in float32 (Ba et al., 2016,
+    arXiv 1607.06450).
+    """
+
+    def __init__(self, features: int, epsilon: float = 1e-5, *, rngs: nnx.Rngs) -> None:
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + self.epsilon)
+        scaled = normal * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return scaled.astype(x.dtype)
