@@ -28,8 +28,8 @@ NAMES = (
 CLIPS = ("digits_a", "espeak_sentence", "noise", "near_silence", "short")
 # Two float32 front ends. Near-constant audio is divided by a tiny deviation, which multiplies roundings.
 FEATURES, NEAR_SILENCE = 2e-3, 2e-2
-# Of the encoder's output, as a share of its largest magnitude: what the features' differences become (the READMEs beside
-# the arrays: 5e-3 on near_silence, 5e-2 with Citrinet's blocks, 2e-4 elsewhere).
+# Of the encoder's output, as a share of its largest magnitude: what the features' differences become. The READMEs
+# beside the arrays measured 5e-3 on near_silence, 5e-2 with Citrinet's blocks, and 2e-4 elsewhere.
 ENCODED, ENCODED_NEAR_SILENCE = 1e-3, {"citrinet-tiny": 5e-2}
 SECONDS = {"citrinet-tiny": 0.08, "conformer-ctc-tiny": 0.04, "conformer-transducer-tiny": 0.04}
 

@@ -22,6 +22,7 @@ from jaxasr.convert.formats.mapped import regular_file
 from jaxasr.convert.formats.torch.pickles import read_open_torch
 from jaxasr.convert.formats.torch.states import State, find_state
 from jaxasr.errors import CheckpointError, printable
+from jaxasr.files import reason
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 
@@ -51,26 +52,28 @@ def read_archive(path: Path, notes: list[str]) -> Archive:
 
     CheckpointError, one line, for what is no archive of NeMo, is damaged, or is refused.
     """
-    with regular_file(path) as file:
+    with regular_file(path) as file, contextlib.ExitStack() as copies:
         try:
-            texts, (weights, start, size) = _read_members(file)
+            texts, (weights, start, size) = _read_members(file, copies)
         except CheckpointError as fault:
             raise CheckpointError(f"{path}: {fault}") from None
         except RecursionError:
             raise CheckpointError(f"{path}: {_refusal('a chain of headers without an end')}") from None
-        except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError):
+        except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise CheckpointError(f"{path}: cannot be read or decompressed ({reason(error)})") from None
             raise CheckpointError(
                 f"{path}: is no tar archive, or a damaged one: name a .nemo file, or fetch it again"
             ) from None
-        with contextlib.ExitStack() as closing:
-            if weights is not file:
-                closing.enter_context(weights)
-            state = read_open_torch(weights, start, size, f"{path}: {WEIGHTS}", (), notes)
+        state = read_open_torch(weights, start, size, f"{path}: {WEIGHTS}", (), notes)
     return Archive(path, texts, find_state(path, state))
 
 
-def _read_members(file: BinaryIO) -> tuple[dict[str, bytes], tuple[BinaryIO, int, int]]:
-    """All small members, and where the weights lie: in which file, from which byte on, how many bytes."""
+def _read_members(file: BinaryIO, copies: contextlib.ExitStack) -> tuple[dict[str, bytes], tuple[BinaryIO, int, int]]:
+    """All small members, and where the weights lie: in which file, from which byte on, how many bytes.
+
+    Decompressed weights are in a file that `copies` closes.
+    """
     size = os.fstat(file.fileno()).st_size
     compressed = file.read(2) == _GZIP
     file.seek(0)
@@ -84,7 +87,13 @@ def _read_members(file: BinaryIO) -> tuple[dict[str, bytes], tuple[BinaryIO, int
         if total > size * (SWELLING_LIMIT if compressed else 1):
             raise CheckpointError(_refusal(f"member {_shown(name)} of {length:,} bytes in a file of {size:,}"))
         if name == WEIGHTS:
-            weights = (_copied(unpacked, start, length), 0, length) if compressed else (file, start, length)
+            weights = (file, start, length)
+            if compressed:
+                copy = copies.enter_context(tempfile.TemporaryFile())
+                for block in unpacked.blocks(start, length):
+                    copy.write(block)
+                copy.flush()
+                weights = (copy, 0, length)
             continue
         if length > TEXT_LIMIT:
             raise CheckpointError(_refusal(f"member {_shown(name)} of {length:,} bytes, more than {TEXT_LIMIT:,}"))
@@ -153,19 +162,6 @@ class _Guarded:
                 raise EOFError
             size -= len(block)
             yield block
-
-
-def _copied(file: _Guarded, start: int, size: int) -> BinaryIO:
-    """A file without a name that holds the bytes of a member."""
-    copy = tempfile.TemporaryFile()
-    try:
-        for block in file.blocks(start, size):
-            copy.write(block)
-        copy.flush()
-    except BaseException:
-        copy.close()
-        raise
-    return copy
 
 
 def _refusal(what: str) -> str:

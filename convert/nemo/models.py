@@ -5,7 +5,6 @@ The names of NeMo's classes choose among what is known here; nothing is instanti
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pieces to text, as NeMo 3.0.0 spells them: by SentencePiece, by joined characters, or by an aggregate of vocabularies.
+"""Pieces to text, as NeMo 3.0.0 spells them: by SentencePiece, as joined labels, or by an aggregate of vocabularies.
 
 Source: NeMo, collections/asr/parts/submodules/{ctc,rnnt}_decoding.py and collections/common/tokenizers; SentencePiece
 0.2, sentencepiece_processor.cc, Decode.
