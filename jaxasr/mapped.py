@@ -38,7 +38,8 @@ def entry(described: Mapping[str, Any], source: Path) -> Path:
     hashed = hashlib.sha256(json.dumps(described).encode())
     for file in sorted(source.rglob("*")):
         status = file.stat()
-        hashed.update(f"{file.relative_to(source).as_posix()} {status.st_size} {status.st_mtime_ns}\n".encode())
+        # Images of containers keep whole seconds.
+        hashed.update(f"{file.relative_to(source).as_posix()} {status.st_size} {int(status.st_mtime)}\n".encode())
     return cache_folder() / "arrays" / hashed.hexdigest()
 
 
