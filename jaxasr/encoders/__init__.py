@@ -9,6 +9,10 @@ import jax.numpy as jnp
 
 from jaxasr.arrays import Count
 from jaxasr.configuration import Table
+from jaxasr.encoders.citrinet import Citrinet
+from jaxasr.encoders.citrinet_config import CitrinetConfig
+from jaxasr.encoders.conformer import Conformer
+from jaxasr.encoders.conformer_config import ConformerConfig
 from jaxasr.encoders.zipformer import Zipformer, ZipformerConfig
 from jaxasr.layers.dropout import Dropout
 
@@ -71,4 +75,10 @@ class StreamingEncoder(Encoder, Protocol):
 
 
 # Every encoder by its `kind`: made as (config, rngs=).
-ENCODERS: Table[Encoder] = Table({"zipformer": (ZipformerConfig, Zipformer)})
+ENCODERS: Table[Encoder] = Table(
+    {
+        "citrinet": (CitrinetConfig, Citrinet),
+        "conformer": (ConformerConfig, Conformer),
+        "zipformer": (ZipformerConfig, Zipformer),
+    }
+)

@@ -9,6 +9,8 @@ import jax
 from jaxasr.arrays import Count
 from jaxasr.configuration import Table
 from jaxasr.features.kaldi import KaldiConfig, KaldiFbank
+from jaxasr.features.nemo import NemoMel
+from jaxasr.features.nemo_config import NemoMelConfig
 
 
 class FeaturesConfig(Protocol):
@@ -48,4 +50,4 @@ class Features(Protocol):
 
 
 # Every front end by its `kind`: made as (config, rngs=).
-FEATURES: Table[Features] = Table({"kaldi": (KaldiConfig, KaldiFbank)})
+FEATURES: Table[Features] = Table({"kaldi": (KaldiConfig, KaldiFbank), "nemo_mel": (NemoMelConfig, NemoMel)})

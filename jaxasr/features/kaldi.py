@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxasr.arrays import Count, at_least_zero, ceil_div, zero_beyond
+from jaxasr.arrays import Count, at_least_zero, zero_beyond
+from jaxasr.features.framing import overlapping_frames
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -137,7 +138,7 @@ class KaldiFbank(nnx.Module):
         signal = zero_beyond(waveforms, lengths) * config.sample_scale
         if not config.snip_edges:
             signal = _mirror_ends(config, signal, lengths)
-        frames = _frame(config, signal, total)  # (B, T, frame_length)
+        frames = overlapping_frames(signal, total, config.frame_length, config.frame_shift)
 
         if config.dither and key is not None:
             frames = frames + config.dither * jax.random.normal(key, frames.shape, frames.dtype)
@@ -180,17 +181,6 @@ def _mirror_ends(
         return jax.lax.dynamic_update_slice(row, end, (start,))
 
     return jax.vmap(write)(extended, mirrored[:, left:], left + lengths)
-
-
-def _frame(config: KaldiConfig, signal: Float[Array, "B S"], total: int) -> Float[Array, "B {total} length"]:
-    """Overlapping frames (B, T, frame_length) of signal (B, ...), by slices of whole shifts instead of a gather."""
-    shift, length = config.frame_shift, config.frame_length
-    pieces = ceil_div(length, shift)
-    needed = (total + pieces - 1) * shift
-    signal = jnp.pad(signal, ((0, 0), (0, max(0, needed - signal.shape[1]))))[:, :needed]
-    blocks = signal.reshape(signal.shape[0], -1, shift)
-    widths = [min(shift, length - piece * shift) for piece in range(pieces)]
-    return jnp.concatenate([blocks[:, i : i + total, :width] for i, width in enumerate(widths)], axis=-1)
 
 
 def window(config: KaldiConfig) -> np.ndarray:
