@@ -6,6 +6,7 @@ The reference model is a Citrinet; tests/data/nemo-blocks holds networks of all 
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jaxasr
 from conftest import DATA
 from golden_models import difference, quick_jit, read_arrays
 from jaxasr.convert.mapping import map_tensors
@@ -117,6 +119,23 @@ def test_every_parameter_is_filled(network: Network) -> None:
     assert sum(int(np.prod(shape)) for shape in trained) == 95_664
 
 
+# --- a published network of the same blocks ---------------------------------------------------------------------------
+
+
+def test_marblenet(shared: Path) -> None:
+    """Four stretches of speech through a published detector of voices, whose last block is an ordinary convolution."""
+    folder = shared / "published/nemo-marblenet-vad"
+    network, theirs = read(folder / "MarbleNet-3x2x64.nemo"), read_arrays(folder / "nemo-reference.npz")
+    lengths = np.array([theirs[f"features_length_{row}"][0] for row in range(4)])
+    frames = np.full((4, lengths.max(), 64), np.nan, np.float32)
+    for row, length in enumerate(lengths):
+        frames[row, :length] = theirs[f"features_{row}"].T[:length]
+    _, encoded, counts = network.run(frames, lengths)
+    np.testing.assert_array_equal(counts, lengths)
+    for row, length in enumerate(lengths):
+        assert difference(encoded[row, :length], theirs[f"encoder_{row}"].T[:length]) < LIMIT, row
+
+
 # --- what else blocks can be ------------------------------------------------------------------------------------------
 
 VARIANTS = ("quartznet", "mixed", "group_norm", "instance_norm", "layer_norm", "unmasked")
@@ -144,3 +163,12 @@ def test_variants(name: str) -> None:
     for row, piece in enumerate(("first", "second")):
         assert counts[row] == len(theirs[f"{piece}/encoded"])
         assert difference(encoded[row, : int(counts[row])], theirs[f"{piece}/encoded"]) < LIMIT, piece
+
+
+@pytest.mark.parametrize("name", ["quartznet", "unmasked"])
+def test_text_of_variants(name: str, tmp_path: Path) -> None:
+    """From the archive and the recording to the text that NeMo's `transcribe` gives."""
+    jaxasr.convert_checkpoint(DATA / f"nemo-blocks/{name}.nemo", tmp_path / name)
+    with jaxasr.load_model(tmp_path / name) as recognizer:
+        transcript = recognizer.transcribe(DATA / "espeak_sentence.wav")
+    assert transcript.text == json.loads((DATA / "nemo-blocks/texts.json").read_text())[name]

@@ -160,7 +160,7 @@ def test_squeeze_excite_hears_the_valid_frames_alone() -> None:
 
 def test_group_norm_counts_its_frames_alone() -> None:
     module = build(GroupNorm, 6, 3, 1e-5)
-    x, lengths = random(1, 2, 7, 6) + 5, np.array([7, 4], np.int32)
+    x, lengths = jnp.asarray(random(1, 2, 7, 6) + 5), np.array([7, 4], np.int32)
     for row, length in enumerate(lengths):
         groups = x[row, :length].reshape(length, 3, 2)
         normal = (groups - groups.mean((0, 2), keepdims=True)) / np.sqrt(groups.var((0, 2), keepdims=True) + 1e-5)
