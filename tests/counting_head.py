@@ -20,8 +20,10 @@ class CountingHead:
     blank_id = BLANK
     length_offset = 2
 
-    def __init__(self, seed: int, silent_ids: tuple[int, ...] = (), durations: tuple[int, ...] = ()) -> None:
-        self.silent_ids, self.durations = silent_ids, durations
+    def __init__(
+        self, seed: int, silent_ids: tuple[int, ...] = (), durations: tuple[int, ...] = (), max_symbols: int = 1
+    ) -> None:
+        self.silent_ids, self.durations, self.max_symbols = silent_ids, durations, max_symbols
         rng = np.random.default_rng(seed)
         self.by_token = rng.standard_normal((VOCABULARY, VOCABULARY)).astype(np.float32)
         self.by_count = rng.standard_normal((120, VOCABULARY)).astype(np.float32)

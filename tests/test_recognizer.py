@@ -256,12 +256,6 @@ def test_a_configuration_names_parts_that_do_not_agree(bundled: Golden) -> None:
         JointConfig(ctc_weight=1.5)
     with pytest.raises(ValueError, match="two heads of one vocabulary"):
         dataclasses.replace(bundled.config, search=JOINT, ctc=None)
-    with pytest.raises(ValueError, match="ctc head emits one token a frame at most"):
-        dataclasses.replace(bundled.config, search=GreedyConfig(head="ctc", max_symbols=2))
-    timed = dataclasses.replace(bundled.config.transducer, durations=(0, 1))
-    for search in (BeamConfig(), JointConfig()):
-        with pytest.raises(ValueError, match="knows no durations"):
-            dataclasses.replace(bundled.config, transducer=timed, search=search)
     with pytest.raises(ValueError, match="no ctc head"):
         dataclasses.replace(bundled.config, search=GreedyConfig(head="ctc"), ctc=None)
     with pytest.raises(ValueError, match="vocabularies differ"):

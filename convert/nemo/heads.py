@@ -58,7 +58,7 @@ def with_summed_biases(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 def ctc_config(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> CTCConfig | None:
     """The sizes of the CTC head, of a hybrid model its auxiliary one; None where there is none."""
-    hybrid = "aux_ctc" in settings
+    hybrid = any(name.startswith("ctc_decoder.") for name in tensors)
     section = Section(settings, "aux_ctc").section("decoder") if hybrid else Section(settings, "decoder")
     if not hybrid and section.target == PREDICTOR_TARGET:
         return None

@@ -52,15 +52,10 @@ class SearchConfig(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GreedyConfig:
-    """The best token of each frame. `max_symbols`: tokens that one frame may emit, of a transducer."""
+    """The best token, frame by frame."""
 
     kind: Literal["greedy"] = "greedy"
     head: str | None = None
-    max_symbols: int = 1
-
-    def __post_init__(self) -> None:
-        if self.max_symbols < 1:
-            raise ValueError(f"max_symbols must be positive, not {self.max_symbols}")
 
     @property
     def beam(self) -> int:
@@ -68,13 +63,9 @@ class GreedyConfig:
         return 1
 
     def fault(self, heads: Mapping[str, HeadConfig]) -> str | None:
-        """The head must be there, and be a transducer where it may emit several tokens a frame."""
+        """The head must be there."""
         role = searched_head(self, heads)
-        if role not in heads:
-            return f"there is no {role} head"
-        if self.max_symbols > 1 and role != "transducer":
-            return f"the {role} head emits one token a frame at most: leave out max_symbols"
-        return None
+        return None if role in heads else f"there is no {role} head"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,10 +81,8 @@ class BeamConfig:
             raise ValueError(f"a beam search needs a beam of 1 or more, not {self.beam}")
 
     def fault(self, heads: Mapping[str, HeadConfig]) -> str | None:
-        """There must be a transducer, without durations."""
-        if self.head not in heads:
-            return "a beam search needs a transducer head"
-        return _durations_fault(heads[self.head])
+        """There must be a transducer."""
+        return None if self.head in heads else "a beam search needs a transducer head"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,24 +105,18 @@ class JointConfig:
         return "transducer"
 
     def fault(self, heads: Mapping[str, HeadConfig]) -> str | None:
-        """There must be both heads, with one vocabulary and one blank, and no durations."""
+        """There must be both heads, with one vocabulary and one blank."""
         both = [heads[role] for role in ("transducer", "ctc") if role in heads]
         sizes = {(head.vocabulary_size, head.blank_id) for head in both}
-        if len(both) < 2 or len(sizes) > 1:
-            return "a joint search needs two heads of one vocabulary"
-        return _durations_fault(heads[self.head])
-
-
-def _durations_fault(head: HeadConfig) -> str | None:
-    """A beam goes from frame to frame and skips none."""
-    return "a beam search knows no durations: take greedy search" if getattr(head, "durations", ()) else None
+        fits = len(both) == 2 and len(sizes) == 1
+        return None if fits else "a joint search needs two heads of one vocabulary"
 
 
 def _greedy(config: GreedyConfig, heads: Mapping[str, Any], blank_penalty: jax.Array | float) -> Search[Any]:
     role = searched_head(config, heads)
     if role == "ctc":
         return CTCGreedy(heads[role], blank_penalty)
-    return TransducerGreedy(heads[role], blank_penalty, config.max_symbols)
+    return TransducerGreedy(heads[role], blank_penalty)
 
 
 def _beam(config: BeamConfig, heads: Mapping[str, Any], blank_penalty: jax.Array | float) -> Search[Any]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxasr.arrays import LOG_ZERO, length_mask
-from jaxasr.search.hypotheses import Buffers, Emissions, Hypotheses, empty_buffers
+from jaxasr.search.hypotheses import Buffers, Hypotheses, empty_buffers
 from jaxasr.search.protocols import CTCHead, TransducerHead, choose_rows, is_token, penalise_blank
 
 if TYPE_CHECKING:
@@ -24,25 +24,71 @@ _MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)
 class BeamState(NamedTuple):
     """What is known after some frames.
 
-    Of each hypothesis: what the head remembers (B, K, ...), its score (B, K), hashes of its tokens (B, K, 2). Of each
-    row: the frames searched (B,). And the tokens found.
+    Of each hypothesis: what the head remembers (B, K, ...), its score (B, K), hashes of its tokens (B, K, 2), frames
+    still to skip (B, K). Of each row: the frames searched (B,). And the tokens found.
     """
 
     head: Any
     score: Float[Array, "B K"]
     hashes: UInt32[Array, "B K 2"]
+    skip: Int[Array, "B K"]
     searched: Int[Array, " B"]
     found: Buffers
 
 
+class _Pool(NamedTuple):
+    """Hypotheses within a piece: as in BeamState, with their number of tokens (B, K), and the last one's node (B, K).
+
+    A hypothesis that has said nothing in the piece has the node -1 - its place before the piece.
+    """
+
+    head: Any
+    score: Float[Array, "B K"]
+    hashes: UInt32[Array, "B K 2"]
+    skip: Int[Array, "B K"]
+    count: Int[Array, "B K"]
+    node: Int[Array, "B K"]
+
+
+class _Nodes(NamedTuple):
+    """Tokens that hypotheses came to say, and the nodes before them: arrays (..., B, 2 K), a slot for each."""
+
+    before: Int[Array, "*steps B 2K"]
+    token: Int[Array, "*steps B 2K"]
+    duration: Int[Array, "*steps B 2K"]
+    log_prob: Float[Array, "*steps B 2K"]
+
+
+class _Options(NamedTuple):
+    """How hypotheses may go on: arrays (B, K * choices) of what each choice says and costs.
+
+    `parent`: the place of the hypothesis; `move`: frames that it moves on by; `emit`: whether it says `token`.
+    """
+
+    parent: Int[Array, "B options"]
+    score: Float[Array, "B options"]
+    token: Int[Array, "B options"]
+    move: Int[Array, "B options"]
+    duration: Int[Array, "B options"]
+    log_prob: Float[Array, "B options"]
+    emit: Bool[Array, "B options"]
+
+
 @dataclasses.dataclass(frozen=True)
 class TransducerBeam:
-    """icefall's modified beam search, at most one token a frame: N = beam.
+    """Time-synchronous beam search: N = beam.
 
-    Each frame keeps the `beam` best of hypotheses times vocabulary; those that have come to say the same are then one,
-    with the sum of their probabilities and the better one's times. Scores are the log-probabilities of all alignments
-    found; hypotheses are ranked by score / (tokens + the head's length_offset), as icefall and sherpa-onnx do. Those of
-    score LOG_ZERO are no hypotheses. `blank_penalty` () is taken off the blank's logit before the softmax.
+    At each frame the `beam` best hypotheses that have left it are kept, and the `beam` best that stay there and say
+    more, for as long as one of these is better than the last of those, and up to the head's `max_symbols` tokens (Saon
+    et al., 2020, "Alignment-length synchronous decoding for RNN transducer", time-synchronous decoding). With
+    `max_symbols` 1 every token leaves its frame, and this is icefall's modified beam search. Where the head predicts
+    durations, a choice is a token with a duration; hypotheses that have jumped beyond a frame wait, and a blank has no
+    duration of 0 (TDT, arXiv 2304.06795).
+
+    Hypotheses that have come to say the same at one frame are then one, with the sum of their probabilities and the
+    better one's times. Scores are the log-probabilities of all alignments found; hypotheses are ranked by score /
+    (tokens + the head's length_offset), as icefall, sherpa-onnx and NeMo do. Those of score LOG_ZERO are no hypotheses.
+    `blank_penalty` () is taken off the blank's logit before the softmax.
     """
 
     head: TransducerHead
@@ -50,62 +96,141 @@ class TransducerBeam:
     blank_penalty: Float[Array, ""] | float = 0.0
 
     def start(self, batch: int, frames: int) -> BeamState:
-        """One hypothesis a row that says nothing; room for a token a frame."""
+        """One hypothesis a row that says nothing; room for the head's `max_symbols` tokens a frame."""
         alone = jnp.where(jnp.arange(self.beam) == 0, 0.0, LOG_ZERO).astype(jnp.float32)
         return BeamState(
             head=jax.tree.map(functools.partial(_by_row, batch=batch), self.head.initial_state(batch * self.beam)),
             score=jnp.broadcast_to(alone, (batch, self.beam)),
             hashes=jnp.zeros((batch, self.beam, 2), jnp.uint32),
+            skip=jnp.zeros((batch, self.beam), jnp.int32),
             searched=jnp.zeros((batch,), jnp.int32),
-            found=empty_buffers(batch, self.beam, frames),
+            found=empty_buffers(batch, self.beam, frames * self.head.max_symbols),
         )
 
     def step(self, state: BeamState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> BeamState:
         """encoded (B, T, D), lengths (B,) in frames."""
-        valid = length_mask(lengths, encoded.shape[1])
-        inputs = (self.head.project(encoded).swapaxes(0, 1), valid.T)
-        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), state.head)  # (B * K, ...)
-        (flat, score, hashes), steps = lax.scan(self._frame, (flat, state.score, state.hashes), inputs)
-        head = jax.tree.map(functools.partial(_by_row, batch=encoded.shape[0]), flat)
-        ancestor, tokens, log_probs, emitted = _trace_back(steps)
-        # Each hypothesis goes on with the tokens of the one that it descends from.
-        found = jax.tree.map(functools.partial(_gather, places=ancestor), state.found)
-        at = jnp.arange(encoded.shape[1], dtype=jnp.int32) + state.searched[:, None, None]
-        at = jnp.broadcast_to(at, tokens.shape)
-        found = found.append(Emissions(tokens, at, jnp.ones_like(tokens), log_probs, emitted))
-        return BeamState(head, score, hashes, state.searched + lengths, found)
+        batch, frames = encoded.shape[:2]
+        valid = length_mask(lengths, frames)
+        places = jnp.broadcast_to(-1 - jnp.arange(self.beam, dtype=jnp.int32), (batch, self.beam))
+        pool = _Pool(state.head, state.score, state.hashes, state.skip, state.found.length, places)
+        inputs = (jnp.arange(frames, dtype=jnp.int32), self.head.project(encoded).swapaxes(0, 1), valid.T)
+        pool, nodes = lax.scan(self._frame, pool, inputs)
+        found = _trace_back(pool, nodes, state.found, state.searched)
+        return BeamState(pool.head, pool.score, pool.hashes, pool.skip, state.searched + lengths, found)
 
     def finish(self, state: BeamState) -> Hypotheses:
-        """The hypotheses kept, ranked."""
-        return rank(state.found.scored(state.score), state.score / (state.found.length + self.head.length_offset))
+        """The hypotheses kept, ranked; those that say the same, and were to go on at different frames, as one."""
+        order = jnp.argsort(state.score, axis=1, descending=True, stable=True)
+        score = _merge(_gather(state.score, order), _gather(state.hashes, order))
+        found = Buffers(*(_gather(leaf, order) for leaf in state.found))
+        return rank(found.scored(score), score / (found.length + self.head.length_offset))
 
     def _frame(
-        self, carry: Any, inputs: tuple[Float[Array, "B J"], Bool[Array, " B"]]
-    ) -> tuple[Any, tuple[jax.Array, ...]]:
-        (state, score, hashes), (projection, in_row) = carry, inputs
-        head, (batch, beam) = self.head, score.shape
-        logits = head.join(jnp.repeat(projection, beam, axis=0), state)
-        logits = penalise_blank(logits, head.blank_id, self.blank_penalty)
-        log_probs = jax.nn.log_softmax(logits, axis=-1).reshape(batch, beam, -1)
-        vocabulary = log_probs.shape[-1]
-        # After a row's end every hypothesis goes on as it is.
-        best, index = lax.top_k((score[..., None] + log_probs).reshape(batch, -1), beam)
-        going = in_row[:, None]
-        parent = jnp.where(going, index // vocabulary, jnp.arange(beam))
-        token = jnp.where(going, index % vocabulary, head.blank_id)
-        emit = going & is_token(token, head)
-        log_prob = jnp.take_along_axis(log_probs.reshape(batch, -1), parent * vocabulary + token, axis=1)
+        self, pool: _Pool, inputs: tuple[Int[Array, ""], Float[Array, "B J"], Bool[Array, " B"]]
+    ) -> tuple[_Pool, _Nodes]:
+        """The hypotheses after one frame, and the nodes (max_symbols, B, 2 K) of what was said at it."""
+        number, projection, in_row = inputs
+        batch, beam = pool.score.shape
+        here = in_row[:, None] & (pool.skip == 0)
+        waiting = pool._replace(score=jnp.where(here, LOG_ZERO, pool.score))
+        staying = pool._replace(score=jnp.where(here, pool.score, LOG_ZERO))
+        nothing = jnp.zeros((self.head.max_symbols, batch, 2 * beam), jnp.int32)
+        nodes = _Nodes(nothing, nothing, nothing, nothing.astype(jnp.float32))
 
-        rows = (jnp.arange(batch)[:, None] * beam + parent).reshape(-1)
-        state = jax.tree.map(lambda leaf: leaf[rows], state)
-        hashes = _gather(hashes, parent)
-        said = hashes * jnp.array(_MULTIPLIERS, jnp.uint32) + token[..., None].astype(jnp.uint32) + 1
-        hashes = jnp.where(emit[..., None], said, hashes)
-        flat = emit.reshape(-1)
-        advanced = lax.cond(flat.any(), lambda: head.advance(state, token.reshape(-1)), lambda: state)
-        state = jax.tree.map(functools.partial(choose_rows, flat), advanced, state)
-        score = jnp.where(going, _merge(best, hashes), score)
-        return (state, score, hashes), (parent, token, log_prob, emit)
+        def going(loop: tuple[Int[Array, ""], _Pool, _Pool, _Nodes]) -> Bool[Array, ""]:
+            said, _, staying, _ = loop
+            # Asked so that NaN goes on, and reaches the scores that are looked at in the end.
+            return (said < self.head.max_symbols) & ~(staying.score < LOG_ZERO / 2).all()
+
+        def say(loop: tuple[Int[Array, ""], _Pool, _Pool, _Nodes]) -> tuple[Int[Array, ""], _Pool, _Pool, _Nodes]:
+            said, left, staying, nodes = loop
+            options = self._options(staying, projection, said == self.head.max_symbols - 1)
+            first_node = (number * self.head.max_symbols + said) * 2 * beam
+            left, leaving = self._choose(options, options.move > 0, staying, left, first_node)
+            staying, more = self._choose(options, options.move == 0, staying, None, first_node + beam)
+            # A score only ever falls: what is worse than all that have left would not be kept.
+            kept = staying.score > left.score.min(axis=1, keepdims=True)
+            staying = staying._replace(score=jnp.where(kept, staying.score, LOG_ZERO))
+            both = (jnp.concatenate(pair, axis=1) for pair in zip(leaving, more, strict=True))
+            nodes = _Nodes(*(whole.at[said].set(new) for whole, new in zip(nodes, both, strict=True)))
+            return said + 1, left, staying, nodes
+
+        _, pool, _, nodes = lax.while_loop(going, say, (jnp.zeros((), jnp.int32), waiting, staying, nodes))
+        return pool._replace(skip=pool.skip - in_row[:, None]), nodes
+
+    def _options(self, pool: _Pool, projection: Float[Array, "B J"], last: Bool[Array, ""]) -> _Options:
+        """What each hypothesis may say at a frame: its best tokens, or nothing. After the `last` one it moves on."""
+        head, (batch, beam) = self.head, pool.score.shape
+        state = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), pool.head)
+        logits = head.join(jnp.repeat(projection, beam, axis=0), state)
+        vocabulary = logits.shape[-1] - len(head.durations)
+        of_tokens = penalise_blank(logits[:, :vocabulary], head.blank_id, self.blank_penalty)
+        total = jax.nn.logsumexp(of_tokens, axis=-1, keepdims=True)
+        silent = jnp.array([head.blank_id, *head.silent_ids], jnp.int32)
+        spoken = is_token(jnp.arange(vocabulary), head)
+        best, best_ids = lax.top_k(jnp.where(spoken, of_tokens, LOG_ZERO), min(self.beam, vocabulary))
+        log_prob = jnp.concatenate([best, of_tokens[:, silent]], axis=1) - total  # (B K, choices)
+        token = jnp.concatenate([best_ids, jnp.broadcast_to(silent, (batch * beam, len(silent)))], axis=1)
+        emit = is_token(token, head)
+        if head.durations:
+            duration = jnp.array(head.durations, jnp.int32)
+            of_durations = jax.nn.log_softmax(logits[:, vocabulary:], axis=-1)
+        else:
+            duration, of_durations = jnp.zeros((1,), jnp.int32), jnp.zeros((batch * beam, 1), jnp.float32)
+        score = log_prob[..., None] + of_durations[:, None]  # (B K, choices, durations)
+        at_least = jnp.where(emit & ~last, 0, 1)[..., None]
+        move = jnp.maximum(duration, at_least)
+        if head.durations:
+            score = jnp.where(~emit[..., None] & (duration == 0), LOG_ZERO, score)
+        shape = score.shape
+        score = score + pool.score.reshape(-1, 1, 1)
+        parent = jnp.broadcast_to(jnp.arange(beam, dtype=jnp.int32)[:, None], (batch, beam, shape[1] * shape[2]))
+        each = (token[..., None], move, duration if head.durations else jnp.ones_like(duration), log_prob[..., None])
+        token, move, duration, log_prob = (jnp.broadcast_to(one, shape).reshape(batch, -1) for one in each)
+        emit = jnp.broadcast_to(emit[..., None], shape).reshape(batch, -1)
+        return _Options(parent.reshape(batch, -1), score.reshape(batch, -1), token, move, duration, log_prob, emit)
+
+    def _choose(
+        self,
+        options: _Options,
+        possible: Bool[Array, "B options"],
+        before: _Pool,
+        others: _Pool | None,
+        first_node: Int[Array, ""],
+    ) -> tuple[_Pool, _Nodes]:
+        """The best of `others` and of the `possible` options of the hypotheses `before`, with equal ones merged.
+
+        Returns them, and the nodes (B, K) of what they say, which are numbered from `first_node` on.
+        """
+        score = jnp.where(possible, options.score, LOG_ZERO)
+        if others is not None:  # those come first, with their places as parents, and say nothing
+            score = jnp.concatenate([others.score, score], axis=1)
+            before = jax.tree.map(lambda *pools: jnp.concatenate(pools, axis=1), others, before)
+            options = _beside(options, others)
+        best, index = lax.top_k(score, self.beam)
+        parent, _, token, move, duration, log_prob, emit = (_gather(leaf, index) for leaf in options)
+        pool: _Pool = jax.tree.map(functools.partial(_gather, places=parent), before)
+        said = pool.hashes * jnp.array(_MULTIPLIERS, jnp.uint32) + token[..., None].astype(jnp.uint32) + 1
+        hashes = jnp.where(emit[..., None], said, pool.hashes)
+        nodes = _Nodes(pool.node, token, duration, log_prob)
+        skip = pool.skip + move
+        at_one_frame = jnp.concatenate([hashes, skip[..., None].astype(jnp.uint32)], axis=-1)
+        return _Pool(
+            head=self._advance(pool.head, token, emit),
+            score=_merge(best, at_one_frame),
+            hashes=hashes,
+            skip=skip,
+            count=pool.count + emit,
+            node=jnp.where(emit, first_node + jnp.arange(self.beam, dtype=jnp.int32), pool.node),
+        ), nodes
+
+    def _advance(self, state: Any, token: Int[Array, "B K"], emit: Bool[Array, "B K"]) -> Any:
+        """What the head remembers of each hypothesis (B, K, ...) after its token where it says one."""
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), state)
+        said = emit.reshape(-1)
+        advanced = lax.cond(said.any(), lambda: self.head.advance(flat, token.reshape(-1)), lambda: flat)
+        chosen = jax.tree.map(functools.partial(choose_rows, said), advanced, flat)
+        return jax.tree.map(functools.partial(_by_row, batch=token.shape[0]), chosen)
 
 
 class JointState(NamedTuple):
@@ -208,24 +333,49 @@ def _gather(leaf: Shaped[Array, "B K ..."], places: Int[Array, "B N"]) -> Shaped
     return jnp.take_along_axis(leaf, places.reshape(*places.shape, *(1,) * (leaf.ndim - 2)), axis=1)
 
 
-def _merge(score: Float[Array, "B K"], hashes: UInt32[Array, "B K 2"]) -> Float[Array, "B K"]:
-    """Scores (B, K), best first: the first of each group of equal hashes (B, K, 2) takes them all."""
-    equal = (hashes[:, :, None] == hashes[:, None]).all(-1)  # (B, K, K)
+def _merge(score: Float[Array, "B K"], marks: UInt32[Array, "B K marks"]) -> Float[Array, "B K"]:
+    """Scores (B, K), best first: the first of each group of equal marks (B, K, marks) takes them all."""
+    equal = (marks[:, :, None] == marks[:, None]).all(-1)  # (B, K, K)
     first = ~(equal & jnp.tril(jnp.ones(equal.shape[1:], bool), -1)).any(-1)
     together = jax.nn.logsumexp(jnp.where(equal, score[:, None], LOG_ZERO), axis=-1)
     return jnp.where(first, together, LOG_ZERO)
 
 
-def _trace_back(steps: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """Parents, tokens, log-probabilities, emissions (T, B, K) of a search -> the path of each hypothesis.
+def _beside(options: _Options, others: _Pool) -> _Options:
+    """Options (B, others + options) of which the first are to go on as they are; the other parents come after them."""
+    none = jnp.zeros(others.score.shape, jnp.int32)
+    places = jnp.broadcast_to(jnp.arange(none.shape[1], dtype=jnp.int32), none.shape)
+    stay = _Options(places, others.score, none, none, none, none.astype(jnp.float32), none.astype(bool))
+    options = options._replace(parent=options.parent + none.shape[1])
+    return _Options(*(jnp.concatenate(pair, axis=1) for pair in zip(stay, options, strict=True)))
 
-    That is its place before the first frame (B, K), then the last three along its path, (B, K, T).
-    """
 
-    def back(place: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        parent, *facts = (jnp.take_along_axis(each, place, axis=1) for each in step)
-        return parent, tuple(facts)
+def _trace_back(pool: _Pool, nodes: _Nodes, found: Buffers, searched: Int[Array, " B"]) -> Buffers:
+    """What the hypotheses of `pool` say: what their ancestors had `found`, then their nodes (T, symbols, B, 2 K)."""
+    frames, symbols, batch, slots = nodes.token.shape
+    beam, size = pool.score.shape[1], found.tokens.shape[-1]
+    rows, columns = jnp.arange(batch)[:, None], jnp.arange(beam)
+    facts = jax.tree.map(lambda leaf: leaf.reshape(frames * symbols, batch, slots), nodes)
 
-    ends = jnp.broadcast_to(jnp.arange(steps[0].shape[2]), steps[0].shape[1:])
-    ancestor, facts = lax.scan(back, ends, steps, reverse=True)
-    return ancestor, *(jnp.moveaxis(each, 0, -1) for each in facts)
+    def going(loop: tuple[Int[Array, "B K"], Int[Array, "B K"], Any]) -> Bool[Array, ""]:
+        return (loop[0] >= 0).any()
+
+    def back(loop: tuple[Int[Array, "B K"], Int[Array, "B K"], Any]) -> tuple[Any, Any, Any]:
+        node, place, said = loop
+        at = jnp.maximum(node, 0) // slots
+        before, token, duration, log_prob = (leaf[at, rows, jnp.maximum(node, 0) % slots] for leaf in facts)
+        put = jnp.where(node >= 0, place, size)
+        values = (token, at // symbols + searched[:, None], duration, log_prob)
+        said = tuple(
+            leaf.at[rows, columns, put].set(value, mode="drop") for leaf, value in zip(said, values, strict=True)
+        )
+        return jnp.where(node >= 0, before, node), place - 1, said
+
+    empty = tuple(jnp.zeros_like(leaf) for leaf in found[:4])
+    root, _, said = lax.while_loop(going, back, (pool.node, pool.count - 1, empty))
+    earlier: Buffers = jax.tree.map(functools.partial(_gather, places=-1 - root), found)
+    old = jnp.arange(size) < earlier.length[..., None]
+    tokens, at, durations, log_probs = (
+        jnp.where(old, before, new) for before, new in zip(earlier[:4], said, strict=True)
+    )
+    return Buffers(tokens, at, durations, log_probs, jnp.minimum(pool.count, size))

@@ -1,4 +1,4 @@
-"""Greedy search, batched and on the device: for transducers under `lax.scan`, for CTC by one arg-max."""
+"""Greedy search, batched and on the device: for transducers a loop over tokens, for CTC one arg-max."""
 
 from __future__ import annotations
 
@@ -27,24 +27,35 @@ class TransducerState(NamedTuple):
     found: Buffers
 
 
+class _Walk(NamedTuple):
+    """Of each row in a piece: what the head remembers, its frame (B,), tokens said there (B,), the tokens found."""
+
+    head: Any
+    at: Int[Array, " B"]
+    symbols: Int[Array, " B"]
+    found: Buffers
+
+
 @dataclasses.dataclass(frozen=True)
 class TransducerGreedy:
     """Greedy search of a transducer: N = 1.
 
-    `blank_penalty` () is taken off the blank's logit before the softmax. `max_symbols`: tokens that one frame may
-    emit. With 1 every token ends its frame, as in icefall's and sherpa-onnx's search; with more, a frame is left at its
-    blank or at the last of them (NeMo's rule). Where the head predicts durations, a token moves on by its own: by 0
-    frames it stays, and a blank moves on by one frame at least (TDT, arXiv 2304.06795, with NeMo's batched rules).
+    `blank_penalty` () is taken off the blank's logit before the softmax. A frame is left at its blank, or at the last
+    of the head's `max_symbols` tokens (NeMo's rule); with 1 every token ends its frame, as in icefall's and
+    sherpa-onnx's search. Where the head predicts durations, a token moves on by its own: by 0 frames it stays, and a
+    blank moves on by one frame at least (TDT, arXiv 2304.06795, with the rules of NeMo's strategy greedy_batch).
+
+    Rows go on by themselves: each step of the loop takes some frames of every row from where that row is, follows the
+    blanks among them, and says at most one token (label looping, arXiv 2406.06220, with several frames at a time).
     """
 
     head: TransducerHead
     blank_penalty: Float[Array, ""] | float = 0.0
-    max_symbols: int = 1
 
     def start(self, batch: int, frames: int) -> TransducerState:
         """No token said; room for `max_symbols` tokens a frame."""
         none = jnp.zeros((batch,), jnp.int32)
-        room = empty_buffers(batch, 1, frames * self.max_symbols)
+        room = empty_buffers(batch, 1, frames * self.head.max_symbols)
         return TransducerState(self.head.initial_state(batch), none, none, room)
 
     def step(
@@ -52,81 +63,73 @@ class TransducerGreedy:
     ) -> TransducerState:
         """encoded (B, T, D), lengths (B,) in frames."""
         projected = self.head.project(encoded)
-        batch, steps = encoded.shape[:2]
-        valid = length_mask(lengths, steps)
-        # One token a frame at most, and no frame skipped: the state of the head alone is carried from frame to frame.
-        plain = self.max_symbols == 1 and not self.head.durations
-        frame = self._one_token if plain else self._several_tokens
-        carry, outputs = lax.scan(frame, (state.head, state.skip), (projected.swapaxes(0, 1), valid.T))
-        # (T, B) or (T, symbols, B) to (B, 1, T * symbols)
-        tokens, durations, log_probs, emitted = (
-            jnp.moveaxis(each, -1, 0).reshape(batch, 1, steps * self.max_symbols) for each in outputs
-        )
-        at = jnp.repeat(jnp.arange(steps, dtype=jnp.int32), self.max_symbols) + state.searched[:, None, None]
-        found = state.found.append(Emissions(tokens, at, durations, log_probs, emitted))
-        return TransducerState(*carry, state.searched + lengths, found)
+
+        def going(walk: _Walk) -> Bool[Array, ""]:
+            return (walk.at < lengths).any()
+
+        def on(walk: _Walk) -> _Walk:
+            return self._say(walk, projected, lengths, state.searched)
+
+        walk = lax.while_loop(going, on, _Walk(state.head, state.skip, jnp.zeros_like(state.skip), state.found))
+        return TransducerState(walk.head, walk.at - lengths, state.searched + lengths, walk.found)
 
     def finish(self, state: TransducerState) -> Hypotheses:
         """The tokens found; the score is the sum of their log-probabilities."""
         return state.found.scored(state.found.log_probs.sum(axis=-1))
 
-    def _one_token(
-        self, carry: Any, inputs: tuple[Float[Array, "B J"], Bool[Array, " B"]]
-    ) -> tuple[Any, tuple[jax.Array, ...]]:
-        (head, skip), (projection, in_row) = carry, inputs
-        head, (token, _, log_prob, emit) = self._symbol(head, projection, in_row)
-        return (head, skip), (token, jnp.ones_like(token), log_prob, emit)
+    def _say(
+        self, walk: _Walk, projected: Float[Array, "B T J"], lengths: Int[Array, " B"], searched: Int[Array, " B"]
+    ) -> _Walk:
+        """Every row goes on to its next token, or beyond the frames that are looked at together."""
+        head, (batch, frames, width) = self.head, projected.shape
+        window = frames_together(batch)
+        places = jnp.minimum(walk.at[:, None] + jnp.arange(window), frames - 1)
+        ahead_of = jnp.take_along_axis(projected, places[..., None], axis=1).reshape(-1, width)
+        said = head.join(ahead_of, jax.tree.map(lambda leaf: jnp.repeat(leaf, window, axis=0), walk.head))
+        token, duration, log_prob = (each.reshape(batch, window) for each in self._best(said))
+        blank = ~is_token(token, head)
+        ahead = jnp.zeros_like(walk.at)  # the first frame with a token, or the one after the last blank
+        for place in range(window):
+            onward = place + jnp.maximum(duration[:, place], 1)
+            ahead = jnp.where((ahead == place) & blank[:, place], onward, ahead)
+        emit = (ahead < window) & (walk.at + ahead < lengths)
+        chosen = jnp.minimum(ahead, window - 1)[:, None]
+        token, duration, log_prob = (
+            jnp.take_along_axis(each, chosen, axis=1)[:, 0] for each in (token, duration, log_prob)
+        )
+        at = walk.at + ahead
+        symbols = jnp.where(ahead > 0, 0, walk.symbols) + emit
+        moved = jnp.where(symbols == head.max_symbols, jnp.maximum(duration, 1), duration)
+        spanned = duration if head.durations else jnp.ones_like(duration)
+        advanced = lax.cond(emit.any(), lambda: head.advance(walk.head, token), lambda: walk.head)
+        return _Walk(
+            head=jax.tree.map(functools.partial(choose_rows, emit), advanced, walk.head),
+            at=at + jnp.where(emit, moved, 0),
+            symbols=jnp.where(emit & (moved > 0), 0, symbols),
+            found=walk.found.say(token, at + searched, spanned, log_prob, emit),
+        )
 
-    def _several_tokens(
-        self, carry: Any, inputs: tuple[Float[Array, "B J"], Bool[Array, " B"]]
-    ) -> tuple[Any, tuple[jax.Array, ...]]:
-        (head, skip), (projection, in_row) = carry, inputs
-        batch = skip.shape[0]
-        nothing = jnp.zeros((self.max_symbols, batch), jnp.int32)
-        outputs = (nothing, nothing, nothing.astype(jnp.float32), nothing.astype(bool))
-
-        def symbol(loop: Any) -> Any:
-            number, head, here, onward, outputs = loop
-            head, (token, duration, log_prob, emit) = self._symbol(head, projection, here)
-            spanned = duration if self.head.durations else jnp.ones_like(duration)
-            now = (token, spanned, log_prob, emit)
-            outputs = tuple(kept.at[number].set(new) for kept, new in zip(outputs, now, strict=True))
-            stays = here & emit & (duration == 0)
-            onward = jnp.where(here & ~stays, jnp.maximum(duration, 1), onward)
-            return number + 1, head, stays, onward, outputs
-
-        def going(loop: tuple[jax.Array, Any, jax.Array, jax.Array, Any]) -> jax.Array:
-            number, _, here, _, _ = loop
-            return (number < self.max_symbols) & here.any()
-
-        looking = in_row & (skip == 0)
-        loop = (jnp.zeros((), jnp.int32), head, looking, jnp.ones((batch,), jnp.int32), outputs)
-        _, head, _, onward, outputs = lax.while_loop(going, symbol, loop)
-        # A row that still stays after the last symbol moves on by one frame, as `onward` has it from the beginning.
-        skip = jnp.where(looking, onward, skip) - in_row
-        return (head, skip), outputs
-
-    def _symbol(
-        self, head: Any, projection: Float[Array, "B J"], here: Bool[Array, " B"]
-    ) -> tuple[Any, tuple[jax.Array, ...]]:
-        """The best token of each row; only the rows that are `here` (B,) emit it.
-
-        Returns the head's state after it, and (token, duration, log-probability, whether it is emitted), each (B,).
-        """
-        logits = self.head.join(projection, head)
+    def _best(self, logits: Float[Array, "rows outputs"]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The best token of each row of logits, the frames that it moves on by, its log-probability: each (rows,)."""
         vocabulary = logits.shape[-1] - len(self.head.durations)
         of_tokens = penalise_blank(logits[:, :vocabulary], self.head.blank_id, self.blank_penalty)
         token, best = first_maximum(of_tokens)
         log_prob = -jnp.log(jnp.exp(of_tokens - best[:, None]).sum(axis=-1))
-        emit = here & is_token(token, self.head)
-        if self.head.durations:
-            choice, _ = first_maximum(logits[:, vocabulary:])
-            duration = jnp.asarray(self.head.durations, jnp.int32)[choice]
-        else:
-            duration = jnp.zeros_like(token)
-        advanced = lax.cond(emit.any(), lambda: self.head.advance(head, token), lambda: head)
-        head = jax.tree.map(functools.partial(choose_rows, emit), advanced, head)
-        return head, (token, duration, log_prob, emit)
+        if not self.head.durations:
+            return token, jnp.zeros_like(token), log_prob
+        choice, _ = first_maximum(logits[:, vocabulary:])
+        return token, jnp.asarray(self.head.durations, jnp.int32)[choice], log_prob
+
+
+def frames_together(batch: int) -> int:
+    """Frames of a row that the joiner sees at once in a batch of so many rows.
+
+    Those after a token were seen in vain. They cost little where the joiner's weights are read from memory for a few
+    rows; one row by itself is a product of its own on a CPU, which is faster frame by frame (docs/decisions.md).
+    """
+    if batch == 1:
+        return 1
+    return 4 if batch <= 16 else 2
 
 
 class CTCState(NamedTuple):

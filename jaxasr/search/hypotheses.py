@@ -55,6 +55,29 @@ class Buffers(NamedTuple):
             length=jnp.minimum(length, self.tokens.shape[-1]),
         )
 
+    def say(
+        self,
+        token: Int[Array, " B"],
+        frame: Int[Array, " B"],
+        duration: Int[Array, " B"],
+        log_prob: Float[Array, " B"],
+        emit: Bool[Array, " B"],
+    ) -> Buffers:
+        """The buffers of one hypothesis a row with one token more where `emit`; beyond their size it is dropped."""
+        size = self.tokens.shape[-1]
+        rows, place = jnp.arange(token.shape[0]), jnp.where(emit, self.length[:, 0], size)
+
+        def put(old: Shaped[Array, "B 1 L"], values: Shaped[Array, " B"]) -> Shaped[Array, "B 1 L"]:
+            return old.at[rows, 0, place].set(values.astype(old.dtype), mode="drop")
+
+        return Buffers(
+            tokens=put(self.tokens, token),
+            frames=put(self.frames, frame),
+            durations=put(self.durations, duration),
+            log_probs=put(self.log_probs, log_prob),
+            length=jnp.minimum(self.length + emit[:, None], size),
+        )
+
     def scored(self, score: Float[Array, "B N"]) -> Hypotheses:
         """Hypotheses of these tokens with a score (B, N)."""
         return Hypotheses(*self, score=score)

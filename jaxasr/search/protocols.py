@@ -32,6 +32,11 @@ class TransducerHead(Protocol):
         ...
 
     @property
+    def max_symbols(self) -> int:
+        """Tokens that one encoded frame may emit."""
+        ...
+
+    @property
     def length_offset(self) -> int:
         """What is added to a hypothesis' number of tokens when scores are divided by lengths."""
         ...

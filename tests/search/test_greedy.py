@@ -106,13 +106,13 @@ def written_out_with_durations(
 
 @pytest.mark.parametrize(("durations", "max_symbols"), [((), 2), ((), 5), ((0, 1, 2, 4), 1), ((0, 1, 2), 3)])
 def test_several_tokens_a_frame_and_durations(durations: tuple[int, ...], max_symbols: int) -> None:
-    head = CountingHead(4, durations=durations)
+    head = CountingHead(4, durations=durations, max_symbols=max_symbols)
     lengths = np.array([20, 13, 0], np.int32)
     encoded = np.random.default_rng(8).standard_normal((3, 20, VOCABULARY + len(durations))).astype(np.float32)
     encoded[..., BLANK] += 0.5
     for row, length in enumerate(lengths):
         encoded[row, length:] = np.nan
-    search = TransducerGreedy(head, max_symbols=max_symbols)
+    search = TransducerGreedy(head)
     hypotheses = jax.jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
     assert hypotheses.tokens.shape == (3, 1, 20 * max_symbols)
     several = 0
@@ -139,8 +139,8 @@ def in_pieces(search: Any, encoded: np.ndarray, lengths: np.ndarray, sizes: list
 
 SEARCHES = {
     "transducer": TransducerGreedy(CountingHead(5)),
-    "several symbols": TransducerGreedy(CountingHead(5), max_symbols=3),
-    "durations": TransducerGreedy(CountingHead(5, durations=(0, 1, 3)), max_symbols=2),
+    "several symbols": TransducerGreedy(CountingHead(5, max_symbols=3)),
+    "durations": TransducerGreedy(CountingHead(5, durations=(0, 1, 3), max_symbols=2)),
     "ctc": CTCGreedy(LogProbs()),
     "beam": TransducerBeam(CountingHead(5), 4),
     "joint": JointBeam(TransducerBeam(CountingHead(5), 4), LogProbs(), 0.4),

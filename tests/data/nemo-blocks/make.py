@@ -148,9 +148,7 @@ def run(model: EncDecCTCModel, samples: np.ndarray) -> tuple[torch.Tensor, ...]:
     """(features, their length, encoded, its length) without dither and padding to a multiple."""
     featurizer = model.preprocessor.featurizer
     featurizer.dither, featurizer.pad_to = 0.0, 0
-    features, length = model.preprocessor(
-        input_signal=torch.tensor(samples)[None], length=torch.tensor([len(samples)])
-    )
+    features, length = model.preprocessor(input_signal=torch.tensor(samples)[None], length=torch.tensor([len(samples)]))
     encoded, encoded_length = model.encoder(audio_signal=features, length=length)
     return features, length, encoded, encoded_length
 
@@ -161,8 +159,12 @@ def main() -> None:
     for seed, (name, encoder) in enumerate(ENCODERS.items()):
         model = build(encoder, seed)
         outputs: list[np.ndarray] = []
-        for index in model.encoder.encoder:
-            index.register_forward_hook(lambda module, inputs, result: outputs.append(result[0][-1][0].T.numpy()))
+
+        def keep(module: object, inputs: object, result: tuple, outputs: list = outputs) -> None:
+            outputs.append(result[0][-1][0].T.numpy())
+
+        for module in model.encoder.encoder:
+            module.register_forward_hook(keep)
         arrays = {}
         with torch.no_grad():
             for piece, (start, end) in PIECES.items():
