@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from jaxasr.arrays import Count
 from jaxasr.configuration import Table
+from jaxasr.encoders.icefall_conformer import IcefallConformer
+from jaxasr.encoders.icefall_conformer_config import IcefallConformerConfig
 from jaxasr.encoders.zipformer import Zipformer, ZipformerConfig
 from jaxasr.layers.dropout import Dropout
 
@@ -71,4 +73,9 @@ class StreamingEncoder(Encoder, Protocol):
 
 
 # Every encoder by its `kind`: made as (config, rngs=).
-ENCODERS: Table[Encoder] = Table({"zipformer": (ZipformerConfig, Zipformer)})
+ENCODERS: Table[Encoder] = Table(
+    {
+        "zipformer": (ZipformerConfig, Zipformer),
+        "icefall_conformer": (IcefallConformerConfig, IcefallConformer),
+    }
+)

@@ -55,17 +55,21 @@ class Predictor(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StatelessConfig:
-    """Sizes of a stateless predictor: `dim` channels, `context_size` tokens that it sees (1 or 2)."""
+    """Sizes of a stateless predictor: `dim` channels, `context_size` tokens that it sees (1 or 2).
+
+    `group_size`: channels that the convolution over the tokens mixes; 1 for a depthwise one.
+    """
 
     kind: Literal["stateless"] = "stateless"
     dim: int = 512
     context_size: int = 2
+    group_size: int = 4
 
     def __post_init__(self) -> None:
         if self.context_size not in (1, 2):
             raise ValueError(f"context_size must be 1 or 2, not {self.context_size}")
-        if self.dim < 4 or self.dim % 4:
-            raise ValueError(f"dim must be divisible by 4, not {self.dim}")
+        if self.group_size < 1 or self.dim < self.group_size or self.dim % self.group_size:
+            raise ValueError(f"dim must be divisible by group_size {self.group_size}, not {self.dim}")
 
     @property
     def output_dim(self) -> int:
@@ -83,8 +87,8 @@ class StatelessPredictor(nnx.Module):
         self.config, self.blank_id = config, blank_id
         dim = config.dim
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (vocabulary_size, dim), jnp.float32) * 0.02)
-        # (width, in / groups, out) with dim / 4 groups of 4 channels each.
-        kernel = jax.random.uniform(rngs.params(), (config.context_size, 4, dim), jnp.float32, -0.35, 0.35)
+        shape = (config.context_size, config.group_size, dim)  # (width, in / groups, out)
+        kernel = jax.random.uniform(rngs.params(), shape, jnp.float32, -0.35, 0.35)
         self.kernel = nnx.Param(kernel) if config.context_size > 1 else None
 
     @property
