@@ -28,8 +28,14 @@ def choose_chunks(settings: Mapping[str, Any], options: Options, frames: Frames,
     chosen = []
     for key, name, seconds, default, step in (
         ("chunk_size", "chunk_seconds", options.chunk_seconds, DEFAULT_CHUNK, frames.chunk_step),
-        ("left_context_frames", "left_context_seconds", options.left_context_seconds, DEFAULT_LEFT_CONTEXT, frames.left_step),
-    ):  # fmt: skip
+        (
+            "left_context_frames",
+            "left_context_seconds",
+            options.left_context_seconds,
+            DEFAULT_LEFT_CONTEXT,
+            frames.left_step,
+        ),
+    ):
         trained = trained_with(settings, key)
         listed = ", ".join("unlimited" if value < 0 else f"{value * frames.seconds:g}" for value in trained)
         if seconds is None:

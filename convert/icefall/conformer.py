@@ -216,7 +216,7 @@ def _chunks(settings: Mapping[str, Any], causal: bool, options: Options, notes: 
         return -1, -1
     asked = options.chunk_seconds is not None or options.left_context_seconds is not None
     if not asked and not settings.get("dynamic_chunk_training", True):
-        notes.append("the model was trained without chunks: it is taken to see whole utterances (chunk_seconds overrides)")
+        notes.append("the model was trained without chunks: it sees whole utterances (chunk_seconds overrides)")
         return -1, -1
     chunk, left_context = choose_chunks(settings, options, Frames(FRAME_SECONDS), notes)
     if chunk < 0:

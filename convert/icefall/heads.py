@@ -85,9 +85,7 @@ def without_absent(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
     An export has one head where the recipe trains two.
     """
     absent = [
-        head
-        for head, name in OUTPUTS.items()
-        if getattr(config, head) is not None and name not in checkpoint.tensors
+        head for head, name in OUTPUTS.items() if getattr(config, head) is not None and name not in checkpoint.tensors
     ]
     if not absent:
         return config
