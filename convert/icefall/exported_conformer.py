@@ -93,7 +93,7 @@ def _read_layer(part: Part, name: str) -> tuple[int, ...]:
         # The exporter makes an ordinary linear layer of it.
         if bias.array.any():
             raise CheckpointError(
-                f"{part.graph.path}: {name}.self_attn.linear_pos has a bias, an icefall Conformer none"
+                f"{part.graph.path}: {name}.self_attn.linear_pos has a bias, icefall's none"
             )
         part.used |= bias.sources
     part.used |= positions.table.sources

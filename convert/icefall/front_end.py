@@ -1,4 +1,4 @@
-"""What the front ends of icefall's encoders have in common: three convolutions, and a linear layer over what is left."""
+"""What the front ends of icefall's encoders have in common: three convolutions and a linear layer after them."""
 
 from __future__ import annotations
 
