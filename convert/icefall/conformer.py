@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -29,11 +30,19 @@ def _pointwise(x: np.ndarray) -> np.ndarray:
     return x[:, :, 0].T
 
 
+def _head_bias(x: np.ndarray) -> np.ndarray:
+    """(heads, d) -> (heads * d,), times sqrt(d): icefall adds it to queries that are scaled already, we to unscaled."""
+    scaled: np.ndarray = x.reshape(-1) * np.float32(math.sqrt(x.shape[1]))
+    return scaled
+
+
 LAYER = r"encoder\.encoder\.layers\.(?P<layer>\d+)"
 IN_LAYER = "encoder.layers.{layer}."
 LINEARS = {
-    "self_attn.in_proj": "attention.in_proj",
-    "self_attn.out_proj": "attention.out_proj",
+    "self_attn.in_proj.query": "attention.query",
+    "self_attn.in_proj.key": "attention.key",
+    "self_attn.in_proj.value": "attention.value",
+    "self_attn.out_proj": "attention.out",
     "feed_forward_macaron.0": "feed_forward_macaron.in_proj",
     "feed_forward_macaron.4": "feed_forward_macaron.out_proj",
     "feed_forward.0": "feed_forward.in_proj",
@@ -46,9 +55,9 @@ TABLE: tuple[Rule, ...] = (
     Rule(r"encoder\.encoder_embed\.out_norm\.eps", "encoder.embed.norm.log_epsilon", same),
     *(Rule(LAYER + re.escape(f".{name}.weight"), f"{IN_LAYER}{ours}.kernel", linear) for name, ours in LINEARS.items()),
     *(Rule(LAYER + re.escape(f".{name}.bias"), f"{IN_LAYER}{ours}.bias", same) for name, ours in LINEARS.items()),
-    Rule(LAYER + r"\.self_attn\.linear_pos\.weight", IN_LAYER + "attention.linear_pos.kernel", linear),
-    Rule(LAYER + r"\.self_attn\.pos_bias_u", IN_LAYER + "attention.content_bias", same),
-    Rule(LAYER + r"\.self_attn\.pos_bias_v", IN_LAYER + "attention.position_bias", same),
+    Rule(LAYER + r"\.self_attn\.linear_pos\.weight", IN_LAYER + "attention.position.kernel", linear),
+    Rule(LAYER + r"\.self_attn\.pos_bias_u", IN_LAYER + "attention.content_bias", _head_bias),
+    Rule(LAYER + r"\.self_attn\.pos_bias_v", IN_LAYER + "attention.position_bias", _head_bias),
     *(
         Rule(LAYER + re.escape(f".{name}.weight"), f"{IN_LAYER}{ours}.kernel", _pointwise)
         for name, ours in POINTWISE.items()
@@ -100,6 +109,19 @@ def fold_scales(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         release(tensors[base])
         del folded[name]
     return folded
+
+
+def split_projections(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`tensors` with the rows of every attention's in_proj as those of query, key and value."""
+    split: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        prefix, found, parameter = name.partition(".self_attn.in_proj.")
+        if not found or tensor.ndim == 0 or tensor.shape[0] % 3:
+            split[name] = tensor
+            continue
+        for part, rows in zip(("query", "key", "value"), np.split(tensor, 3), strict=True):
+            split[f"{prefix}{found}{part}.{parameter}"] = rows
+    return split
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------

@@ -92,9 +92,7 @@ def _read_layer(part: Part, name: str) -> tuple[int, ...]:
     if bias is not None:
         # The exporter makes an ordinary linear layer of it.
         if bias.array.any():
-            raise CheckpointError(
-                f"{part.graph.path}: {name}.self_attn.linear_pos has a bias, icefall's none"
-            )
+            raise CheckpointError(f"{part.graph.path}: {name}.self_attn.linear_pos has a bias, icefall's none")
         part.used |= bias.sources
     part.used |= positions.table.sources
     part.add_tensor(f"{name}.self_attn.linear_pos.weight", positions.parameters["weight"])

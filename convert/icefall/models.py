@@ -70,7 +70,8 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     else:
         config = architecture.complete_config(options.config, checkpoint, options)
     heads.check_blank(config, tokens, vocabulary)
-    mapped = map_tensors(checkpoint.tensors, architecture.TABLE, architecture.IGNORED)
+    tensors = checkpoint.tensors if architecture is zipformer else conformer.split_projections(checkpoint.tensors)
+    mapped = map_tensors(tensors, architecture.TABLE, architecture.IGNORED)
     return Converted(config, match_parameters(mapped, config), tokens)
 
 

@@ -9,6 +9,10 @@ import jax.numpy as jnp
 
 from jaxasr.arrays import Count
 from jaxasr.configuration import Table
+from jaxasr.encoders.citrinet import Citrinet
+from jaxasr.encoders.citrinet_config import CitrinetConfig
+from jaxasr.encoders.conformer import Conformer
+from jaxasr.encoders.conformer_config import ConformerConfig
 from jaxasr.encoders.icefall_conformer import IcefallConformer
 from jaxasr.encoders.icefall_conformer_config import IcefallConformerConfig
 from jaxasr.encoders.zipformer import Zipformer, ZipformerConfig
@@ -75,7 +79,9 @@ class StreamingEncoder(Encoder, Protocol):
 # Every encoder by its `kind`: made as (config, rngs=).
 ENCODERS: Table[Encoder] = Table(
     {
-        "zipformer": (ZipformerConfig, Zipformer),
+        "citrinet": (CitrinetConfig, Citrinet),
+        "conformer": (ConformerConfig, Conformer),
         "icefall_conformer": (IcefallConformerConfig, IcefallConformer),
+        "zipformer": (ZipformerConfig, Zipformer),
     }
 )

@@ -1,8 +1,8 @@
 """icefall's Conformer (egs/librispeech/ASR/pruned_transducer_stateless2 to 5, conformer.py; arXiv 2005.08100).
 
 It differs from the paper's, and from NeMo's (encoders/conformer.py), in its front end, in one norm a layer instead of
-five, in whole instead of half feed-forward steps, in its activation, and in where the attention is scaled. Frames are
-(B, T, D), one for four feature frames.
+five, in whole instead of half feed-forward steps, and in its activation. Frames are (B, T, D), one for four feature
+frames.
 
 A batch gives what its single utterances give. `padding = "publisher"` of the configuration switches to what icefall
 and sherpa-onnx compute in a padded batch.
@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
-from jaxasr.arrays import LOG_ZERO, length_mask, zero_beyond
+from jaxasr.arrays import length_mask, zero_beyond
 from jaxasr.encoders.icefall_conformer_config import IcefallConformerConfig
-from jaxasr.layers.attention import attention_mask, split_heads
+from jaxasr.layers.attention import SelfAttention, attention_mask
 from jaxasr.layers.convolution import Conv2d, DepthwiseConv1d
 from jaxasr.layers.dropout import Dropout, no_dropout
 from jaxasr.layers.linear import Linear
-from jaxasr.layers.products import batched_product
+from jaxasr.layers.positions import relative_positions
+from jaxasr.layers.repeated import run_layer
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -67,7 +67,7 @@ class IcefallConformer(nnx.Module):
         steps, lengths = x.shape[1], self.config.encoded_length(lengths)
         chunk = self.config.chunk_size if self.config.chunk_size > 0 else None
         left = self.config.left_context if self.config.left_context >= 0 else None
-        mask = attention_mask(lengths, steps, chunk, left)
+        mask = attention_mask(lengths, steps, chunk, left)[:, 0]  # (B, 1 or T, T)
         positions = relative_positions(steps, 0, self.config.encoder_dim)
         for index, layer in enumerate(self.layers):
             own = dropout.within(index) if dropout else None
@@ -112,7 +112,7 @@ class IcefallConformer(nnx.Module):
         left, ahead = self.config.left_context, self.config.right_context
         # The oldest cached frames are not filled before so many frames have gone by.
         filled = jnp.arange(left)[None, :] >= left - state["processed"][:, None]  # (B, left)
-        mask = jnp.concatenate([filled, jnp.ones(x.shape[:2], bool)], axis=1)[:, None, None, :]
+        mask = jnp.concatenate([filled, jnp.ones(x.shape[:2], bool)], axis=1)[:, None]
         positions = relative_positions(x.shape[1], left, self.config.encoder_dim)
         attention, convolution = [], []
         for index, layer in enumerate(self.layers):
@@ -130,12 +130,6 @@ class IcefallConformer(nnx.Module):
         return new, x[:, :passed]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def run_layer(graph: nnx.GraphDef[Layer], state: nnx.State[Any, Any], *inputs: Any) -> Float[Array, "B T D"]:
-    """A layer's call, traced once for all layers; XLA then inlines it."""
-    return nnx.merge(graph, state)(*inputs)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 6))
 def run_step(
     graph: nnx.GraphDef[Layer],
@@ -143,7 +137,7 @@ def run_step(
     caches: State,
     x: Float[Array, "B T D"],
     positions: Float[Array, "N D"],
-    mask: Bool[Array, "B 1 1 keys"],
+    mask: Bool[Array, "B 1 keys"],
     ahead: int,
 ) -> tuple[State, Float[Array, "B T D"]]:
     """A layer's step, traced once for all layers."""
@@ -178,7 +172,7 @@ class Layer(nnx.Module):
     def __init__(self, config: IcefallConformerConfig, *, rngs: nnx.Rngs) -> None:
         dim = config.encoder_dim
         self.feed_forward_macaron = FeedForward(dim, config.feedforward_dim, rngs=rngs)
-        self.attention = RelativeAttention(dim, config.num_heads, rngs=rngs)
+        self.attention = SelfAttention(dim, config.num_heads, rngs=rngs)
         self.conv = ConvModule(dim, config.conv_kernel, config.causal, rngs=rngs)
         self.feed_forward = FeedForward(dim, config.feedforward_dim, rngs=rngs)
         self.norm = BasicNorm(rngs=rngs)
@@ -187,17 +181,18 @@ class Layer(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         positions: Float[Array, "2*T-1 D"],
-        mask: Bool[Array, "B 1 #T T"],
+        mask: Bool[Array, (B #T T
+)],
         lengths: Int[Array, " B"],
         dropout: Dropout | None = None,
     ) -> Float[Array, "B T D"]:
-        """x (B, T, D), positions (2T - 1, D), mask (B, 1, T or 1, T) True where a key may be seen, lengths (B,).
+        """x (B, T, D), positions (2T - 1, D), mask (B, T or 1, T) True where a key may be seen, lengths (B,).
 
         `dropout` is for training and this layer's own: it acts on what each module adds to the stream.
         """
         drop = no_dropout if dropout is None else dropout.__call__
         return self._residual_stream(
-            x, lambda x: self.attention(x, x, positions, mask), lambda x: self.conv(x, lengths), drop
+            x, lambda x: self.attention(x, x, mask, positions), lambda x: self.conv(x, lengths), drop
         )
 
     def step(
@@ -205,16 +200,16 @@ class Layer(nnx.Module):
         caches: State,
         x: Float[Array, "B T D"],
         positions: Float[Array, "N D"],
-        mask: Bool[Array, "B 1 1 N-T+1"],
+        mask: Bool[Array, "B 1 N-T+1"],
         ahead: int,
     ) -> tuple[State, Float[Array, "B T D"]]:
-        """x (B, T, D), positions (left + 2T - 1, D), mask (B, 1, 1, left + T); caches end before the last `ahead`."""
+        """x (B, T, D), positions (left + 2T - 1, D), mask (B, 1, left + T); caches end before the last `ahead`."""
         new: State = {}
 
         def attend(x: jax.Array) -> jax.Array:
             keys = jnp.concatenate([caches["attention"], x], axis=1)
             new["attention"] = before_the_last(keys, ahead, caches["attention"].shape[1])
-            return self.attention(x, keys, positions, mask)
+            return self.attention(x, keys, mask, positions)
 
         def convolve(x: jax.Array) -> jax.Array:
             new["convolution"], y = self.conv.step(caches["convolution"], x, ahead)
@@ -235,39 +230,6 @@ class Layer(nnx.Module):
         x = x + drop(convolve(x), 2)
         x = x + drop(self.feed_forward(x), 3)
         return self.norm(x)
-
-
-class RelativeAttention(nnx.Module):
-    """Self-attention with relative positions (arXiv 1901.02860, appendix B), scaled before the biases are added."""
-
-    def __init__(self, dim: int, heads: int, *, rngs: nnx.Rngs) -> None:
-        self.dim, self.heads = dim, heads
-        self.in_proj = Linear(dim, 3 * dim, rngs=rngs)  # queries, keys, values
-        self.out_proj = Linear(dim, dim, initial_scale=0.25, rngs=rngs)
-        self.linear_pos = Linear(dim, dim, use_bias=False, rngs=rngs)
-        shape = (heads, dim // heads)
-        self.content_bias = nnx.Param(0.01 * jax.random.normal(rngs.params(), shape, jnp.float32))
-        self.position_bias = nnx.Param(0.01 * jax.random.normal(rngs.params(), shape, jnp.float32))
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        keys: Float[Array, "B K D"],
-        positions: Float[Array, "K+T-1 D"],
-        mask: Bool[Array, "B 1 #T K"],
-    ) -> Float[Array, "B T D"]:
-        """x (B, T, D) are the last T of the frames `keys` (B, K, D); positions (K + T - 1, D)."""
-        projected = self.in_proj(keys)  # the queries of the cached frames are the price of one product
-        query, key, value = (split_heads(each, self.heads) for each in jnp.split(projected, 3, axis=-1))
-        query = query[:, :, keys.shape[1] - x.shape[1] :] * (self.dim // self.heads) ** -0.5  # (B, heads, T, d)
-        encoded = split_heads(self.linear_pos(positions.astype(x.dtype))[None], self.heads)[0]  # (heads, K + T - 1, d)
-        content = query + self.content_bias[...].astype(x.dtype)[:, None]
-        scores = batched_product(content, key.swapaxes(-1, -2))  # (B, heads, T, K)
-        by_offset = batched_product(query + self.position_bias[...].astype(x.dtype)[:, None], encoded.swapaxes(-1, -2))
-        scores = scores + shift_by_query(by_offset, keys.shape[1])
-        weights = jax.nn.softmax(jnp.where(mask, scores.astype(jnp.float32), LOG_ZERO), axis=-1).astype(x.dtype)
-        mixed = batched_product(weights, value).swapaxes(1, 2)  # (B, T, heads, d)
-        return self.out_proj(mixed.reshape(x.shape))
 
 
 class FeedForward(nnx.Module):
@@ -328,26 +290,3 @@ def double_swish(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def before_the_last(x: Float[Array, "B N D"], ahead: int, count: int) -> Float[Array, "B {count} D"]:
     """The `count` frames of x (B, N, D) before its last `ahead`."""
     return x[:, x.shape[1] - ahead - count : x.shape[1] - ahead]
-
-
-def relative_positions(queries: int, cached: int, dim: int) -> Float[Array, "{cached}+2*{queries}-1 {dim}"]:
-    """Sinusoids of the offset query - key, from cached + queries - 1 down to 1 - queries: (cached + 2 queries - 1, dim).
-
-    Even columns are sines, odd ones cosines, at 10000^(-2k / dim) (arXiv 1706.03762, section 3.5).
-    """
-    offsets = cached + queries - 1 - jnp.arange(cached + 2 * queries - 1, dtype=jnp.float32)
-    rates = np.exp(np.arange(0, dim, 2) * (-math.log(10000.0) / dim)).astype(np.float32)
-    angles = offsets[:, None] * rates
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(offsets), dim)
-
-
-def shift_by_query(scores: Float[Array, "*leading T N"], keys: int) -> Float[Array, "*leading T {keys}"]:
-    """(..., T, keys + T - 1) -> (..., T, keys): entry (i, j) is that of column T - 1 - i + j.
-
-    Padded by one entry and read back at another width, each row is shifted by one place less than the row above
-    (arXiv 1901.02860, appendix B).
-    """
-    *leading, steps, offsets = scores.shape
-    padded = jnp.pad(scores, ((0, 0),) * (scores.ndim - 1) + ((1, 0),))
-    rows = padded.reshape(*leading, offsets + 1, steps)[..., 1:, :].reshape(*leading, steps, offsets)
-    return rows[..., :keys]

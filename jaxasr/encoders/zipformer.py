@@ -25,6 +25,7 @@ from jaxasr.encoders.zipformer_frontend import REACH, ConvEmbed, subsampled_leng
 from jaxasr.encoders.zipformer_layer import Bypass, Layer, LayerConfig, State, compact_relative_positions
 from jaxasr.layers.attention import attention_mask
 from jaxasr.layers.dropout import Dropout
+from jaxasr.layers.repeated import run_layer
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -284,12 +285,6 @@ class Downsample(nnx.Module):
         weights = jax.nn.softmax(self.bias[...]).astype(x.dtype)
         # Written out: a reduction over a short axis is slow on CPU (docs/decisions.md).
         return functools.reduce(operator.add, (x[:, :, k] * weights[k] for k in range(self.factor)))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def run_layer(graph: nnx.GraphDef[Layer], state: nnx.State[Any, Any], *inputs: Any) -> Float[Array, "B T D"]:
-    """A layer's call, traced once for all layers of a stack; XLA then inlines it."""
-    return nnx.merge(graph, state)(*inputs)
 
 
 def match_channels(x: Float[Array, "B T D"], channels: int) -> Float[Array, "B T {channels}"]:

@@ -15,29 +15,33 @@ if TYPE_CHECKING:
 
 
 class DepthwiseConv1d(nnx.Module):
-    """Valid depthwise convolution over time with a bias: (B, T, C) -> (B, T - width + 1, C)."""
+    """Valid depthwise convolution over time, by default with a bias: (B, T, C) -> (B, T - width + 1, C)."""
 
-    def __init__(self, features: int, width: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, features: int, width: int, *, use_bias: bool = True, rngs: nnx.Rngs) -> None:
         bound = width**-0.5
         self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (width, 1, features), jnp.float32, -bound, bound))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32)) if use_bias else None
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B _ C"]:
-        return depthwise_product(x, self.kernel[...]) + self.bias[...].astype(x.dtype)
+        y = depthwise_product(x, self.kernel[...])
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class DepthwiseConv2d(nnx.Module):
-    """Valid depthwise convolution with a bias: (B, H, W, C) -> (B, H - height + 1, W - width + 1, C)."""
+    """Valid depthwise convolution with a bias: (B, H, W, C) -> (B, (H - height) // stride + 1, ..., C)."""
 
-    def __init__(self, features: int, height: int, width: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, features: int, height: int, width: int, *, strides: tuple[int, int] = (1, 1), rngs: nnx.Rngs
+    ) -> None:
         bound = (height * width) ** -0.5
         self.kernel = nnx.Param(
             jax.random.uniform(rngs.params(), (height, width, 1, features), jnp.float32, -bound, bound)
         )
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.strides = strides
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ C"]:
-        return depthwise_product(x, self.kernel[...]) + self.bias[...].astype(x.dtype)
+        return depthwise_product(x, self.kernel[...], self.strides) + self.bias[...].astype(x.dtype)
 
 
 class Conv2d(nnx.Module):

@@ -10,6 +10,7 @@ arithmetic, which runs in the activation's type.
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -53,8 +54,8 @@ def convolution_product(
     padding: tuple[tuple[int, int], tuple[int, int]],
 ) -> Float[Array, "B _ _ out"]:
     """x (B, H, W, in) convolved with kernel (height, width, in, out): (B, H', W', out) in x's type."""
-    if x.shape[-1] == 1 and strides == (1, 1):
-        return _single_channel_convolution(x, kernel, padding)
+    if x.shape[-1] == 1:
+        return _single_channel_convolution(x, kernel, strides, padding)
     y = lax.conv_general_dilated(
         x.astype(kernel.dtype),
         kernel,
@@ -66,33 +67,37 @@ def convolution_product(
     return y.astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _single_channel_convolution(
     x: Float[Array, "B H W 1"],
     kernel: Float[Array, "height width 1 out"],
+    strides: tuple[int, int],
     padding: tuple[tuple[int, int], tuple[int, int]],
 ) -> Float[Array, "B _ _ out"]:
     """One input channel: a few shifted multiples, which on CPU take a tenth of XLA's convolution's time."""
     taps = kernel[:, :, 0].astype(x.dtype)
-    windows = _windows(x, (taps.shape[0], taps.shape[1]), padding)
+    windows = _windows(x, (taps.shape[0], taps.shape[1]), strides, padding)
     return functools.reduce(operator.add, (windows[tap] * taps[tap] for tap in windows))
 
 
 def _single_channel_forward(
-    x: jax.Array, kernel: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: tuple[tuple[int, int], tuple[int, int]]
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _single_channel_convolution(x, kernel, padding), (x, kernel)
+    return _single_channel_convolution(x, kernel, strides, padding), (x, kernel)
 
 
 def _single_channel_backward(
-    padding: tuple[tuple[int, int], tuple[int, int]], saved: tuple[jax.Array, jax.Array], dy: jax.Array
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    saved: tuple[jax.Array, jax.Array],
+    dy: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """A product each, where the transposed program would keep every shifted copy of x in all channels."""
     x, kernel = saved
     taps = kernel[:, :, 0].astype(dy.dtype)
     flat = dy.reshape(-1, dy.shape[-1])
     size = (taps.shape[0], taps.shape[1])
-    windows, back = jax.vjp(lambda x: jnp.stack(list(_windows(x, size, padding).values())), x)
+    windows, back = jax.vjp(lambda x: jnp.stack(list(_windows(x, size, strides, padding).values())), x)
     dkernel = batched_product(windows.reshape(len(windows), -1).astype(dy.dtype), flat)
     dwindows = batched_product(taps.reshape(len(windows), -1), flat.T)
     (dx,) = back(dwindows.reshape(windows.shape).astype(x.dtype))
@@ -103,21 +108,33 @@ _single_channel_convolution.defvjp(_single_channel_forward, _single_channel_back
 
 
 def _windows(
-    x: Float[Array, "B H W C"], size: tuple[int, int], padding: tuple[tuple[int, int], tuple[int, int]]
+    x: Float[Array, "B H W C"],
+    size: tuple[int, int],
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
 ) -> dict[tuple[int, int], Float[Array, "B _ _ C"]]:
     """What each tap of a kernel of this size is multiplied by: x (B, H, W, C), padded, from that row and column on."""
-    height, width = size
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
-    return {(i, j): x[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)}
+    return {tap: _strided(x, tap, size, strides) for tap in itertools.product(*map(range, size))}
 
 
-def depthwise_product(x: Float[Array, "B *space C"], kernel: Float[Array, "*window 1 C"]) -> Float[Array, "B ... C"]:
+def _strided(
+    x: Float[Array, "B H W C"], tap: tuple[int, int], size: tuple[int, int], strides: tuple[int, int]
+) -> Float[Array, "B _ _ C"]:
+    """The values of x that a valid convolution with these strides multiplies by one tap of a kernel of this size."""
+    last = (x.shape[1] - size[0] + tap[0], x.shape[2] - size[1] + tap[1])
+    return x[:, tap[0] : last[0] + 1 : strides[0], tap[1] : last[1] + 1 : strides[1]]
+
+
+def depthwise_product(
+    x: Float[Array, "B *space C"], kernel: Float[Array, "*window 1 C"], strides: tuple[int, int] = (1, 1)
+) -> Float[Array, "B ... C"]:
     """Valid depthwise convolution, in x's type, over one axis or two.
 
     x (B, T, C), kernel (width, 1, C) -> (B, T - width + 1, C), or x (B, H, W, C), kernel (height, width, 1, C) ->
-    (B, H - height + 1, W - width + 1, C). On TPU XLA's own depthwise convolution reads its input once. Elsewhere the
-    product is a sum of shifted multiples: on a CPU XLA's own is tens of times slower (docs/benchmarks.md).
+    (B, H - height + 1, W - width + 1, C), of which `strides` takes every such row and column. On TPU XLA's own
+    depthwise convolution reads its input once. Elsewhere the product is a sum of shifted multiples: on a CPU XLA's own
+    is tens of times slower (docs/benchmarks.md).
     """
     if kernel.ndim == 3:
         return depthwise_product(x[:, :, None], kernel[:, None])[:, :, 0]
@@ -126,39 +143,52 @@ def depthwise_product(x: Float[Array, "B *space C"], kernel: Float[Array, "*wind
         return lax.conv_general_dilated(
             x,
             kernel,
-            (1, 1),
+            strides,
             "VALID",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=x.shape[-1],
             precision=precision_of(x.dtype),
         )
 
-    y: jax.Array = lax.platform_dependent(x, kernel.astype(x.dtype), tpu=native, default=_shifted_sums)
+    def sums(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _shifted_sums(x, kernel, strides)
+
+    y: jax.Array = lax.platform_dependent(x, kernel.astype(x.dtype), tpu=native, default=sums)
     return y
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _shifted_sums(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "height width 1 C"]
-) -> Float[Array, "B H-height+1 W-width+1 C"]:
+    x: Float[Array, "B H W C"], kernel: Float[Array, "height width 1 C"], strides: tuple[int, int]
+) -> Float[Array, "B _ _ C"]:
     """x (B, H, W, C), kernel (h, w, 1, C): the taps' shifted multiples of x added up."""
     height, width = kernel.shape[:2]
-    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
-    taps = [x[:, i : i + rows, j : j + columns] * kernel[i, j, 0] for i in range(height) for j in range(width)]
+    taps = [
+        _strided(x, (i, j), (height, width), strides) * kernel[i, j, 0] for i in range(height) for j in range(width)
+    ]
     return _in_groups(taps, width if width > 1 else TAPS_PER_LOOP)
 
 
-def _shifted_sums_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _shifted_sums(x, kernel), (x, kernel)
+def _shifted_sums_forward(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _shifted_sums(x, kernel, strides), (x, kernel)
 
 
-def _shifted_sums_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _shifted_sums_backward(
+    strides: tuple[int, int], saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Again shifted sums, where the transposed program would be one padded copy of x for each tap."""
     x, kernel = saved
     height, width = kernel.shape[:2]
-    rows, columns = dy.shape[1:3]
+    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
+    if strides != (1, 1):  # zeros where a stride passes over
+        down, across = strides
+        beyond = (rows - 1) % down, (columns - 1) % across
+        edges = ((0, 0, 0), (0, beyond[0], down - 1), (0, beyond[1], across - 1), (0, 0, 0))
+        dy = lax.pad(dy, jnp.zeros((), dy.dtype), edges)
     surrounded = jnp.pad(dy, ((0, 0), (height - 1,) * 2, (width - 1,) * 2, (0, 0)))
-    dx = _shifted_sums(surrounded, kernel[::-1, ::-1])
+    dx = _shifted_sums(surrounded, kernel[::-1, ::-1], (1, 1))
 
     def row_of_taps(i: jax.Array) -> jax.Array:
         band = lax.dynamic_slice_in_dim(x, i, rows, axis=1)
