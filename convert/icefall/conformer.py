@@ -14,7 +14,7 @@ from jaxasr.convert.formats.mapped import release
 from jaxasr.convert.icefall import heads
 from jaxasr.convert.icefall.chunks import Frames, choose_chunks, refuse_chunks, trained_with
 from jaxasr.convert.icefall.front_end import front_end_rules
-from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, linear, same
+from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, linear, map_tensors, same
 from jaxasr.convert.protocol import Options
 from jaxasr.encoders.icefall_conformer_config import IcefallConformerConfig
 from jaxasr.errors import CheckpointError, ConfigError
@@ -109,6 +109,11 @@ def fold_scales(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         release(tensors[base])
         del folded[name]
     return folded
+
+
+def map_checkpoint(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """The checkpoint's tensors by the paths of our parameters, folded; CheckpointError where one has no place."""
+    return map_tensors(split_projections(fold_scales(checkpoint.tensors)), TABLE, IGNORED)
 
 
 def split_projections(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from jaxasr.convert.mapping import Checkpoint, map_tensors, match_parameters
+from jaxasr.convert.mapping import Checkpoint, match_parameters
 from jaxasr.convert.protocol import Candidate, Converted, Options
 from jaxasr.errors import CheckpointError, ConfigError
 
@@ -59,10 +59,7 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
         checkpoint.notes.append(f"the vocabulary is {vocabulary}, the first found that fits (tokens overrides)")
     if tokens.blank_id is not None:
         checkpoint.settings.setdefault("blank_id", tokens.blank_id)  # the recipe takes it from the same table
-    architecture: ModuleType = zipformer
-    if conformer.is_conformer(checkpoint.tensors):
-        architecture = conformer
-        checkpoint = dataclasses.replace(checkpoint, tensors=conformer.fold_scales(checkpoint.tensors))
+    architecture: ModuleType = conformer if conformer.is_conformer(checkpoint.tensors) else zipformer
     if options.config is None:
         unknown_id = int(recipe["unk_id"]) if recipe.get("unk_id") is not None else tokens.unk_id
         config = architecture.derive_config(checkpoint, options, unknown_id)
@@ -70,9 +67,7 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     else:
         config = architecture.complete_config(options.config, checkpoint, options)
     heads.check_blank(config, tokens, vocabulary)
-    tensors = checkpoint.tensors if architecture is zipformer else conformer.split_projections(checkpoint.tensors)
-    mapped = map_tensors(tensors, architecture.TABLE, architecture.IGNORED)
-    return Converted(config, match_parameters(mapped, config), tokens)
+    return Converted(config, match_parameters(architecture.map_checkpoint(checkpoint), config), tokens)
 
 
 def read_tokens(path: Path, size: int) -> TokenTable:

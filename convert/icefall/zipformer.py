@@ -14,7 +14,7 @@ from jaxasr.configs import named_configs
 from jaxasr.convert.icefall import heads
 from jaxasr.convert.icefall.chunks import Frames, choose_chunks, refuse_chunks, trained_with
 from jaxasr.convert.icefall.front_end import front_end_rules
-from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, conv2d, linear, same
+from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, conv2d, linear, map_tensors, same
 from jaxasr.convert.protocol import Options
 from jaxasr.encoders.zipformer import ZipformerConfig
 from jaxasr.errors import CheckpointError, ConfigError, listing
@@ -104,6 +104,11 @@ IGNORED: tuple[Ignored, ...] = (
     Ignored(LAYER + r"\.bypass_scale", "stored by the layer, used by nothing in its forward pass"),
     *heads.IGNORED,
 )
+
+
+def map_checkpoint(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """The checkpoint's tensors by the paths of our parameters; CheckpointError where one has no place."""
+    return map_tensors(checkpoint.tensors, TABLE, IGNORED)
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------

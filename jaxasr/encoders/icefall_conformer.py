@@ -181,8 +181,7 @@ class Layer(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         positions: Float[Array, "2*T-1 D"],
-        mask: Bool[Array, (B #T T
-)],
+        mask: Bool[Array, "#B #T T"],
         lengths: Int[Array, " B"],
         dropout: Dropout | None = None,
     ) -> Float[Array, "B T D"]:
