@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 
 from jaxasr.arrays import length_mask, zero_beyond
 from jaxasr.encoders.icefall_conformer_config import IcefallConformerConfig
-from jaxasr.layers.attention import SelfAttention, attention_mask
+from jaxasr.layers.attention import SelfAttention
 from jaxasr.layers.convolution import Conv2d, DepthwiseConv1d
 from jaxasr.layers.dropout import Dropout, no_dropout
 from jaxasr.layers.linear import Linear
@@ -65,9 +65,9 @@ class IcefallConformer(nnx.Module):
         if self.config.whole_chunks:
             return self._by_chunks(x, self.config.decoded_length(frames.shape[1])), decoded
         steps, lengths = x.shape[1], self.config.encoded_length(lengths)
-        chunk = self.config.chunk_size if self.config.chunk_size > 0 else None
-        left = self.config.left_context if self.config.left_context >= 0 else None
-        mask = attention_mask(lengths, steps, chunk, left)[:, 0]  # (B, 1 or T, T)
+        mask = length_mask(lengths, steps)[:, None, :]  # (B, 1, T)
+        if self.config.chunk_size > 0:
+            mask = mask & chunk_mask(steps, self.config.chunk_size, self.config.left_context)
         positions = relative_positions(steps, 0, self.config.encoder_dim)
         for index, layer in enumerate(self.layers):
             own = dropout.within(index) if dropout else None
@@ -284,6 +284,14 @@ class BasicNorm(nnx.Module):
 def double_swish(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x * sigmoid(x - 1), element-wise (icefall, scaling.py)."""
     return x * jax.nn.sigmoid(x - 1)
+
+
+def chunk_mask(steps: int, chunk: int, left: int) -> Bool[Array, "{steps} {steps}"]:
+    """Which keys a frame sees: those of its own chunk and of the `left` frames before it, all of them where -1."""
+    own = jnp.arange(steps) // chunk
+    ago = own[:, None] - own[None, :]  # chunks from the key's to the query's
+    visible = ago >= 0
+    return visible if left < 0 else visible & (ago <= left // chunk)
 
 
 def before_the_last(x: Float[Array, "B N D"], ahead: int, count: int) -> Float[Array, "B {count} D"]:

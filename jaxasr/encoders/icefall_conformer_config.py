@@ -59,7 +59,7 @@ class IcefallConformerConfig:
         if self.chunk_size > 0:
             if not self.causal:
                 raise ValueError("chunk_size is for causal convolutions")
-            if self.left_context >= 0 and (self.left_context % self.chunk_size or self.left_context == 0):
+            if self.left_context >= 0 and self.left_context % self.chunk_size:
                 raise ValueError(
                     f"left_context {self.left_context} must be a whole number of chunks of {self.chunk_size} frames"
                 )
@@ -69,7 +69,7 @@ class IcefallConformerConfig:
     @property
     def streams(self) -> bool:
         """Whether the encoder has a `step`: chunks, and a limited left context to keep."""
-        return self.chunk_size > 0 and self.left_context > 0
+        return self.chunk_size > 0 and self.left_context >= 0
 
     @property
     def output_dim(self) -> int:
