@@ -67,7 +67,7 @@ def test_what_only_training_used_is_ignored(shared: Path) -> None:
         more |= {name: np.ones((2, 2), np.float32), f"{name}_scale": np.float32(0).reshape(())}
     more["decoder_giga.embedding.scale"] = np.float32(0).reshape(())
     after = conformer.map_checkpoint(dataclasses.replace(made, tensors=made.tensors | more))
-    assert after.keys() == before.keys() and len(before) == 3 * (4 * 2 + 4 + 2 + 2 + 1 + 6 + 1) + 9 + 8
+    assert after.keys() == before.keys() and len(before) == 3 * (8 + 1 + 2 + 8 + 6 + 1) + 9 + 8
     unknown = {"encoder.encoder.layers.0.self_attn.extra": np.ones(2, np.float32)}
     with pytest.raises(CheckpointError, match=r"self_attn.extra \(2,\) is unknown"):
         conformer.map_checkpoint(dataclasses.replace(made, tensors=made.tensors | unknown))
