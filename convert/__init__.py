@@ -16,7 +16,7 @@ from jaxasr.errors import CheckpointError, ConfigError, printable
 from jaxasr.files import file_hash, read_yaml
 
 if TYPE_CHECKING:
-    from jaxasr.model import ModelConfig
+    from jaxasr.model_config import ModelConfig
     from jaxasr.store import ModelCard
 
 
@@ -93,6 +93,7 @@ def describe(source: str | os.PathLike[str], config: str | os.PathLike[str] | No
         "kind": candidates[0].kind,
         "path": str(path),
         **store.facts(converted.config, [(array.shape, "float32") for array in converted.arrays.values()]),
+        **checkpoint.facts,
         "bytes": sum(size for _, size in sizes),
         "source": [{"file": name, "bytes": size} for name, size in sizes],
         "passed_over": [other.title for other in candidates[1:]],

@@ -20,7 +20,7 @@ from jaxasr.errors import CheckpointError, listing
 if TYPE_CHECKING:
     import jax
 
-    from jaxasr.model import ModelConfig
+    from jaxasr.model_config import ModelConfig
 
 FAULTS_SHOWN = 20  # in one message
 
@@ -31,13 +31,15 @@ class Checkpoint:
 
     `tensors`: names to arrays in the publisher's layouts, views of the mapped files where the format allows.
     `settings`: what the files state or prove about the model, by the names of the publisher's training program.
-    `notes`: lines for the user, to which the conversion adds. `files`: the files read.
+    `notes`: lines for the user, to which the conversion adds. `files`: the files read. `facts`: what `jaxasr info`
+    shows of the files beside what it shows of every model.
     """
 
     tensors: dict[str, np.ndarray]
     settings: dict[str, Any]
     notes: list[str]
     files: list[Path]
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Rule(NamedTuple):

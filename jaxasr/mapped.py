@@ -72,6 +72,10 @@ def keep(kept: Path, described: Mapping[str, Any], arrays: Mapping[str, np.ndarr
                 file.seek(offset)
                 file.write(_bytes(arrays[path]))
             file.truncate(size)
+            if os.name == "posix":
+                # A process that has a file mapped is killed where another one makes it shorter. Windows refuses that,
+                # and would not remove a file that is read-only.
+                os.fchmod(file.fileno(), 0o444)
         return _map(kept, described)
     except (OSError, ValueError):
         return None

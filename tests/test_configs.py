@@ -10,7 +10,8 @@ import pytest
 
 from jaxasr.configs import named_configs
 from jaxasr.errors import ConfigError
-from jaxasr.model import AbstractModel, ModelConfig
+from jaxasr.model import AbstractModel
+from jaxasr.model_config import ModelConfig
 from jaxasr.store import read_config
 
 # Parameters of icefall's own modules (icefall, RESULTS.md of each recipe, and counted from the checkpoints).

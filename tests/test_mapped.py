@@ -69,6 +69,22 @@ def test_a_damaged_file_is_made_anew(directory: Path, cache: Path) -> None:
     assert_same(read(directory), first)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a file that is mapped cannot be made shorter")
+def test_no_program_writes_into_a_mapped_file_by_mistake(directory: Path, cache: Path) -> None:
+    """Who shortens a file that is mapped ends the process that reads it."""
+    read(directory)
+    (file,) = cache.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o444
+    file.chmod(0o644)
+    damaged = cache / "damaged"
+    damaged.write_bytes(bytes(file.stat().st_size))
+    os.replace(damaged, file)
+    read(directory)  # made anew
+    assert file.stat().st_mode & 0o777 == 0o444
+    make_room(cache, 0, 0)
+    assert list(cache.iterdir()) == []
+
+
 def test_what_happens_to_the_model_directory_is_noticed(directory: Path) -> None:
     read(directory)
     files = {file: file.read_bytes() for file in (directory / "params").rglob("*") if file.is_file()}

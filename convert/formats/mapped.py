@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -32,6 +32,33 @@ def regular_file(path: Path) -> Iterator[BinaryIO]:
         raise CheckpointError(f"{path}: is not a regular file: name the checkpoint itself") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+class Readable(Protocol):
+    """An open file, or a part of one, as far as readers of formats use it."""
+
+    def seek(self, offset: int, /) -> int: ...
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Part:
+    """`size` bytes of an open file from byte `start` on, as if they were a file of their own."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._position = file, start, size, 0
+
+    def seek(self, offset: int, /) -> int:
+        """Go to a byte of the part."""
+        self._position = offset
+        return offset
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes from here on, none after the end."""
+        self._file.seek(self._start + self._position)
+        data = self._file.read(max(0, min(size, self._size - self._position)))
+        self._position += len(data)
+        return data
 
 
 def map_whole(file: BinaryIO) -> mmap.mmap:

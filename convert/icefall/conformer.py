@@ -18,7 +18,7 @@ from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, linear, ma
 from jaxasr.convert.protocol import Options
 from jaxasr.encoders.icefall_conformer_config import IcefallConformerConfig
 from jaxasr.errors import CheckpointError, ConfigError
-from jaxasr.model import ModelConfig
+from jaxasr.model_config import ModelConfig
 
 FRAME_SECONDS = 0.04  # between encoded frames, in which chunks are counted
 

@@ -12,11 +12,9 @@ import numpy as np
 from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, linear, same
 from jaxasr.encoders import EncoderConfig
 from jaxasr.errors import CheckpointError
-from jaxasr.features.kaldi import KaldiConfig
-from jaxasr.heads.ctc import CTCConfig
-from jaxasr.heads.predictors import StatelessConfig
-from jaxasr.heads.transducer import TransducerConfig
-from jaxasr.model import AudioConfig, ModelConfig
+from jaxasr.features.kaldi_config import KaldiConfig
+from jaxasr.heads.configs import CTCConfig, StatelessConfig, TransducerConfig
+from jaxasr.model_config import AudioConfig, ModelConfig
 from jaxasr.search import GreedyConfig
 from jaxasr.text.sherpa_onnx import SherpaOnnxConfig
 from jaxasr.text.tokens import TokenTable

@@ -15,7 +15,7 @@ from jaxasr.convert.protocol import Candidate, Converted, Options
 from jaxasr.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from jaxasr.model import ModelConfig
+    from jaxasr.model_config import ModelConfig
     from jaxasr.text.tokens import TokenTable
 
 # Keys of a recipe's configuration that say nothing about the network.

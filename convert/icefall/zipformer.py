@@ -16,9 +16,9 @@ from jaxasr.convert.icefall.chunks import Frames, choose_chunks, refuse_chunks, 
 from jaxasr.convert.icefall.front_end import front_end_rules
 from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, conv2d, linear, map_tensors, same
 from jaxasr.convert.protocol import Options
-from jaxasr.encoders.zipformer import ZipformerConfig
+from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.errors import CheckpointError, ConfigError, listing
-from jaxasr.model import ModelConfig
+from jaxasr.model_config import ModelConfig
 from jaxasr.store import read_config
 
 # --- names -----------------------------------------------------------------------------------------------------------

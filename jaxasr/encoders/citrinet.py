@@ -130,7 +130,7 @@ class Unit(nnx.Module):
         self.config, self.stride = config, stride
         self.depthwise = Depthwise(config, inputs, stride, rngs=rngs) if config.separable else None
         self.conv: Pointwise | Convolution
-        if config.separable or config.kernel == 1 and not any(config.pads):
+        if config.separable or config.is_pointwise:
             self.conv = Pointwise(inputs, config.filters, config.groups, 1 if config.separable else stride, rngs=rngs)
         else:
             self.conv = Convolution(config, inputs, stride, rngs=rngs)

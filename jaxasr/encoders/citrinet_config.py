@@ -63,6 +63,11 @@ class BlockConfig:
         return self.dilation * (self.kernel - 1)
 
     @property
+    def is_pointwise(self) -> bool:
+        """Whether its convolutions see one frame alone and have no depthwise part."""
+        return not self.separable and self.kernel == 1 and not any(self.pads)
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """The stride of each convolution."""
         return (*([1] * (self.repeat - 1)), self.stride) if self.stride_last else (self.stride,) * self.repeat

@@ -59,11 +59,15 @@ class Conformer(nnx.Module):
             positions = relative_positions(steps, 0, self.config.dim)
         else:
             x = x + absolute_positions(steps, self.config.dim).astype(x.dtype)
-        mask = length_mask(lengths, steps)[:, None, :] & context_mask(self.config, steps)
+        mask = self.mask(lengths, steps)
         for index, layer in enumerate(self.layers):
             own = dropout.within(index) if dropout else None
             x = run_layer(*nnx.split(layer), x, mask, positions, lengths, own)
         return self._projected(x), lengths
+
+    def mask(self, lengths: Int[Array, " B"], steps: int) -> Bool[Array, "B _ {steps}"]:
+        """Which keys a query sees: those within its row's length and its context, (B, T or 1, T)."""
+        return length_mask(lengths, steps)[:, None, :] & context_mask(self.config, steps)
 
     def initial_state(self, batch: int, dtype: DTypeLike = jnp.float32) -> State:
         """The state before the first step: zeros, batch axis first everywhere. `processed` counts encoded frames."""

@@ -77,8 +77,8 @@ class Layer(nnx.Module):
         self,
         state: State,
         x: Float[Array, "B T D"],
-        mask: Bool[Array, "#B #T left+T"],
-        positions: Float[Array, "left+2*T-1 D"],
+        mask: Bool[Array, "#B #T keys"],
+        positions: Float[Array, "keys+T-1 D"],
         lengths: Int[Array, " B"],
     ) -> tuple[State, Float[Array, "B T D"]]:
         """x (B, chunk, D), mask (B, 1, left + chunk), positions (left + 2 chunk - 1, D), lengths (B,) in the chunk."""

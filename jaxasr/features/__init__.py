@@ -7,8 +7,9 @@ from typing import Protocol
 import jax
 
 from jaxasr.arrays import Count
-from jaxasr.configuration import Table
-from jaxasr.features.kaldi import KaldiConfig, KaldiFbank
+from jaxasr.configuration import Table, deferred
+from jaxasr.features.kaldi_config import KaldiConfig
+from jaxasr.features.nemo_config import NemoMelConfig
 
 
 class FeaturesConfig(Protocol):
@@ -48,4 +49,9 @@ class Features(Protocol):
 
 
 # Every front end by its `kind`: made as (config, rngs=).
-FEATURES: Table[Features] = Table({"kaldi": (KaldiConfig, KaldiFbank)})
+FEATURES: Table[Features] = Table(
+    {
+        "kaldi": (KaldiConfig, deferred("jaxasr.features.kaldi", "KaldiFbank")),
+        "nemo_mel": (NemoMelConfig, deferred("jaxasr.features.nemo", "NemoMel")),
+    }
+)

@@ -1,48 +1,25 @@
 """The transducer head: a predictor of one of the kinds in heads/predictors.py, and a joiner.
 
-Source: icefall, egs/librispeech/ASR/zipformer, joiner.py; Graves, 2012, arXiv 1211.3711. Durations beside the tokens:
-Xu et al., 2023, arXiv 2304.06795 (TDT).
+Source: icefall, egs/librispeech/ASR/zipformer, joiner.py; NVIDIA NeMo, nemo/collections/asr/modules/rnnt.py, RNNTJoint;
+Graves, 2012, arXiv 1211.3711. Durations beside the tokens: Xu et al., 2023, arXiv 2304.06795 (TDT).
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxasr.heads.predictors import PREDICTORS, PredictorConfig, StatelessConfig
+from jaxasr.heads.configs import PREDICTORS, TransducerConfig
 from jaxasr.layers.linear import Linear
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
 
-@dataclasses.dataclass(frozen=True)
-class TransducerConfig:
-    """Sizes of a transducer head; the vocabulary includes the blank.
-
-    `silent_ids`: ids taken for blank by a search, neither emitted nor shown to the predictor (sherpa-onnx treats <unk>
-    so, icefall's own search does not). `durations`: encoded frames that a token may span, in the order of the joiner's
-    further outputs; empty where the head predicts none.
-    """
-
-    vocabulary_size: int
-    predictor: Annotated[PredictorConfig, PREDICTORS] = StatelessConfig()
-    joiner_dim: int = 512
-    blank_id: int = 0
-    silent_ids: tuple[int, ...] = ()
-    durations: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        for token_id in (self.blank_id, *self.silent_ids):
-            if not 0 <= token_id < self.vocabulary_size:
-                raise ValueError(
-                    f"blank_id and silent_ids must lie in the vocabulary of {self.vocabulary_size}: {token_id}"
-                )
-        if self.durations and (min(self.durations) < 0 or max(self.durations) < 1):
-            raise ValueError(f"durations must be numbers of frames of which one is positive, not {self.durations}")
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
 class Transducer(nnx.Module):
@@ -72,6 +49,11 @@ class Transducer(nnx.Module):
     def durations(self) -> tuple[int, ...]:
         """Frames that a token may span, in the order of the joiner's further outputs."""
         return self.config.durations
+
+    @property
+    def max_symbols(self) -> int:
+        """Tokens that one encoded frame may emit."""
+        return self.config.max_symbols
 
     @property
     def length_offset(self) -> int:
@@ -106,7 +88,7 @@ class Transducer(nnx.Module):
         self, projected: Float[Array, "*#batch J"], predicted: Float[Array, "*#batch J"]
     ) -> Float[Array, "... V"]:
         """The joiner on projections (..., J) of encoder and predictor, which may broadcast: logits (..., V) float32."""
-        return self.output(jnp.tanh(projected + predicted)).astype(jnp.float32)
+        return self.output(ACTIVATIONS[self.config.activation](projected + predicted)).astype(jnp.float32)
 
     def _project(self, predicted: tuple[Any, Float[Array, "B P"]]) -> tuple[Any, Float[Array, "B J"]]:
         state, output = predicted

@@ -12,8 +12,9 @@ from __future__ import annotations
 import collections
 import struct
 import zlib
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
+from jaxasr.convert.formats.mapped import Readable
 from jaxasr.errors import CheckpointError
 
 MEMBER_LIMIT = 1 << 16  # a training checkpoint of 160 M parameters has about 6,000
@@ -44,7 +45,7 @@ class Archive(NamedTuple):
     checked: bool
 
 
-def open_torch_zip(file: BinaryIO, size: int) -> Archive:
+def open_torch_zip(file: Readable, size: int) -> Archive:
     """The archive in `file` (of `size` bytes).
 
     CheckpointError, without the file's name, which the caller puts before it, for what torch.save does not write.
@@ -65,7 +66,7 @@ def open_torch_zip(file: BinaryIO, size: int) -> Archive:
     return Archive(members, checked)
 
 
-def contents(file: BinaryIO, member: Member, limit: int) -> bytes:
+def contents(file: Readable, member: Member, limit: int) -> bytes:
     """All bytes of a small member; CheckpointError if there are more than `limit`."""
     if member.size > limit:
         raise refused(f"{member.size} bytes where at most {limit} are plausible")
@@ -90,7 +91,7 @@ def shown(name: str) -> str:
     return ascii(name[:80])
 
 
-def _check_head(file: BinaryIO, size: int) -> None:
+def _check_head(file: Readable, size: int) -> None:
     """Recognise what else is met under the name .pt, each with its own remedy."""
     file.seek(0)
     head = file.read(64)
@@ -129,7 +130,7 @@ class _Entry(NamedTuple):
     common: bytes  # version, flags, method and time, which stand in the member's own header too
 
 
-def _entries(file: BinaryIO, size: int) -> tuple[list[_Entry], int]:
+def _entries(file: Readable, size: int) -> tuple[list[_Entry], int]:
     """The directory's entries in the order of the file, and where the directory begins."""
     count, start, length = _directory_place(file, size)
     if count > MEMBER_LIMIT or length > DIRECTORY_LIMIT:
@@ -158,7 +159,7 @@ def _entries(file: BinaryIO, size: int) -> tuple[list[_Entry], int]:
     return sorted(entries, key=lambda entry: entry.offset), start
 
 
-def _directory_place(file: BinaryIO, size: int) -> tuple[int, int, int]:
+def _directory_place(file: Readable, size: int) -> tuple[int, int, int]:
     """(number of members, first byte, length) of the directory, from the end record and its 64-bit twin, if any."""
     tail_size = min(size, 22 + 20 + 56)
     file.seek(size - tail_size)
@@ -209,7 +210,7 @@ def _names(entries: list[_Entry]) -> list[str]:
     return [name.partition("/")[2] for name in names]
 
 
-def _members(file: BinaryIO, names: list[str], entries: list[_Entry], directory_start: int) -> list[Member]:
+def _members(file: Readable, names: list[str], entries: list[_Entry], directory_start: int) -> list[Member]:
     """Where the data lie, comparing each member's own header with its entry and its place with its neighbours'."""
     ends = [entry.offset for entry in entries[1:]] + [directory_start]
     members, expected = [], 0
@@ -246,7 +247,7 @@ def _is_padding(extra: bytes) -> bool:
     return not extra
 
 
-def _ends_at(file: BinaryIO, member: Member, end: int, checksum: int | None) -> bool:
+def _ends_at(file: Readable, member: Member, end: int, checksum: int | None) -> bool:
     """Whether the data, and a descriptor after them if their checksum is deferred, fill the file up to `end`."""
     data_end = member.start + member.size
     if checksum is None or data_end > end:
@@ -259,7 +260,7 @@ def _ends_at(file: BinaryIO, member: Member, end: int, checksum: int | None) -> 
     )
 
 
-def _checksum(file: BinaryIO, member: Member) -> int:
+def _checksum(file: Readable, member: Member) -> int:
     """CRC-32 of the member's bytes."""
     file.seek(member.start)
     checksum, left = 0, member.size

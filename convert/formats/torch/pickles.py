@@ -13,18 +13,17 @@ from __future__ import annotations
 import codecs
 import collections
 import dataclasses
-import mmap
 import os
 import re
 import struct
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxasr.convert.formats.mapped import map_whole, regular_file
+from jaxasr.convert.formats.mapped import Part, map_whole, regular_file
 from jaxasr.convert.formats.torch.archives import Member, contents, damaged, open_torch_zip, refused, shown
 from jaxasr.convert.formats.torch.tensors import Storage, locate_storage, rebuild_parameter, rebuild_tensor
 from jaxasr.errors import CheckpointError, printable
@@ -96,18 +95,33 @@ def read_torch(path: str | Path, inert_packages: Collection[str] = (), notes: li
     a publisher's training program stores its own objects. `notes`: gets a line where the file cannot be checked for
     damage. CheckpointError, one line, for a file that is of another kind, damaged or names code.
     """
-    path = Path(path)
+    with regular_file(Path(path)) as file:
+        return read_open_torch(file, 0, os.fstat(file.fileno()).st_size, str(path), inert_packages, notes)
+
+
+def read_open_torch(
+    file: BinaryIO,
+    start: int,
+    size: int,
+    name: str,
+    inert_packages: Collection[str] = (),
+    notes: list[str] | None = None,
+) -> object:
+    """`read_torch` of a checkpoint that takes `size` bytes of an open file from byte `start` on.
+
+    The file may be closed afterwards, and need have no name of its own: `name` stands in messages.
+    """
     try:
-        with regular_file(path) as file:
-            archive = open_torch_zip(file, os.fstat(file.fileno()).st_size)
-            pickled = contents(file, archive.members["data.pkl"], PICKLE_LIMIT)
-            mapped = map_whole(file)
+        archive = open_torch_zip(Part(file, start, size), size)
+        pickled = contents(Part(file, start, size), archive.members["data.pkl"], PICKLE_LIMIT)
+        mapped = memoryview(map_whole(file))[start : start + size]
         value = _Interpreter(pickled, archive.members, mapped, frozenset(inert_packages)).run()
     except CheckpointError as fault:
         message = str(fault)
-        raise CheckpointError(message if message.startswith(printable(f"{path}: ")) else f"{path}: {message}") from None
+        raise CheckpointError(message if message.startswith(printable(f"{name}: ")) else f"{name}: {message}") from None
     if notes is not None and not archive.checked:
-        notes.append(f"{path.name} was saved without checksums: damage to its weights would go unnoticed")
+        base = os.path.basename(name)
+        notes.append(f"{base} was saved without checksums: damage to its weights would go unnoticed")
     return value
 
 
@@ -115,7 +129,7 @@ class _Interpreter:
     """A stack machine for the opcodes that torch.save writes (pickle protocols 0 to 5)."""
 
     def __init__(
-        self, pickled: bytes, members: dict[str, Member], mapped: mmap.mmap, inert_packages: frozenset[str]
+        self, pickled: bytes, members: dict[str, Member], mapped: memoryview, inert_packages: frozenset[str]
     ) -> None:
         self.pickled, self.members, self.mapped, self.inert_packages = pickled, members, mapped, inert_packages
         self.position = 0

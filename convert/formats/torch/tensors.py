@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import mmap
 from typing import Any
 
 import ml_dtypes
@@ -51,7 +50,7 @@ def locate_storage(kind: str, key: str, length: int, members: dict[str, Member])
     return storage
 
 
-def rebuild_tensor(mapped: mmap.mmap, arguments: tuple[Any, ...]) -> np.ndarray:
+def rebuild_tensor(mapped: memoryview, arguments: tuple[Any, ...]) -> np.ndarray:
     """torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata=None)."""
     match arguments:
         case (Storage() as storage, offset, tuple(size), tuple(stride), bool(), dict(), *metadata):

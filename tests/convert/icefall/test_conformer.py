@@ -15,7 +15,7 @@ from jaxasr.convert.icefall.models import convert, read
 from jaxasr.convert.mapping import Checkpoint
 from jaxasr.convert.protocol import Candidate, Options
 from jaxasr.errors import CheckpointError, ConfigError
-from jaxasr.model import ModelConfig
+from jaxasr.model_config import ModelConfig
 
 OFFLINE, STREAMING = "icefall-conformer-tiny", "icefall-conformer-streaming-tiny"
 LAYER = "encoder.encoder.layers.0"

@@ -20,9 +20,9 @@ from jaxasr.convert.icefall.checkpoints import read_checkpoint
 from jaxasr.convert.icefall.zipformer import complete_config, derive_config
 from jaxasr.convert.mapping import Checkpoint
 from jaxasr.convert.protocol import Options
-from jaxasr.encoders.zipformer import ZipformerConfig
+from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.errors import ConfigError
-from jaxasr.model import ModelConfig
+from jaxasr.model_config import ModelConfig
 from jaxasr.search import GreedyConfig, JointConfig
 
 

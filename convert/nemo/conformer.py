@@ -1,0 +1,215 @@
+"""NeMo's Conformer and FastConformer encoders: the table of their names, and their settings as a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxasr.convert.mapping import Ignored, Rule, conv1d, conv2d, linear, same
+from jaxasr.convert.nemo.settings import Section
+from jaxasr.encoders.conformer_config import UNLIMITED, ConformerConfig
+from jaxasr.errors import CheckpointError, listing
+
+# Last parts of `_target_`. The adapter's class has the same layers, and its adapters, if any, are unknown tensors.
+TARGETS = frozenset({"ConformerEncoder", "ConformerEncoderAdapter"})
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+LAYER = r"encoder\.layers\.(?P<layer>\d+)\."
+IN_LAYER = "encoder.layers.{layer}."
+NORMS = {
+    "norm_feed_forward1": "norm_feed_forward1",
+    "norm_self_att": "norm_attention",
+    "norm_conv": "norm_conv",
+    "norm_feed_forward2": "norm_feed_forward2",
+    "norm_out": "norm_out",
+    "conv.batch_norm": "conv.norm",  # its name also where it is a layer norm
+}
+LINEARS = {
+    "feed_forward1.linear1": "feed_forward1.in_proj",
+    "feed_forward1.linear2": "feed_forward1.out_proj",
+    "feed_forward2.linear1": "feed_forward2.in_proj",
+    "feed_forward2.linear2": "feed_forward2.out_proj",
+    "self_attn.linear_q": "attention.query",
+    "self_attn.linear_k": "attention.key",
+    "self_attn.linear_v": "attention.value",
+    "self_attn.linear_out": "attention.out",
+    "self_attn.linear_pos": "attention.position",
+}
+POINTWISE = {"conv.pointwise_conv1": "conv.in_proj", "conv.pointwise_conv2": "conv.out_proj"}
+# With tied biases the same tensor stands in every layer.
+POSITION_BIASES = {"self_attn.pos_bias_u": "attention.content_bias", "self_attn.pos_bias_v": "attention.position_bias"}
+STATISTICS = {"running_mean": "mean", "running_var": "variance"}
+
+
+def rules(config: ConformerConfig) -> tuple[Rule, ...]:
+    """The table of an encoder of this configuration, which decides how the front end's convolutions are numbered."""
+    return (
+        *_front_end(config),
+        *_both(LAYER, NORMS, IN_LAYER, "scale", same),
+        *_both(LAYER, LINEARS, IN_LAYER, "kernel", linear),
+        *_both(LAYER, POINTWISE, IN_LAYER, "kernel", _pointwise1d),
+        *_both(LAYER, {"conv.depthwise_conv": "conv.depthwise"}, IN_LAYER, "kernel", conv1d),
+        *(Rule(LAYER + _quoted(name), IN_LAYER + ours, np.ravel) for name, ours in POSITION_BIASES.items()),
+        *(
+            Rule(LAYER + _quoted(f"conv.batch_norm.{name}"), f"{IN_LAYER}conv.norm.{ours}", same)
+            for name, ours in STATISTICS.items()
+        ),
+        *_both(r"encoder\.", {"out_proj": "out_proj"}, "encoder.", "kernel", linear),
+    )
+
+
+IGNORED: tuple[Ignored, ...] = (
+    Ignored(LAYER + r"conv\.batch_norm\.num_batches_tracked", "counts batches of the training"),
+    Ignored(r"encoder\.pos_enc\.pe", "the table of positions, which is computed"),
+)
+
+
+def _front_end(config: ConformerConfig) -> list[Rule]:
+    """NeMo numbers the modules of a sequence, activations included."""
+
+    def channels_last(x: np.ndarray) -> np.ndarray:
+        """(out, channels * bins) -> (bins * channels, out): our convolutions keep channels last."""
+        return x.reshape(x.shape[0], config.front_end_channels, -1).transpose(2, 1, 0).reshape(-1, x.shape[0])
+
+    names, ours = r"encoder\.pre_encode\.", "encoder.subsample."
+    table = _both(names, {"conv.0": "convs.0"}, ours, "kernel", conv2d)
+    for stage in range(1, config.stages):
+        if config.front_end == "separable":
+            table += _both(names, {f"conv.{3 * stage - 1}": f"convs.{stage}.depthwise"}, ours, "kernel", conv2d)
+            table += _both(names, {f"conv.{3 * stage}": f"convs.{stage}.pointwise"}, ours, "kernel", _pointwise2d)
+        else:
+            table += _both(names, {f"conv.{2 * stage}": f"convs.{stage}"}, ours, "kernel", conv2d)
+    return table + _both(names, {"out": "out"}, ours, "kernel", channels_last)
+
+
+def _both(
+    prefix: str, names: Mapping[str, str], our_prefix: str, weight: str, layout: Callable[[np.ndarray], np.ndarray]
+) -> list[Rule]:
+    """The rows of weight and bias of the modules of these names; `weight` is what ours is called."""
+    return [
+        row
+        for name, ours in names.items()
+        for row in (
+            Rule(prefix + _quoted(f"{name}.weight"), f"{our_prefix}{ours}.{weight}", layout),
+            Rule(prefix + _quoted(f"{name}.bias"), f"{our_prefix}{ours}.bias", same),
+        )
+    ]
+
+
+def _quoted(name: str) -> str:
+    return name.replace(".", r"\.")
+
+
+def _pointwise1d(x: np.ndarray) -> np.ndarray:
+    """(out, in, 1) -> (in, out)."""
+    return x[:, :, 0].T
+
+
+def _pointwise2d(x: np.ndarray) -> np.ndarray:
+    """(out, in, 1, 1) -> (in, out)."""
+    return x[:, :, 0, 0].T
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+FRONT_ENDS = {"striding": "ordinary", "dw_striding": "separable"}
+POSITIONS = {"rel_pos": "relative", "abs_pos": "absolute"}
+STYLES = {"regular": "regular", "chunked_limited": "chunked"}
+CONV_NORMS = {"batch_norm": "batch", "layer_norm": "layer"}
+CAUSAL = "causal"
+LAYER_LIMIT = 1000  # the deepest published encoder has 42
+# Settings that `encoder_config` reads.
+KNOWN = frozenset(
+    "_target_ feat_in feat_out n_layers d_model subsampling subsampling_factor subsampling_conv_channels "
+    "causal_downsampling ff_expansion_factor self_attention_model n_heads att_context_size att_context_style xscaling "
+    "conv_kernel_size conv_norm_type conv_context_size use_bias reduction".split()
+)
+# Settings of the training, and of how NeMo computes the same. The global tokens are those of the local attention, the
+# factor and position those of the reduction, which are refused themselves.
+WITHOUT_EFFECT = frozenset(
+    "untie_biases pos_emb_max_len subsampling_conv_chunking_factor att_context_probs dropout dropout_pre_encoder "
+    "dropout_emb dropout_att stochastic_depth_drop_prob stochastic_depth_mode stochastic_depth_start_layer "
+    "global_tokens global_tokens_spacing global_attn_separate use_pytorch_sdpa use_pytorch_sdpa_backends "
+    "sync_max_audio_length export_cache_support reduction_position reduction_factor".split()
+)
+
+
+def encoder_config(settings: Mapping[str, Any], input_dim: int) -> ConformerConfig:
+    """The mapping `encoder` of model_config.yaml as our configuration, for features with `input_dim` bins.
+
+    CheckpointError names the setting that is unknown, is no value of its kind, or asks for what is not done here: the
+    front ends vggnet, stacking and those of one dimension, local attention, a reduction between the layers.
+    """
+    unknown = sorted(str(key) for key in settings if key not in KNOWN | WITHOUT_EFFECT)
+    if unknown:
+        raise CheckpointError(f"encoder has settings that are not known here: {listing(unknown)}")
+    section = Section({"encoder": settings}, "encoder")
+    if settings.get("reduction") is not None:
+        raise section.refuse("reduction", "a Conformer that shortens between its layers is not known here")
+    bins, layers = section.integer("feat_in", 0), section.integer("n_layers", 0)
+    if bins != input_dim:
+        raise section.refuse("feat_in", f"the preprocessor gives {input_dim} bins")
+    if layers > LAYER_LIMIT:
+        raise section.refuse("n_layers", f"at most {LAYER_LIMIT} are plausible")
+    dim, kernel = section.integer("d_model", 0), section.integer("conv_kernel_size", 31)
+    channels, projected = section.integer("subsampling_conv_channels", -1), section.integer("feat_out", -1)
+    try:
+        return ConformerConfig(
+            num_layers=layers,
+            dim=dim,
+            num_heads=section.integer("n_heads", 4),
+            feedforward_dim=dim * section.integer("ff_expansion_factor", 4),
+            conv_kernel=kernel,
+            input_dim=bins,
+            subsampling=section.integer("subsampling_factor", 4),
+            front_end=_choice(section, "subsampling", "striding", FRONT_ENDS),
+            front_end_channels=channels if channels > 0 else dim,
+            causal_front_end=section.flag("causal_downsampling", False),
+            positions=_choice(section, "self_attention_model", "rel_pos", POSITIONS),
+            scale_inputs=section.flag("xscaling", True),
+            context=_context(section),
+            context_style=_choice(section, "att_context_style", "regular", STYLES),
+            conv_context=_conv_context(section, kernel),
+            conv_norm=_choice(section, "conv_norm_type", "batch_norm", CONV_NORMS),
+            use_bias=section.flag("use_bias", True),
+            projected_dim=projected if projected > 0 and projected != dim else None,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"encoder: {error}") from None
+
+
+def _choice(section: Section, key: str, default: str, known: Mapping[str, str]) -> Any:
+    """What NeMo's name for a choice is called here; null is a name of its own, of no subsampling at all."""
+    value = section.values.get(key, default)
+    if not isinstance(value, str) or value not in known:
+        raise section.refuse(key, f"known are {', '.join(known)}")
+    return known[value]
+
+
+def _context(section: Section) -> tuple[int, int]:
+    """Frames before and after; of a list of such pairs, as models are trained with, NeMo infers with the first."""
+    value = section.values.get("att_context_size")
+    if value is None:
+        return UNLIMITED, UNLIMITED
+    pair = value[0] if isinstance(value, list) and value and isinstance(value[0], list) else value
+    if not _is_pair(pair):
+        raise section.refuse("att_context_size", "neither two numbers of frames nor a list of such")
+    return pair[0], pair[1]
+
+
+def _conv_context(section: Section, kernel: int) -> tuple[int, int] | None:
+    value = section.values.get("conv_context_size")
+    if value is None:
+        return None
+    if value == CAUSAL:
+        return kernel - 1, 0
+    if not _is_pair(value):
+        raise section.refuse("conv_context_size", f"neither {CAUSAL} nor two numbers of frames")
+    return value[0], value[1]
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(frames) is int for frames in value)
