@@ -25,6 +25,19 @@ CHECKPOINTS = {
 }
 
 
+# Those of icefall's Conformers without the projections of the pruned loss, and with them (icefall-conformer, counted).
+CONFORMERS = {
+    "librispeech_icefall_conformer": (78_135_036, 78_648_040),
+    "librispeech_icefall_conformer_streaming": (78_135_036, 78_648_040),
+    "librispeech_icefall_conformer_large": (116_040_576, 116_553_580),
+    "librispeech_icefall_conformer_large_streaming": (116_040_576, 116_553_580),
+    "librispeech_icefall_conformer_medium": (30_116_992, 30_501_996),
+    "librispeech_icefall_conformer_base": (87_352_196, 87_801_200),
+    "wenetspeech_icefall_conformer": (83_297_961, 88_978_927),
+    "wenetspeech_icefall_conformer_base": (92_515_121, 97_487_351),
+}
+
+
 def parameters(config: ModelConfig) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(AbstractModel(config).parameters))
 
@@ -51,6 +64,23 @@ def test_each_is_whole_and_named_as_its_file(name: str) -> None:
 def test_parameter_counts(name: str) -> None:
     config = read_config(named_configs()[name])
     assert parameters(config) + left_out(config) == CHECKPOINTS[name]
+
+
+@pytest.mark.parametrize("name", CONFORMERS)
+def test_parameter_counts_of_conformers(name: str) -> None:
+    """icefall keeps a scale for each weight, bias and embedding, and counts the front end's epsilon as no parameter."""
+    config = read_config(named_configs()[name])
+    encoder, head = config.encoder, config.transducer
+    assert head is not None
+    linears, biases = 7, 6  # of an attention (its positions have no bias) and two feed-forwards
+    scales = encoder.num_layers * (linears + biases + 3 * 2 + 2) + 4 * 2 + 2 + 3 * 2
+    inference, total = CONFORMERS[name]
+    assert parameters(config) + scales - 1 == inference
+    projections = (encoder.output_dim + 1 + head.predictor.dim + 1) * head.vocabulary_size + 2 * 2
+    assert inference + projections == total
+    if name == "librispeech_icefall_conformer":  # stateless3's heads for GigaSpeech beside its own
+        joiner = 2 * (512 + 1) * 512 + (512 + 1) * 500 + 6
+        assert total + joiner + 500 * 512 + 2 * 512 + 2 + projections == 80_199_888
 
 
 def test_reazonspeech_without_the_training_parts() -> None:

@@ -11,6 +11,7 @@ from jaxasr.arrays import Count
 from jaxasr.configuration import Table, deferred
 from jaxasr.encoders.citrinet_config import CitrinetConfig
 from jaxasr.encoders.conformer_config import ConformerConfig
+from jaxasr.encoders.icefall_conformer_config import IcefallConformerConfig
 from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.layers.dropout import Dropout
 
@@ -77,6 +78,10 @@ ENCODERS: Table[Encoder] = Table(
     {
         "citrinet": (CitrinetConfig, deferred("jaxasr.encoders.citrinet", "Citrinet")),
         "conformer": (ConformerConfig, deferred("jaxasr.encoders.conformer", "Conformer")),
+        "icefall_conformer": (
+            IcefallConformerConfig,
+            deferred("jaxasr.encoders.icefall_conformer", "IcefallConformer"),
+        ),
         "zipformer": (ZipformerConfig, deferred("jaxasr.encoders.zipformer", "Zipformer")),
     }
 )

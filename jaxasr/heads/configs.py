@@ -60,17 +60,21 @@ class Predictor(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StatelessConfig:
-    """Sizes of a stateless predictor: `dim` channels, `context_size` tokens that it sees (1 or 2)."""
+    """Sizes of a stateless predictor: `dim` channels, `context_size` tokens that it sees (1 or 2).
+
+    `group_size`: channels that the convolution over the tokens mixes; 1 for a depthwise one.
+    """
 
     kind: Literal["stateless"] = "stateless"
     dim: int = 512
     context_size: int = 2
+    group_size: int = 4
 
     def __post_init__(self) -> None:
         if self.context_size not in (1, 2):
             raise ValueError(f"context_size must be 1 or 2, not {self.context_size}")
-        if self.dim < 4 or self.dim % 4:
-            raise ValueError(f"dim must be divisible by 4, not {self.dim}")
+        if self.group_size < 1 or self.dim < self.group_size or self.dim % self.group_size:
+            raise ValueError(f"dim must be divisible by group_size {self.group_size}, not {self.dim}")
 
     @property
     def output_dim(self) -> int:

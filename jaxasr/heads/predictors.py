@@ -28,8 +28,8 @@ class StatelessPredictor(nnx.Module):
         self.config, self.blank_id = config, blank_id
         dim = config.dim
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (vocabulary_size, dim), jnp.float32) * 0.02)
-        # (width, in / groups, out) with dim / 4 groups of 4 channels each.
-        kernel = jax.random.uniform(rngs.params(), (config.context_size, 4, dim), jnp.float32, -0.35, 0.35)
+        shape = (config.context_size, config.group_size, dim)  # (width, in / groups, out)
+        kernel = jax.random.uniform(rngs.params(), shape, jnp.float32, -0.35, 0.35)
         self.kernel = nnx.Param(kernel) if config.context_size > 1 else None
 
     @property

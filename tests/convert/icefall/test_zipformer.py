@@ -166,7 +166,7 @@ def tensors_of(encoder: ZipformerConfig) -> dict[str, np.ndarray]:
     return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("name", sorted(named_configs()))
+@pytest.mark.parametrize("name", sorted(name for name in named_configs() if "zipformer" in name or "k2" in name))
 def test_every_published_model_is_known_by_its_sizes(name: str) -> None:
     encoder = store.read_config(named_configs()[name]).encoder
     assert isinstance(encoder, ZipformerConfig)
