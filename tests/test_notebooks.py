@@ -104,7 +104,6 @@ def test_quickstart(bundled: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_to_compile")
 def test_training(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shortened: the curves fall."""
     monkeypatch.setenv("JAXASR_NOTEBOOK_MANIFEST", str(shared / "speech" / "fsdd" / "manifest.tsv"))
