@@ -127,11 +127,12 @@ def test_several_tokens_a_frame_and_durations(durations: tuple[int, ...], max_sy
 
 def in_pieces(search: Any, encoded: np.ndarray, lengths: np.ndarray, sizes: list[int]) -> Hypotheses:
     """The hypotheses of utterances that come in pieces of so many frames."""
+    step = jax.jit(search.step)  # pieces of one size share a program
     state = search.start(*encoded.shape[:2])
     start = 0
     for size in sizes:
         piece = encoded[:, start : start + size]
-        state = search.step(state, piece, jnp.clip(jnp.asarray(lengths) - start, 0, size))
+        state = step(state, piece, np.clip(lengths - start, 0, size))
         start += size
     assert start == encoded.shape[1]
     return search.finish(state)
@@ -175,9 +176,10 @@ def test_rows_of_a_state_can_be_swapped(name: str) -> None:
         np.float32
     )
     lengths = jnp.array([6, 6])
-    state = search.step(search.start(2, 12), encoded[:, :6], lengths)
-    swapped = search.step(jax.tree.map(lambda leaf: leaf[::-1], state), encoded[::-1, 6:], lengths)
-    straight = search.finish(search.step(state, encoded[:, 6:], lengths))
+    step = jax.jit(search.step)
+    state = step(search.start(2, 12), encoded[:, :6], lengths)
+    swapped = step(jax.tree.map(lambda leaf: np.asarray(leaf)[::-1], state), encoded[::-1, 6:], lengths)
+    straight = search.finish(step(state, encoded[:, 6:], lengths))
     for ours, theirs in zip(search.finish(swapped), straight, strict=True):
         np.testing.assert_allclose(ours[::-1], theirs, rtol=1e-5, atol=1e-5)
 

@@ -298,7 +298,7 @@ def gradient_of(loss: Callable[..., jax.Array]) -> Callable[..., Any]:
 
 def test_the_lattices_gradient_is_that_of_its_forward_pass() -> None:
     arguments = lattice(3, 17, 6)
-    gradients = (gradient_of(loss)(*arguments) for loss in (lattice_loss, plain_loss))
+    gradients = (jax.jit(gradient_of(loss))(*arguments) for loss in (lattice_loss, plain_loss))
     for own, derived in zip(*gradients, strict=True):
         np.testing.assert_allclose(own, derived, atol=2e-5)
 
@@ -440,7 +440,8 @@ def test_ctc_products_keep_float32_on_accelerators() -> None:
 def test_a_text_too_long_for_its_frames_costs_much_but_not_everything() -> None:
     log_probs, labels, _, label_lengths = ctc_problem(0)
     short = np.array([1, 2, 1, 3, 0, 2, 1, 0], np.int32)  # all but the empty texts do not fit
-    value, gradient = jax.value_and_grad(lambda each: ctc_loss(each, labels, short, label_lengths).sum())(log_probs)
+    loss = jax.jit(jax.value_and_grad(lambda each: ctc_loss(each, labels, short, label_lengths).sum()))
+    value, gradient = loss(log_probs)
     assert 6e5 < float(value) < 2e6 and np.isfinite(gradient).all()
 
 
