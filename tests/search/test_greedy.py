@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from counting_head import BLANK, VOCABULARY, CountingHead, LogProbs
+from golden_models import quick_jit
 from jaxasr.search.beam import JointBeam, TransducerBeam
 from jaxasr.search.greedy import CTCGreedy, TransducerGreedy
 from jaxasr.search.hypotheses import Hypotheses
@@ -158,7 +159,7 @@ def test_pieces_give_what_the_whole_gives(name: str, sizes: list[int]) -> None:
     logits[..., BLANK] += 0.5
     logits[:, 5:8] = logits[:, 4:5]  # runs that cross the edges of pieces, for CTC
     encoded = np.asarray(jax.nn.log_softmax(logits))
-    whole = search_whole(search, encoded, jnp.asarray(lengths))
+    whole = quick_jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
     pieces = in_pieces(search, encoded, lengths, sizes)
     assert int(whole.length.max()) > 3
     for field in ("tokens", "frames", "durations", "length"):
@@ -193,7 +194,9 @@ def test_tokens_beyond_the_buffers_are_dropped() -> None:
 
 
 def ctc_greedy(log_probs: np.ndarray, lengths: jax.Array, penalty: float = 0.0) -> Hypotheses:
-    return search_whole(CTCGreedy(LogProbs(blank_id=0), penalty), jnp.asarray(log_probs), lengths)
+    search = CTCGreedy(LogProbs(blank_id=0), penalty)
+    hypotheses: Hypotheses = quick_jit(lambda x, n: search_whole(search, x, n))(log_probs, lengths)
+    return hypotheses
 
 
 def one_hot_path(path: list[int], vocabulary: int = 5, sure: float = 4.0) -> np.ndarray:
