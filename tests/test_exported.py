@@ -165,10 +165,22 @@ def test_whatever_changes_a_program_has_another_entry(
         patch.setattr(exported, "_SOURCE", "another")
         patch.setattr(exported, "_source", lambda: "another")
         assert [stub.traced_for(), stub.traced_for()] == [1, 0]
+    with monkeypatch.context() as patch:
+        patch.setattr(exported, "_instructions", lambda: "of another processor")
+        assert [stub.traced_for(), stub.traced_for()] == [1, 0]
+        patch.setenv("XLA_FLAGS", "of another kind")
+        assert [stub.traced_for(), stub.traced_for()] == [1, 0]
     # What the program does not see.
     audio = AudioConfig(silence_before=1.0, longest=20.0)
     assert stub.traced_for(dataclasses.replace(CONFIG, name="renamed", audio=audio, ctc_text=None)) == 0
     assert len(list(folder.iterdir())) == stub.traced
+
+
+def test_the_instructions_of_the_processor_are_known() -> None:
+    known = exported._instructions()
+    assert known == exported._instructions() and known == " ".join(sorted(known.split()))
+    if Path("/proc/cpuinfo").exists():
+        assert {"sse2", "fp", "asimd"} & set(known.split())
 
 
 def test_an_edited_source_is_another_one(mesh: Mesh, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
