@@ -13,7 +13,8 @@ import numpy as np
 
 import jaxasr
 from jaxasr import store
-from jaxasr.model import AbstractModel, Model, ModelConfig
+from jaxasr.model import AbstractModel, Model
+from jaxasr.model_config import ModelConfig
 from jaxasr.recognizer import Recognizer
 from jaxasr.search.greedy import TransducerGreedy
 from jaxasr.search.hypotheses import Hypotheses

@@ -22,7 +22,7 @@ import jaxasr
 from golden_models import Golden
 from jaxasr import audio
 from jaxasr.errors import AudioError, ConfigError, ModelError
-from jaxasr.heads.ctc import CTCConfig
+from jaxasr.heads.configs import CTCConfig
 from jaxasr.recognizer import Recognizer
 from jaxasr.search import DEFAULT_BEAM, BeamConfig, GreedyConfig, JointConfig, SearchConfig
 from jaxasr.transcripts import Failure, Transcript

@@ -10,9 +10,8 @@ import numpy as np
 from jaxasr.convert.mapping import Ignored, Rule, linear, same
 from jaxasr.convert.nemo.settings import Section
 from jaxasr.errors import CheckpointError
-from jaxasr.heads.ctc import CTCConfig
+from jaxasr.heads.configs import CTCConfig, TransducerConfig
 from jaxasr.heads.lstm_config import LSTMConfig
-from jaxasr.heads.transducer import TransducerConfig
 
 CTC_TARGET, PREDICTOR_TARGET, JOINT_TARGET = "ConvASRDecoder", "RNNTDecoder", "RNNTJoint"
 # NeMo's own default where a configuration states none; without any a frame could emit tokens for ever.

@@ -45,7 +45,7 @@ def read(candidate: Candidate, options: Options) -> Checkpoint:
 def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     """The model that an archive and the options describe; what was assumed is added to the checkpoint's notes."""
     from jaxasr.convert.nemo import contexts, features, heads, tokenizers
-    from jaxasr.model import ModelConfig
+    from jaxasr.model_config import ModelConfig
 
     settings, notes = checkpoint.settings, checkpoint.notes
     _refuse_strangers(settings, options)

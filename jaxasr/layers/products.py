@@ -150,9 +150,7 @@ def depthwise_product(
             precision=precision_of(x.dtype),
         )
 
-    def sums(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _shifted_sums(x, kernel, strides)
-
+    sums = functools.partial(_shifted_sums, strides=strides)
     y: jax.Array = lax.platform_dependent(x, kernel.astype(x.dtype), tpu=native, default=sums)
     return y
 

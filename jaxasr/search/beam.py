@@ -183,7 +183,9 @@ class TransducerBeam:
         if head.durations:
             score = jnp.where(~emit[..., None] & (duration == 0), LOG_ZERO, score)
         shape = score.shape
-        score = score + pool.score.reshape(-1, 1, 1)
+        # What is no hypothesis here may have looked at the padding after a row, where anything stands.
+        so_far = pool.score.reshape(-1, 1, 1)
+        score = jnp.where(so_far < LOG_ZERO / 2, LOG_ZERO, so_far + score)
         parent = jnp.broadcast_to(jnp.arange(beam, dtype=jnp.int32)[:, None], (batch, beam, shape[1] * shape[2]))
         each = (token[..., None], move, duration if head.durations else jnp.ones_like(duration), log_prob[..., None])
         token, move, duration, log_prob = (jnp.broadcast_to(one, shape).reshape(batch, -1) for one in each)

@@ -106,7 +106,8 @@ def test_depthwise_over_time_and_frequency() -> None:
 @pytest.mark.parametrize("size", [(8, 9), (9, 8)])
 def test_strided_depthwise_convolutions_and_their_gradients(size: tuple[int, int]) -> None:
     """Each stride's rows and columns of the whole product; gradients as those of it."""
-    x, kernel, weights = random(4, 2, *size, 3), random(5, 3, 3, 1, 3), random(6, 2, 3, 4, 3)
+    x, kernel = jnp.asarray(random(4, 2, *size, 3)), jnp.asarray(random(5, 3, 3, 1, 3))
+    weights = random(6, 2, 3, 4, 3)
 
     def strided(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return depthwise_product(x, kernel, (3, 2))
@@ -114,7 +115,7 @@ def test_strided_depthwise_convolutions_and_their_gradients(size: tuple[int, int
     def chosen(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return depthwise_product(x, kernel)[:, ::3, ::2]
 
-    expected = chosen(jnp.asarray(x), jnp.asarray(kernel))
+    expected = chosen(x, kernel)
     np.testing.assert_allclose(jax.jit(strided)(x, kernel), expected, atol=1e-6)
     rows, columns = expected.shape[1:3]
 

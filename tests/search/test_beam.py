@@ -101,6 +101,54 @@ def test_a_wide_beam_sums_all_alignments() -> None:
     assert 0.9 < np.exp(np.asarray(found.score[0])[valid]).sum() <= 1.00001
 
 
+def all_alignments(head: CountingHead, frames: np.ndarray) -> dict[tuple[int, ...], float]:
+    """The log-probability of every text of a few frames (T, V + durations): the sum over its alignments."""
+    texts: dict[tuple[int, ...], float] = {}
+
+    def walk(at: int, here: int, said: tuple[int, ...], so_far: float) -> None:
+        if at >= len(frames):
+            texts[said] = np.logaddexp(texts.get(said, -np.inf), so_far)
+            return
+        cells = sum((head.by_token[token] for token in said), np.zeros(VOCABULARY))
+        logits = 2.0 * frames[at]
+        logits[:VOCABULARY] += head.by_token[said[-1] if said else BLANK] + head.by_count[len(said)] + cells
+        log_probs = log_softmax(logits[:VOCABULARY])
+        of_durations = log_softmax(logits[VOCABULARY:]) if head.durations else np.zeros(1)
+        for duration, of_duration in zip(head.durations or (0,), of_durations, strict=True):
+            if duration or not head.durations:
+                walk(at + max(duration, 1), 0, said, so_far + log_probs[BLANK] + of_duration)
+            for token in np.flatnonzero(log_probs > -100):
+                if token != BLANK:
+                    onward = max(duration, 1) if here + 1 == head.max_symbols else duration
+                    after = so_far + log_probs[token] + of_duration
+                    walk(at + onward, 0 if onward else here + 1, (*said, int(token)), after)
+
+    walk(0, 0, (), 0.0)
+    return texts
+
+
+@pytest.mark.parametrize(("durations", "max_symbols"), [((), 2), ((0, 1, 2), 2), ((1, 3), 1)])
+def test_a_wide_beam_finds_every_text_with_the_probability_of_all_its_alignments(
+    durations: tuple[int, ...], max_symbols: int
+) -> None:
+    """Several tokens a frame, and frames that are skipped; two tokens beside the blank, so that all of them fit."""
+    head = CountingHead(6, durations=durations, max_symbols=max_symbols)
+    encoded = np.random.default_rng(9).standard_normal((2, 3, VOCABULARY + len(durations))).astype(np.float32)
+    encoded[..., [k for k in range(VOCABULARY) if k not in (BLANK, 4, 7)]] = -200
+    lengths = np.array([3, 2], np.int32)
+    found = jax.jit(lambda x, n: search_whole(TransducerBeam(head, 200), x, n))(encoded, lengths)
+    for row, length in enumerate(lengths):
+        expected = all_alignments(head, encoded[row, :length])
+        likely = np.asarray(found.score[row]) > -100
+        made = {
+            tuple(found.tokens[row, k, : found.length[row, k]].tolist()): float(found.score[row, k])
+            for k in np.flatnonzero(likely)
+        }
+        assert made.keys() == expected.keys() and len(made) == likely.sum() > 6
+        for text, score in expected.items():
+            np.testing.assert_allclose(made[text], score, atol=1e-3)
+
+
 def hypotheses_of(texts: list[list[int]], scores: list[float], longest: int) -> Hypotheses:
     tokens = np.zeros((1, len(texts), longest), np.int32)
     for rank, text in enumerate(texts):

@@ -105,16 +105,17 @@ def written_out_with_durations(
 
 
 @pytest.mark.parametrize(("durations", "max_symbols"), [((), 2), ((), 5), ((0, 1, 2, 4), 1), ((0, 1, 2), 3)])
-def test_several_tokens_a_frame_and_durations(durations: tuple[int, ...], max_symbols: int) -> None:
+@pytest.mark.parametrize("batch", [1, 3, 17], ids=["one frame at a time", "four", "two"])
+def test_several_tokens_a_frame_and_durations(durations: tuple[int, ...], max_symbols: int, batch: int) -> None:
     head = CountingHead(4, durations=durations, max_symbols=max_symbols)
-    lengths = np.array([20, 13, 0], np.int32)
-    encoded = np.random.default_rng(8).standard_normal((3, 20, VOCABULARY + len(durations))).astype(np.float32)
+    lengths = np.array([20, 13, 0, *range(14)][:batch], np.int32)
+    encoded = np.random.default_rng(8).standard_normal((batch, 20, VOCABULARY + len(durations))).astype(np.float32)
     encoded[..., BLANK] += 0.5
     for row, length in enumerate(lengths):
         encoded[row, length:] = np.nan
     search = TransducerGreedy(head)
     hypotheses = jax.jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
-    assert hypotheses.tokens.shape == (3, 1, 20 * max_symbols)
+    assert hypotheses.tokens.shape == (batch, 1, 20 * max_symbols)
     several = 0
     for row, length in enumerate(lengths):
         expected = written_out_with_durations(head, encoded[row, :length], durations, max_symbols)
@@ -125,13 +126,37 @@ def test_several_tokens_a_frame_and_durations(durations: tuple[int, ...], max_sy
     assert bool(several) == (max_symbols > 1)
 
 
+ADVERSARIES = {
+    "never a blank": CountingHead(5, max_symbols=3),
+    "never a duration": CountingHead(5, durations=(0, 2), max_symbols=3),
+}
+
+
+@pytest.mark.parametrize("beam", [None, 3])
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_a_joiner_that_never_lets_go_of_a_frame_still_ends(name: str, beam: int | None) -> None:
+    """The worst is that every frame says as much as it may, in batches of any size, in pieces too."""
+    head = ADVERSARIES[name]
+    search = TransducerGreedy(head) if beam is None else TransducerBeam(head, beam)
+    encoded = np.zeros((2, 6, VOCABULARY + len(head.durations)), np.float32)
+    encoded[..., BLANK] = -1e4
+    encoded[..., VOCABULARY + 1 :] = -1e4
+    lengths = np.array([6, 2], np.int32)
+    for sizes in ([6], [3, 3]):
+        hypotheses = in_pieces(search, encoded, lengths, sizes)
+        for row, length in enumerate(lengths):
+            assert hypotheses.length[row, 0] == 3 * length
+            assert hypotheses.frames[row, 0, : 3 * length].tolist() == np.repeat(np.arange(length), 3).tolist()
+            assert not (np.asarray(hypotheses.tokens[row, 0, : 3 * length]) == BLANK).any()
+
+
 def in_pieces(search: Any, encoded: np.ndarray, lengths: np.ndarray, sizes: list[int]) -> Hypotheses:
     """The hypotheses of utterances that come in pieces of so many frames."""
-    state = search.start(*encoded.shape[:2])
+    state, step = search.start(*encoded.shape[:2]), jax.jit(search.step)
     start = 0
     for size in sizes:
         piece = encoded[:, start : start + size]
-        state = search.step(state, piece, jnp.clip(jnp.asarray(lengths) - start, 0, size))
+        state = step(state, piece, jnp.clip(jnp.asarray(lengths) - start, 0, size))
         start += size
     assert start == encoded.shape[1]
     return search.finish(state)
@@ -143,6 +168,8 @@ SEARCHES = {
     "durations": TransducerGreedy(CountingHead(5, durations=(0, 1, 3), max_symbols=2)),
     "ctc": CTCGreedy(LogProbs()),
     "beam": TransducerBeam(CountingHead(5), 4),
+    "beam of several symbols": TransducerBeam(CountingHead(5, max_symbols=3), 4),
+    "beam of durations": TransducerBeam(CountingHead(5, durations=(0, 1, 3), max_symbols=2), 4),
     "joint": JointBeam(TransducerBeam(CountingHead(5), 4), LogProbs(), 0.4),
 }
 
@@ -152,7 +179,7 @@ SEARCHES = {
 def test_pieces_give_what_the_whole_gives(name: str, sizes: list[int]) -> None:
     search = SEARCHES[name]
     lengths = np.array([20, 8, 0], np.int32)
-    width = VOCABULARY + (3 if name == "durations" else 0)
+    width = VOCABULARY + (3 if "durations" in name else 0)
     logits = np.random.default_rng(11).standard_normal((3, 20, width)).astype(np.float32)
     logits[..., BLANK] += 0.5
     logits[:, 5:8] = logits[:, 4:5]  # runs that cross the edges of pieces, for CTC
@@ -170,14 +197,14 @@ def test_pieces_give_what_the_whole_gives(name: str, sizes: list[int]) -> None:
 def test_rows_of_a_state_can_be_swapped(name: str) -> None:
     """As a stream's slots are: a state has the batch axis first in every leaf."""
     search = SEARCHES[name]
-    width = VOCABULARY + (3 if name == "durations" else 0)
+    width = VOCABULARY + (3 if "durations" in name else 0)
     encoded = np.asarray(jax.nn.log_softmax(np.random.default_rng(12).standard_normal((2, 12, width)))).astype(
         np.float32
     )
-    lengths = jnp.array([6, 6])
-    state = search.step(search.start(2, 12), encoded[:, :6], lengths)
-    swapped = search.step(jax.tree.map(lambda leaf: leaf[::-1], state), encoded[::-1, 6:], lengths)
-    straight = search.finish(search.step(state, encoded[:, 6:], lengths))
+    lengths, step = jnp.array([6, 6]), jax.jit(search.step)
+    state = step(search.start(2, 12), encoded[:, :6], lengths)
+    swapped = step(jax.tree.map(lambda leaf: leaf[::-1], state), encoded[::-1, 6:], lengths)
+    straight = search.finish(step(state, encoded[:, 6:], lengths))
     for ours, theirs in zip(search.finish(swapped), straight, strict=True):
         np.testing.assert_allclose(ours[::-1], theirs, rtol=1e-5, atol=1e-5)
 

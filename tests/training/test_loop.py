@@ -26,7 +26,8 @@ from golden_models import Golden
 from jaxasr import store
 from jaxasr.errors import TrainingError
 from jaxasr.manifests import read_manifest
-from jaxasr.model import AbstractModel, ModelConfig
+from jaxasr.model import AbstractModel
+from jaxasr.model_config import ModelConfig
 from jaxasr.search import JointConfig
 from jaxasr.text.encoding import TextEncoder
 from jaxasr.training.augmentation import AugmentationConfig
