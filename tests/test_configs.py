@@ -12,7 +12,7 @@ from jaxasr.configs import named_configs
 from jaxasr.errors import ConfigError
 from jaxasr.model import AbstractModel
 from jaxasr.model_config import ModelConfig
-from jaxasr.store import read_config
+from jaxasr.store import flatten, read_config
 
 # Parameters of icefall's own modules (icefall, RESULTS.md of each recipe, and counted from the checkpoints).
 CHECKPOINTS = {
@@ -35,6 +35,18 @@ CONFORMERS = {
     "librispeech_icefall_conformer_base": (87_352_196, 87_801_200),
     "wenetspeech_icefall_conformer": (83_297_961, 88_978_927),
     "wenetspeech_icefall_conformer_base": (92_515_121, 97_487_351),
+}
+
+# Parameters of NeMo's own modules, counted: those of the encoder, and those of all where NVIDIA states its tokens.
+NEMO_CONFORMERS = {
+    "stt_en_conformer_ctc_large": (121_435_136, None),
+    "stt_en_conformer_transducer_large": (115_111_424, None),
+    "stt_en_fastconformer_ctc_large": (115_074_560, None),
+    "stt_en_fastconformer_transducer_large": (108_762_112, None),
+    "stt_en_fastconformer_hybrid_large_streaming_multi": (108_893_184, None),
+    "stt_en_fastconformer_transducer_xlarge": (607_749_120, None),
+    "parakeet_tdt_0_6b_v2": (608_879_616, 617_825_926),
+    "parakeet_tdt_0_6b_v3": (608_879_616, 627_008_134),
 }
 
 
@@ -81,6 +93,20 @@ def test_parameter_counts_of_conformers(name: str) -> None:
     if name == "librispeech_icefall_conformer":  # stateless3's heads for GigaSpeech beside its own
         joiner = 2 * (512 + 1) * 512 + (512 + 1) * 500 + 6
         assert total + joiner + 500 * 512 + 2 * 512 + 2 + projections == 80_199_888
+
+
+@pytest.mark.parametrize("name", NEMO_CONFORMERS)
+def test_parameter_counts_of_nemos_conformers(name: str) -> None:
+    """NeMo counts neither the statistics of batch norms nor the arrays of the front end, but both biases of an LSTM."""
+    config = read_config(named_configs()[name])
+    sizes = {path: int(np.prod(leaf.shape)) for path, leaf in flatten(AbstractModel(config).parameters).items()}
+    trained = {path: size for path, size in sizes.items() if path.rpartition(".")[2] not in ("mean", "variance")}
+    encoder, total = NEMO_CONFORMERS[name]
+    assert sum(size for path, size in trained.items() if path.startswith("encoder.")) == encoder
+    if total is not None and config.transducer is not None:
+        second_biases = 4 * config.transducer.predictor.output_dim * config.transducer.predictor.layers
+        heads = sum(size for path, size in trained.items() if path.startswith("transducer."))
+        assert encoder + heads + second_biases == total
 
 
 def test_reazonspeech_without_the_training_parts() -> None:
