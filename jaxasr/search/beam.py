@@ -46,7 +46,7 @@ class _Pool(NamedTuple):
     score: Float[Array, "B K"]
     hashes: UInt32[Array, "B K 2"]
     skip: Int[Array, "B K"]
-    count: Int[Array, "B K"]
+    length: Int[Array, "B K"]
     node: Int[Array, "B K"]
 
 
@@ -218,7 +218,7 @@ class TransducerBeam:
             score=_merge(best, at_one_frame),
             hashes=hashes,
             skip=skip,
-            count=pool.count + emit,
+            length=pool.length + emit,
             node=jnp.where(emit, first_node + jnp.arange(self.beam, dtype=jnp.int32), pool.node),
         ), nodes
 
@@ -370,10 +370,10 @@ def _trace_back(pool: _Pool, nodes: _Nodes, found: Buffers, searched: Int[Array,
         return jnp.where(node >= 0, before, node), place - 1, said
 
     empty = tuple(jnp.zeros_like(leaf) for leaf in found[:4])
-    root, _, said = lax.while_loop(going, back, (pool.node, pool.count - 1, empty))
+    root, _, said = lax.while_loop(going, back, (pool.node, pool.length - 1, empty))
     earlier: Buffers = jax.tree.map(functools.partial(_gather, places=-1 - root), found)
     old = jnp.arange(size) < earlier.length[..., None]
     tokens, at, durations, log_probs = (
         jnp.where(old, before, new) for before, new in zip(earlier[:4], said, strict=True)
     )
-    return Buffers(tokens, at, durations, log_probs, jnp.minimum(pool.count, size))
+    return Buffers(tokens, at, durations, log_probs, jnp.minimum(pool.length, size))

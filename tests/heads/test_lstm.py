@@ -24,7 +24,7 @@ def test_the_start_is_a_vector_of_zeros_heard_once() -> None:
     state, output = module.start(3)
     x = jnp.zeros((3, 6))
     for layer, (hidden, cells) in zip(module.layers, state, strict=True):
-        expected = layer.step(layer.start(3, jnp.float32), x)
+        expected = layer.step(layer.start(3, jnp.dtype("float32")), x)
         np.testing.assert_array_equal(hidden, expected.hidden)
         np.testing.assert_array_equal(cells, expected.cells)
         x = hidden

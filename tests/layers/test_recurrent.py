@@ -33,7 +33,7 @@ def written_out(layer: LSTMLayer, x: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def test_steps_and_sequences_are_the_formula() -> None:
     layer = build(LSTMLayer, WIDTH, HIDDEN)
     x = np.random.default_rng(0).standard_normal((2, 5, WIDTH)).astype(np.float32)
-    state = layer.start(2, jnp.float32)
+    state = layer.start(2, jnp.dtype("float32"))
     steps = []
     for frame in range(5):
         state = layer.step(state, x[:, frame])

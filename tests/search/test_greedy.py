@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from counting_head import BLANK, VOCABULARY, CountingHead, LogProbs
+from golden_models import quick_jit
 from jaxasr.search.beam import JointBeam, TransducerBeam
 from jaxasr.search.greedy import CTCGreedy, TransducerGreedy
 from jaxasr.search.hypotheses import Hypotheses
@@ -47,7 +48,7 @@ def test_transducer(batch: int, penalty: float, silent: tuple[int, ...]) -> None
     lengths = np.array([20, 13, 0][:batch], np.int32)
     for row, length in enumerate(lengths):
         encoded[row, length:] = np.nan  # never reaches a result
-    search = jax.jit(lambda x, n, p: search_whole(TransducerGreedy(head, p), x, n))
+    search = quick_jit(lambda x, n, p: search_whole(TransducerGreedy(head, p), x, n))
     hypotheses = search(encoded, lengths, penalty)
     assert hypotheses.tokens.shape == hypotheses.frames.shape == hypotheses.log_probs.shape == (batch, 1, 20)
     said = 0
@@ -114,7 +115,7 @@ def test_several_tokens_a_frame_and_durations(durations: tuple[int, ...], max_sy
     for row, length in enumerate(lengths):
         encoded[row, length:] = np.nan
     search = TransducerGreedy(head)
-    hypotheses = jax.jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
+    hypotheses = quick_jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
     assert hypotheses.tokens.shape == (batch, 1, 20 * max_symbols)
     several = 0
     for row, length in enumerate(lengths):
@@ -152,7 +153,7 @@ def test_a_joiner_that_never_lets_go_of_a_frame_still_ends(name: str, beam: int 
 
 def in_pieces(search: Any, encoded: np.ndarray, lengths: np.ndarray, sizes: list[int]) -> Hypotheses:
     """The hypotheses of utterances that come in pieces of so many frames."""
-    state, step = search.start(*encoded.shape[:2]), jax.jit(search.step)
+    state, step = search.start(*encoded.shape[:2]), quick_jit(search.step)
     start = 0
     for size in sizes:
         piece = encoded[:, start : start + size]
@@ -201,7 +202,7 @@ def test_rows_of_a_state_can_be_swapped(name: str) -> None:
     encoded = np.asarray(jax.nn.log_softmax(np.random.default_rng(12).standard_normal((2, 12, width)))).astype(
         np.float32
     )
-    lengths, step = jnp.array([6, 6]), jax.jit(search.step)
+    lengths, step = jnp.array([6, 6]), quick_jit(search.step)
     state = step(search.start(2, 12), encoded[:, :6], lengths)
     swapped = step(jax.tree.map(lambda leaf: leaf[::-1], state), encoded[::-1, 6:], lengths)
     straight = search.finish(step(state, encoded[:, 6:], lengths))
