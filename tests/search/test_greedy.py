@@ -48,7 +48,7 @@ def test_transducer(batch: int, penalty: float, silent: tuple[int, ...]) -> None
     lengths = np.array([20, 13, 0][:batch], np.int32)
     for row, length in enumerate(lengths):
         encoded[row, length:] = np.nan  # never reaches a result
-    search = jax.jit(lambda x, n, p: search_whole(TransducerGreedy(head, p), x, n))
+    search = quick_jit(lambda x, n, p: search_whole(TransducerGreedy(head, p), x, n))
     hypotheses = search(encoded, lengths, penalty)
     assert hypotheses.tokens.shape == hypotheses.frames.shape == hypotheses.log_probs.shape == (batch, 1, 20)
     said = 0
@@ -115,7 +115,7 @@ def test_several_tokens_a_frame_and_durations(durations: tuple[int, ...], max_sy
     for row, length in enumerate(lengths):
         encoded[row, length:] = np.nan
     search = TransducerGreedy(head)
-    hypotheses = jax.jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
+    hypotheses = quick_jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
     assert hypotheses.tokens.shape == (batch, 1, 20 * max_symbols)
     several = 0
     for row, length in enumerate(lengths):
