@@ -170,5 +170,5 @@ def test_text_of_variants(name: str, tmp_path: Path) -> None:
     """From the archive and the recording to the text that NeMo's `transcribe` gives."""
     jaxasr.convert_checkpoint(DATA / f"nemo-blocks/{name}.nemo", tmp_path / name)
     with jaxasr.load_model(tmp_path / name) as recognizer:
-        transcript = recognizer.transcribe(DATA / "espeak_sentence.wav")
+        (transcript,) = recognizer.transcribe([DATA / "espeak_sentence.wav"])
     assert transcript.text == json.loads((DATA / "nemo-blocks/texts.json").read_text())[name]

@@ -161,23 +161,12 @@ class Depthwise(nnx.Module):
         self.kernel = _kernel(rngs, config.kernel, 1, config.heads or features)
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B _ C"]:
-        kernel = self.kernel[...]
-        kernel = jnp.tile(kernel, (1, 1, x.shape[-1] // kernel.shape[-1]))
-        x = jnp.pad(x, ((0, 0), self.config.pads, (0, 0)))
-        if self.stride > 1:
-            return self._strided(x, kernel)
-        frames = x.shape[1] - self.config.reach
-        y = depthwise_product(_folded(x, self.config.dilation), kernel[:, None])
-        return y.reshape(x.shape[0], -1, x.shape[-1])[:, :frames]
-
-    def _strided(self, x: Float[Array, "B T C"], kernel: Float[Array, "width 1 C"]) -> Float[Array, "B _ C"]:
-        """Frames and taps in rows of `stride`, so that a window's product is a convolution over the rows alone."""
-        rows = ceil_div(self.config.kernel, self.stride)
-        frames = (x.shape[1] - self.config.kernel) // self.stride + 1
-        taps = jnp.pad(kernel, ((0, rows * self.stride - self.config.kernel), (0, 0), (0, 0)))
-        needed = (frames + rows - 1) * self.stride
-        x = jnp.pad(x, ((0, 0), (0, max(needed - x.shape[1], 0)), (0, 0)))[:, :needed]
-        return depthwise_product(_folded(x, self.stride), taps.reshape(rows, self.stride, 1, -1))[:, :, 0]
+        frames, features = self.config.convolved(x.shape[1], self.stride), x.shape[-1]
+        x = _folded(jnp.pad(x, ((0, 0), self.config.pads, (0, 0))), self.config.dilation)
+        # Channels that share a kernel stand in columns, like the frames between a dilated kernel's taps.
+        x = x.reshape(*x.shape[:2], -1, self.config.heads or features)
+        y = depthwise_product(x, self.kernel[:, None], (self.stride, 1))
+        return y.reshape(y.shape[0], -1, features)[:, :frames]
 
 
 class Convolution(nnx.Module):
@@ -188,33 +177,33 @@ class Convolution(nnx.Module):
         self.kernel = _kernel(rngs, config.kernel, inputs // config.groups, config.filters)
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B _ D"]:
-        x = jnp.pad(x, ((0, 0), self.config.pads, (0, 0)))
-        frames = (x.shape[1] - self.config.reach - 1) // self.stride + 1
-        x = _folded(x, self.config.dilation)  # (B, rows, dilation, in)
-        kernel, groups = self.kernel[...][:, None], self.config.groups
-        y = jnp.concatenate(
-            [
-                convolution_product(part, taps, (self.stride, 1), ((0, 0), (0, 0)))
-                for part, taps in zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
-            ],
-            axis=-1,
-        )
-        return y.reshape(x.shape[0], -1, y.shape[-1])[:, :frames]
+        frames, outputs = self.config.convolved(x.shape[1], self.stride), self.config.filters // self.config.groups
+        x = _folded(jnp.pad(x, ((0, 0), self.config.pads, (0, 0))), self.config.dilation)
+        strides, padding = (self.stride, 1), ((0, 0), (0, 0))
+        groups = [
+            convolution_product(part, self.kernel[:, None, :, n * outputs : (n + 1) * outputs], strides, padding)
+            for n, part in enumerate(jnp.split(x, self.config.groups, axis=-1))
+        ]
+        y = jnp.concatenate(groups, axis=-1)
+        return y.reshape(y.shape[0], -1, y.shape[-1])[:, :frames]
 
 
 class Pointwise(nnx.Module):
     """Every `stride`-th frame times a kernel, without bias: x (B, T, in) -> (B, T', out); kernel (in / groups, out)."""
 
     def __init__(self, inputs: int, outputs: int, groups: int, stride: int, *, rngs: nnx.Rngs) -> None:
-        self.groups, self.stride = groups, stride
+        self.outputs, self.groups, self.stride = outputs // groups, groups, stride
         self.kernel = _kernel(rngs, inputs // groups, outputs)
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B _ D"]:
-        x, kernel = x[:, :: self.stride], self.kernel[...]
+        x = x[:, :: self.stride]
         if self.groups == 1:
-            return linear_product(x, kernel)
-        parts = zip(jnp.split(x, self.groups, -1), jnp.split(kernel, self.groups, -1), strict=True)
-        return jnp.concatenate([linear_product(part, columns) for part, columns in parts], axis=-1)
+            return linear_product(x, self.kernel[...])
+        groups = [
+            linear_product(part, self.kernel[:, n * self.outputs : (n + 1) * self.outputs])
+            for n, part in enumerate(jnp.split(x, self.groups, axis=-1))
+        ]
+        return jnp.concatenate(groups, axis=-1)
 
 
 class SqueezeExcite(nnx.Module):
