@@ -169,7 +169,8 @@ def _entry(config: ModelConfig, details: Mapping[str, object], mesh: Mesh) -> Pa
         "details": details,
         "source": _SOURCE,
         "devices": [[device.platform, device.device_kind] for device in mesh.devices.flat],
-        "machine": [platform.machine(), *sys.version_info[:2], _instructions()],
+        "machine": [platform.machine(), *sys.version_info[:2]],
+        "instructions": _instructions() if mesh.devices.flat[0].platform == "cpu" else "",
         # By which JAX tells compiled programs apart.
         "flags": [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
         "versions": [importlib.metadata.version(package) for package in _PACKAGES],

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import soundfile
 
 from jaxasr.speechlike import speechlike
@@ -26,7 +25,6 @@ main()
 """
 
 
-@pytest.mark.usefixtures("quick_to_compile")
 def test_same_plan_and_same_bytes_cold_and_warm(tmp_path: Path) -> None:
     sounds, cache = tmp_path / "sounds", tmp_path / "cache"
     sounds.mkdir()

@@ -30,6 +30,7 @@ from jaxasr.search import BeamConfig, GreedyConfig, JointConfig
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.speechlike import speechlike
 from jaxasr.testing import random_parameters, tiny_config
+from quick_compilation import with_flags
 
 CONFIG = tiny_config()
 DETAILS = {"types": ["float32", "float32"], "shape": [2, 4]}
@@ -164,10 +165,22 @@ def test_whatever_changes_a_program_has_another_entry(
         patch.setattr(exported, "_SOURCE", "another")
         patch.setattr(exported, "_source", lambda: "another")
         assert [stub.traced_for(), stub.traced_for()] == [1, 0]
+    with monkeypatch.context() as patch:
+        patch.setattr(exported, "_instructions", lambda: "of another processor")
+        assert [stub.traced_for(), stub.traced_for()] == [1, 0]
+        patch.setenv("XLA_FLAGS", "of another kind")
+        assert [stub.traced_for(), stub.traced_for()] == [1, 0]
     # What the program does not see.
     audio = AudioConfig(silence_before=1.0, longest=20.0)
     assert stub.traced_for(dataclasses.replace(CONFIG, name="renamed", audio=audio, ctc_text=None)) == 0
     assert len(list(folder.iterdir())) == stub.traced
+
+
+def test_the_instructions_of_the_processor_are_known() -> None:
+    known = exported._instructions()
+    assert known == exported._instructions() and known == " ".join(sorted(known.split()))
+    if Path("/proc/cpuinfo").exists():
+        assert {"sse2", "fp", "asimd"} & set(known.split())
 
 
 def test_an_edited_source_is_another_one(mesh: Mesh, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +317,6 @@ def test_a_program_that_is_used_counts_as_used(mesh: Mesh, folder: Path) -> None
     assert len(files) == 2 and all(file.stat().st_mtime > 1.5e9 for file in files)
 
 
-@pytest.mark.usefixtures("quick_to_compile")
 def test_a_recognizers_program_is_neither_traced_nor_its_model_built(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,10 +388,7 @@ print(json.dumps([len(made), bits, shards, files, "all-gather" in text or "all-r
 
 
 def test_processes_on_two_devices_have_one_program_and_the_same_bits(tmp_path: Path) -> None:
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+    environment = dict(with_flags("--xla_force_host_platform_device_count=2"))
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     said = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The wing of icefall and sherpa-onnx: Zipformers from .pt checkpoints and from ONNX exports."""
+"""The wing of icefall and sherpa-onnx: Zipformers and Conformers from .pt checkpoints and from ONNX exports."""
 
 from __future__ import annotations
 

@@ -52,9 +52,9 @@ def vocabulary(
             f"the vocabulary has {len(pieces)} tokens, but the model emits {size - 1} beside its blank: give the "
             "tokenizer.model that belongs to it as tokens"
         )
-    unwritable = [piece for piece in pieces if piece != " " and (not piece or piece != piece.strip(" \t\r\v\f\n"))]
-    if unwritable:
-        raise CheckpointError(f"the token {unwritable[0]!r} of the vocabulary cannot be written to a tokens.txt")
+    for piece in pieces:
+        if piece != " " and (not piece or "\n" in piece or piece != piece.strip(" \t\r\v\f")):
+            raise CheckpointError(f"the token {piece!r} of the vocabulary cannot be written to a tokens.txt")
     marks = "".join(sorted(_punctuation(pieces)))
     return TokenTable((*pieces, BLANK)), dataclasses.replace(spelling, punctuation=marks)
 

@@ -39,7 +39,7 @@ class LSTMPredictor(nnx.Module):
 
     def start(self, batch: int) -> tuple[tuple[LSTMState, ...], Float[Array, "{batch} P"]]:
         """Nothing said yet: the states after a vector of zeros, and the output (B, P)."""
-        nothing = jnp.zeros((batch, self.config.dim), self.embedding[...].dtype)
+        nothing = jnp.zeros_like(embed(self.embedding[...], jnp.zeros((batch,), jnp.int32)))
         return self._step(tuple(layer.start(batch, nothing.dtype) for layer in self.layers), nothing)
 
     def step(

@@ -29,7 +29,8 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
         mean, variance = jax.lax.stop_gradient((self.mean[...], self.variance[...]))
         factor = self.scale[...] * jax.lax.rsqrt(variance + self.epsilon)
-        return x * factor.astype(x.dtype) + (self.bias[...] - mean * factor).astype(x.dtype)
+        # In float32: a narrow product would round what the mean then takes away.
+        return (x.astype(jnp.float32) * factor + (self.bias[...] - mean * factor)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):

@@ -46,7 +46,7 @@ class _Pool(NamedTuple):
     score: Float[Array, "B K"]
     hashes: UInt32[Array, "B K 2"]
     skip: Int[Array, "B K"]
-    count: Int[Array, "B K"]
+    length: Int[Array, "B K"]
     node: Int[Array, "B K"]
 
 
@@ -162,35 +162,31 @@ class TransducerBeam:
         """What each hypothesis may say at a frame: its best tokens, or nothing. After the `last` one it moves on."""
         head, (batch, beam) = self.head, pool.score.shape
         state = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), pool.head)
-        logits = head.join(jnp.repeat(projection, beam, axis=0), state)
+        logits = head.join(jnp.repeat(projection, beam, axis=0), state).reshape(batch, beam, -1)
         vocabulary = logits.shape[-1] - len(head.durations)
-        of_tokens = penalise_blank(logits[:, :vocabulary], head.blank_id, self.blank_penalty)
-        total = jax.nn.logsumexp(of_tokens, axis=-1, keepdims=True)
+        of_tokens = penalise_blank(logits[..., :vocabulary], head.blank_id, self.blank_penalty)
+        # The `beam` best of all options are among the best tokens of each hypothesis, and the ways to say nothing.
+        spoken = is_token(jnp.arange(vocabulary, dtype=jnp.int32), head)
+        best, best_ids = lax.top_k(jnp.where(spoken, of_tokens, LOG_ZERO), min(beam, vocabulary))
         silent = jnp.array([head.blank_id, *head.silent_ids], jnp.int32)
-        spoken = is_token(jnp.arange(vocabulary), head)
-        best, best_ids = lax.top_k(jnp.where(spoken, of_tokens, LOG_ZERO), min(self.beam, vocabulary))
-        log_prob = jnp.concatenate([best, of_tokens[:, silent]], axis=1) - total  # (B K, choices)
-        token = jnp.concatenate([best_ids, jnp.broadcast_to(silent, (batch * beam, len(silent)))], axis=1)
-        emit = is_token(token, head)
+        token = jnp.concatenate([best_ids, jnp.broadcast_to(silent, (batch, beam, len(silent)))], axis=-1)
+        log_prob = jnp.concatenate([best, of_tokens[..., silent]], axis=-1)
+        log_prob -= jax.nn.logsumexp(of_tokens, axis=-1, keepdims=True)
+        emit = is_token(token, head)[..., None]  # (B, K, choices, 1)
         if head.durations:
             duration = jnp.array(head.durations, jnp.int32)
-            of_durations = jax.nn.log_softmax(logits[:, vocabulary:], axis=-1)
+            of_durations = jax.nn.log_softmax(logits[..., vocabulary:], axis=-1)[:, :, None]  # (B, K, 1, durations)
+            score = jnp.where(emit | (duration > 0), log_prob[..., None] + of_durations, LOG_ZERO)
+            move = jnp.maximum(duration, jnp.where(emit & ~last, 0, 1))
         else:
-            duration, of_durations = jnp.zeros((1,), jnp.int32), jnp.zeros((batch * beam, 1), jnp.float32)
-        score = log_prob[..., None] + of_durations[:, None]  # (B K, choices, durations)
-        at_least = jnp.where(emit & ~last, 0, 1)[..., None]
-        move = jnp.maximum(duration, at_least)
-        if head.durations:
-            score = jnp.where(~emit[..., None] & (duration == 0), LOG_ZERO, score)
-        shape = score.shape
+            duration, score = jnp.ones((1,), jnp.int32), log_prob[..., None]
+            move = jnp.where(emit & ~last, 0, 1)
         # What is no hypothesis here may have looked at the padding after a row, where anything stands.
-        so_far = pool.score.reshape(-1, 1, 1)
+        so_far = pool.score[..., None, None]
         score = jnp.where(so_far < LOG_ZERO / 2, LOG_ZERO, so_far + score)
-        parent = jnp.broadcast_to(jnp.arange(beam, dtype=jnp.int32)[:, None], (batch, beam, shape[1] * shape[2]))
-        each = (token[..., None], move, duration if head.durations else jnp.ones_like(duration), log_prob[..., None])
-        token, move, duration, log_prob = (jnp.broadcast_to(one, shape).reshape(batch, -1) for one in each)
-        emit = jnp.broadcast_to(emit[..., None], shape).reshape(batch, -1)
-        return _Options(parent.reshape(batch, -1), score.reshape(batch, -1), token, move, duration, log_prob, emit)
+        parent = jnp.arange(beam, dtype=jnp.int32)[:, None, None]
+        each = (parent, score, token[..., None], move, duration, log_prob[..., None], emit)
+        return _Options(*(jnp.broadcast_to(one, score.shape).reshape(batch, -1) for one in each))
 
     def _choose(
         self,
@@ -222,7 +218,7 @@ class TransducerBeam:
             score=_merge(best, at_one_frame),
             hashes=hashes,
             skip=skip,
-            count=pool.count + emit,
+            length=pool.length + emit,
             node=jnp.where(emit, first_node + jnp.arange(self.beam, dtype=jnp.int32), pool.node),
         ), nodes
 
@@ -374,10 +370,10 @@ def _trace_back(pool: _Pool, nodes: _Nodes, found: Buffers, searched: Int[Array,
         return jnp.where(node >= 0, before, node), place - 1, said
 
     empty = tuple(jnp.zeros_like(leaf) for leaf in found[:4])
-    root, _, said = lax.while_loop(going, back, (pool.node, pool.count - 1, empty))
+    root, _, said = lax.while_loop(going, back, (pool.node, pool.length - 1, empty))
     earlier: Buffers = jax.tree.map(functools.partial(_gather, places=-1 - root), found)
     old = jnp.arange(size) < earlier.length[..., None]
     tokens, at, durations, log_probs = (
         jnp.where(old, before, new) for before, new in zip(earlier[:4], said, strict=True)
     )
-    return Buffers(tokens, at, durations, log_probs, jnp.minimum(pool.count, size))
+    return Buffers(tokens, at, durations, log_probs, jnp.minimum(pool.length, size))

@@ -27,7 +27,7 @@ from jaxasr.model import AbstractModel, Model, named_parameters
 from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.data import Corpus, TrainingBatch, prefetch
-from jaxasr.training.objective import batch_losses, total_loss
+from jaxasr.training.objective import batch_losses, require_losses, total_loss
 from jaxasr.training.recipe import Recipe
 from jaxasr.training.runs import Log, RunFolder, State, identify, stop_requests
 
@@ -131,6 +131,7 @@ class Trainer:
         `output`: the run's folder, which exists. `score` evaluates parameters on held-out utterances. `card` is the
         README of the model that is written. `devices` share each batch, all local ones if unset.
         """
+        require_losses(config)
         if config.transducer is not None and config.transducer.vocabulary_size != len(tokens):
             raise ConfigError(f"the model has {config.transducer.vocabulary_size} tokens, the table {len(tokens)}")
         self.recipe, self.config, self.tokens, self.corpus = recipe, config, tokens, corpus

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxasr.errors import ConfigError
 from jaxasr.heads.ctc import CTC
 from jaxasr.heads.transducer import Transducer
 from jaxasr.layers.dropout import Dropout
 from jaxasr.model import Model
+from jaxasr.model_config import ModelConfig
 from jaxasr.training.augmentation import spec_augment
 from jaxasr.training.losses import choose_frames_at_once, ctc_loss, transducer_loss
 from jaxasr.training.recipe import Recipe
@@ -67,6 +69,15 @@ def _ctc(head: CTC, targets: Targets, recipe: Recipe) -> jax.Array:
 
 # The roles of the heads that can be trained, each with its loss: (head, targets, recipe) -> (B,) float32.
 HEAD_LOSSES: dict[str, Callable[..., jax.Array]] = {"transducer": _transducer, "ctc": _ctc}
+
+
+def require_losses(config: ModelConfig) -> None:
+    """ConfigError where a head of the model has no loss here."""
+    if config.transducer is not None and config.transducer.durations:
+        raise ConfigError(
+            f"{config.name}: its transducer predicts durations (TDT), for which jaxasr has no loss: train it without "
+            "durations, or with a ctc head alone"
+        )
 
 
 def batch_losses(

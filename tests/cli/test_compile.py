@@ -16,8 +16,6 @@ from jaxasr import programs, recognizer
 from jaxasr.cli import compile as command
 from jaxasr.programs import Programs
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

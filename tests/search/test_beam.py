@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from counting_head import BLANK, VOCABULARY, CountingHead, LogProbs
+from golden_models import quick_jit
 from jaxasr.arrays import LOG_ZERO
 from jaxasr.search.beam import JointBeam, JointState, TransducerBeam, ctc_log_likelihood
 from jaxasr.search.greedy import TransducerGreedy
@@ -64,7 +65,7 @@ def test_against_a_search_in_python(batch: int, beam: int, penalty: float, silen
     head = CountingHead(0, silent)
     lengths = np.array([20, 13, 0][:batch], np.int32)
     encoded = random_frames(batch, lengths)
-    search = jax.jit(lambda x, n, p: search_whole(TransducerBeam(head, beam, p), x, n))
+    search = quick_jit(lambda x, n, p: search_whole(TransducerBeam(head, beam, p), x, n))
     found = search(encoded, lengths, penalty)
     assert found.tokens.shape == (batch, beam, 20)
     for row, length in enumerate(lengths):
@@ -136,7 +137,7 @@ def test_a_wide_beam_finds_every_text_with_the_probability_of_all_its_alignments
     encoded = np.random.default_rng(9).standard_normal((2, 3, VOCABULARY + len(durations))).astype(np.float32)
     encoded[..., [k for k in range(VOCABULARY) if k not in (BLANK, 4, 7)]] = -200
     lengths = np.array([3, 2], np.int32)
-    found = jax.jit(lambda x, n: search_whole(TransducerBeam(head, 200), x, n))(encoded, lengths)
+    found = quick_jit(lambda x, n: search_whole(TransducerBeam(head, 200), x, n))(encoded, lengths)
     for row, length in enumerate(lengths):
         expected = all_alignments(head, encoded[row, :length])
         likely = np.asarray(found.score[row]) > -100
@@ -188,7 +189,7 @@ def test_likelihoods_are_those_of_optax() -> None:
     log_probs = jax.nn.log_softmax(jnp.asarray(rng.standard_normal((3, 12, 5)), jnp.float32))
     lengths, counts = jnp.array([12, 7, 0]), jnp.array([[4, 0], [5, 6], [0, 1]])
     tokens = jnp.asarray(rng.integers(1, 5, (3, 2, 6)), jnp.int32).at[0, 0].set(2)  # 2 2 2 2
-    made = jax.jit(functools.partial(ctc_log_likelihood, blank_id=0))(log_probs, lengths, tokens, counts)
+    made = quick_jit(functools.partial(ctc_log_likelihood, blank_id=0))(log_probs, lengths, tokens, counts)
     loss = [ctc_loss(log_probs, tokens[:, k], lengths, counts[:, k]) for k in range(2)]
     possible = np.array([[True, True], [True, False], [True, False]])
     np.testing.assert_allclose(np.asarray(made)[possible], -np.stack(loss, axis=1)[possible], atol=1e-4)

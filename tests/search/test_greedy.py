@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from counting_head import BLANK, VOCABULARY, CountingHead, LogProbs
+from golden_models import quick_jit
 from jaxasr.search.beam import JointBeam, TransducerBeam
 from jaxasr.search.greedy import CTCGreedy, TransducerGreedy
 from jaxasr.search.hypotheses import Hypotheses
@@ -47,7 +48,7 @@ def test_transducer(batch: int, penalty: float, silent: tuple[int, ...]) -> None
     lengths = np.array([20, 13, 0][:batch], np.int32)
     for row, length in enumerate(lengths):
         encoded[row, length:] = np.nan  # never reaches a result
-    search = jax.jit(lambda x, n, p: search_whole(TransducerGreedy(head, p), x, n))
+    search = quick_jit(lambda x, n, p: search_whole(TransducerGreedy(head, p), x, n))
     hypotheses = search(encoded, lengths, penalty)
     assert hypotheses.tokens.shape == hypotheses.frames.shape == hypotheses.log_probs.shape == (batch, 1, 20)
     said = 0
@@ -114,7 +115,7 @@ def test_several_tokens_a_frame_and_durations(durations: tuple[int, ...], max_sy
     for row, length in enumerate(lengths):
         encoded[row, length:] = np.nan
     search = TransducerGreedy(head)
-    hypotheses = jax.jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
+    hypotheses = quick_jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
     assert hypotheses.tokens.shape == (batch, 1, 20 * max_symbols)
     several = 0
     for row, length in enumerate(lengths):
@@ -152,11 +153,12 @@ def test_a_joiner_that_never_lets_go_of_a_frame_still_ends(name: str, beam: int 
 
 def in_pieces(search: Any, encoded: np.ndarray, lengths: np.ndarray, sizes: list[int]) -> Hypotheses:
     """The hypotheses of utterances that come in pieces of so many frames."""
-    state, step = search.start(*encoded.shape[:2]), jax.jit(search.step)
+    step = jax.jit(search.step)  # pieces of one size share a program
+    state = search.start(*encoded.shape[:2])
     start = 0
     for size in sizes:
         piece = encoded[:, start : start + size]
-        state = step(state, piece, jnp.clip(jnp.asarray(lengths) - start, 0, size))
+        state = step(state, piece, np.clip(lengths - start, 0, size))
         start += size
     assert start == encoded.shape[1]
     return search.finish(state)
@@ -184,7 +186,7 @@ def test_pieces_give_what_the_whole_gives(name: str, sizes: list[int]) -> None:
     logits[..., BLANK] += 0.5
     logits[:, 5:8] = logits[:, 4:5]  # runs that cross the edges of pieces, for CTC
     encoded = np.asarray(jax.nn.log_softmax(logits))
-    whole = search_whole(search, encoded, jnp.asarray(lengths))
+    whole = quick_jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
     pieces = in_pieces(search, encoded, lengths, sizes)
     assert int(whole.length.max()) > 3
     for field in ("tokens", "frames", "durations", "length"):
@@ -201,9 +203,10 @@ def test_rows_of_a_state_can_be_swapped(name: str) -> None:
     encoded = np.asarray(jax.nn.log_softmax(np.random.default_rng(12).standard_normal((2, 12, width)))).astype(
         np.float32
     )
-    lengths, step = jnp.array([6, 6]), jax.jit(search.step)
+    lengths = jnp.array([6, 6])
+    step = jax.jit(search.step)
     state = step(search.start(2, 12), encoded[:, :6], lengths)
-    swapped = step(jax.tree.map(lambda leaf: leaf[::-1], state), encoded[::-1, 6:], lengths)
+    swapped = step(jax.tree.map(lambda leaf: np.asarray(leaf)[::-1], state), encoded[::-1, 6:], lengths)
     straight = search.finish(step(state, encoded[:, 6:], lengths))
     for ours, theirs in zip(search.finish(swapped), straight, strict=True):
         np.testing.assert_allclose(ours[::-1], theirs, rtol=1e-5, atol=1e-5)
@@ -218,7 +221,9 @@ def test_tokens_beyond_the_buffers_are_dropped() -> None:
 
 
 def ctc_greedy(log_probs: np.ndarray, lengths: jax.Array, penalty: float = 0.0) -> Hypotheses:
-    return search_whole(CTCGreedy(LogProbs(blank_id=0), penalty), jnp.asarray(log_probs), lengths)
+    search = CTCGreedy(LogProbs(blank_id=0), penalty)
+    hypotheses: Hypotheses = quick_jit(lambda x, n: search_whole(search, x, n))(log_probs, lengths)
+    return hypotheses
 
 
 def one_hot_path(path: list[int], vocabulary: int = 5, sure: float = 4.0) -> np.ndarray:

@@ -16,9 +16,6 @@ from jaxasr.training.data import Example
 from jaxasr.training.loop import Progress
 from jaxasr.training.runs import identify
 
-# The compiled step is that of tests/training/test_loop.py.
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 RECIPE = dataclasses.replace(tones.RECIPE, steps=2)
 
 
@@ -46,6 +43,16 @@ def test_a_run_is_told_apart_by_names_that_are_no_utf8() -> None:
     examples = [Example(Utterance(name, (), "", {"path": "x.wav"}), (1,), 1.0) for name in ("\udce9.tsv", "\udce8.tsv")]
     first, second = (identify(RECIPE, [example], 1)["data"] for example in examples)
     assert len(first) == 64 and first != second
+
+
+def test_a_head_without_a_loss_is_refused_by_name(tmp_path: Path) -> None:
+    """Before the first step: there is no loss of tokens with durations."""
+    assert RECIPE.model is not None and RECIPE.model.transducer is not None
+    timed = dataclasses.replace(RECIPE.model.transducer, durations=(0, 1, 2))
+    recipe = dataclasses.replace(RECIPE, model=dataclasses.replace(RECIPE.model, transducer=timed))
+    with pytest.raises(ConfigError, match="^tones: its transducer predicts durations") as refused:
+        jaxasr.train(recipe, tones.write_manifest(tmp_path, count=2), tmp_path / "run")
+    assert "\n" not in str(refused.value)
 
 
 def test_messages_name_arguments(tmp_path: Path) -> None:
