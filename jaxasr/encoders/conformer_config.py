@@ -100,7 +100,7 @@ class ConformerConfig:
 
     def facts(self) -> dict[str, Any]:
         """What `jaxasr info` shows of a Conformer."""
-        return {"context": self.context, "context_style": self.context_style, "streams": self.streams}
+        return {"causal": self.streams, "context": self.context, "context_style": self.context_style}
 
     @property
     def chunk(self) -> int:

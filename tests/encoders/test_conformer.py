@@ -102,7 +102,7 @@ def test_what_a_step_reads() -> None:
     assert not dataclasses.replace(config, causal_front_end=False).streams
     assert not dataclasses.replace(config, context=(-1, 3)).streams
     assert not dataclasses.replace(config, context_style="regular").streams
-    assert config.facts()["streams"] is True
+    assert config.facts()["causal"] is True
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def test_every_parameter_has_one_name(front_end: str) -> None:
 def test_channels_come_last_before_the_front_ends_linear_layer() -> None:
     """NeMo's columns are channel * bins + bin, ours bin * channels + channel."""
     config = encoder_config(SETTINGS, 20)
-    weight = np.arange(8 * 8 * 5, dtype=np.float32).reshape(8, 8 * 5)
+    weight = np.arange(8 * 8 * 5, dtype=np.float64).reshape(8, 8 * 5)
     (mapped,) = map_tensors({"encoder.pre_encode.out.weight": weight}, rules(config), IGNORED).values()
     x = np.random.default_rng(0).standard_normal((5, 8))  # bins, channels
-    np.testing.assert_allclose(x.reshape(-1) @ mapped, weight @ x.T.reshape(-1), rtol=1e-5)
+    np.testing.assert_allclose(x.reshape(-1) @ mapped, weight @ x.T.reshape(-1), rtol=1e-9)
