@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jaxasr.encoders.zipformer import ZipformerConfig
-from jaxasr.encoders.zipformer_frontend import CONVNEXT_FACTOR, REACH, subsampled_length
+from jaxasr.encoders.zipformer_config import REACH, ZipformerConfig, subsampled_length
+from jaxasr.encoders.zipformer_frontend import CONVNEXT_FACTOR
 
 
 def encoder_operations(config: ZipformerConfig, clips: int, frames: int) -> int:

@@ -16,7 +16,7 @@ from jaxasr.errors import CheckpointError, ConfigError, printable
 from jaxasr.files import file_hash, read_yaml
 
 if TYPE_CHECKING:
-    from jaxasr.model import ModelConfig
+    from jaxasr.model_config import ModelConfig
     from jaxasr.store import ModelCard
 
 

@@ -20,7 +20,7 @@ from jaxasr.errors import CheckpointError, listing
 if TYPE_CHECKING:
     import jax
 
-    from jaxasr.model import ModelConfig
+    from jaxasr.model_config import ModelConfig
 
 FAULTS_SHOWN = 20  # in one message
 

@@ -12,7 +12,7 @@ from jaxasr.convert.mapping import Checkpoint
 if TYPE_CHECKING:
     import numpy as np
 
-    from jaxasr.model import ModelConfig
+    from jaxasr.model_config import ModelConfig
     from jaxasr.text.tokens import TokenTable
 
 # Which of a publisher's files to prefer where there are several; "int8-fp32": int8 with the small parts in float32.

@@ -15,6 +15,8 @@ FORMAT = 2  # of a model directory; part of the name of each that is kept here
 
 FORGOTTEN_AFTER = 30 * 86400  # seconds for which a file was not used that `make_room` watches over
 
+PROGRAMS_LIMIT = 2 * 2**30  # bytes of all compiled programs in our folder, besides the one that is being compiled
+
 _DIRECTORY = "jax_compilation_cache_dir"
 # Every program is worth keeping: by default JAX keeps only those that took over a second to compile.
 _KEEP_ALL = {"jax_persistent_cache_min_compile_time_secs": 0, "jax_persistent_cache_min_entry_size_bytes": -1}
@@ -51,12 +53,48 @@ def make_room(folder: Path, size: int, limit: int) -> None:
             file.unlink(missing_ok=True)
 
 
-def compilation_options() -> dict[str, Any]:
-    """JAX's options by which all compiled programs are kept: in the process's own folder, or in ours if it has none."""
+def compilation_folder() -> str:
+    """Where compiled programs are kept: the folder that the process has for them, or ours if it has none."""
     import jax
 
-    own = getattr(jax.config, _DIRECTORY)
-    return {**_KEEP_ALL, _DIRECTORY: own or str(cache_folder() / "programs")}
+    return str(getattr(jax.config, _DIRECTORY) or cache_folder() / "programs")
+
+
+def compilation_options() -> dict[str, Any]:
+    """JAX's options by which all compiled programs are kept, in `compilation_folder`."""
+    return {**_KEEP_ALL, _DIRECTORY: compilation_folder()}
+
+
+def is_compiled(name: str) -> bool:
+    """Whether a compiled program is kept whose function has this name; where nobody can tell, it is taken to be.
+
+    JAX does not write down when it has read a program, so that one of our folder counts as used when it is looked for.
+    """
+    folder = compilation_folder()
+    if "://" in folder:  # a bucket of a cloud
+        return True
+    files = list(Path(folder).glob(f"jit_{name}-*"))
+    if _is_ours(folder):
+        for file in files:
+            with contextlib.suppress(OSError):
+                os.utime(file)
+    return bool(files)
+
+
+def make_room_for_programs() -> None:
+    """Remove compiled programs that were not used for long, from our folder alone: another one is its owner's.
+
+    JAX's own limit (jax_compilation_cache_max_size) needs a lock and a file of its own at every reading, which a folder
+    that may only be read, such as a container's, does not take: nothing would be found there any more.
+    """
+    folder = compilation_folder()
+    if _is_ours(folder):
+        with contextlib.suppress(OSError):
+            make_room(Path(folder), 0, PROGRAMS_LIMIT)
+
+
+def _is_ours(folder: str) -> bool:
+    return folder == str(cache_folder() / "programs") != os.environ.get(_DIRECTORY.upper())
 
 
 @contextlib.contextmanager

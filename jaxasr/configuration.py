@@ -7,6 +7,7 @@ rows are the only list of the members, and the key `kind` of a mapping chooses t
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -41,6 +42,19 @@ class Table(dict[str, tuple[type[Any], Callable[..., Made]]], Generic[Made]):
             raise ConfigError(f"{where}: kind {value['kind']!r} is none of {', '.join(self)}")
         cls, _ = self[value["kind"]]
         return from_mapping(cls, value, where)
+
+
+def deferred(module: str, name: str) -> Callable[..., Any]:
+    """What `name` of `module` makes; the module is imported when the first is made.
+
+    For rows of tables: a configuration can be read without what its modules need.
+    """
+
+    def make(*arguments: Any, **options: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*arguments, **options)
+
+    make.__module__, make.__qualname__ = module, name
+    return make
 
 
 def from_mapping(cls: type[Config], mapping: Any, where: str) -> Config:

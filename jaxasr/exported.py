@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,10 +27,10 @@ from jax import export
 from jax._src import xla_bridge  # which alone knows whether a gpu is called cuda or rocm
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxasr.caches import cache_folder, compilation_options, make_room
+from jaxasr.caches import cache_folder, compilation_options, is_compiled, make_room, make_room_for_programs
 from jaxasr.configuration import comes_from, to_mapping
 from jaxasr.files import replacing_file
-from jaxasr.model import ModelConfig
+from jaxasr.model_config import ModelConfig
 from jaxasr.search.hypotheses import Hypotheses
 
 logger = logging.getLogger("jaxasr")
@@ -39,6 +41,8 @@ LIMIT = 2**27  # bytes of all entries together; that of a large model has about 
 _PACKAGES = ("flax", "jax", "jaxlib", "numpy", "scipy")
 # Fields of a configuration that are read outside of the program. All others are taken to matter to it.
 _OUTSIDE = {"name", "text", "ctc_text", "audio"}
+# As Linux names them on x86 and ARM; others differ between kernels on one processor.
+_VECTOR = re.compile("(sse|ssse|avx|amx|fma|f16c|bmi|abm|popcnt|movbe|adx|gfni|sha|asimd|sve|sme|bf16|i8mm|fp)")
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
@@ -47,6 +51,7 @@ def lower(
     details: Mapping[str, object],
     mesh: Mesh,
     trace: Callable[[], tuple[Callable[..., Hypotheses], tuple[object, ...]]],
+    anew: Callable[[], None],
 ) -> jax.stages.Lowered:
     """A program ready to be compiled: as an earlier process has kept it, else traced now, and kept.
 
@@ -59,25 +64,36 @@ def lower(
     `mesh`: the devices that run it, along one axis.
     `trace`: gives the function, whose results have rows along that axis, and its abstract arguments with shardings. It
         is called where no entry fits.
+    `anew`: called before the program is traced, and where it has yet to be compiled, so that someone waits for long.
     """
     entry = _entry(config, details, mesh)
     kept = _read(entry) if entry is not None else None
-    if kept is not None:
+    if entry is not None and not is_compiled(_name(entry)):
+        make_room_for_programs()
+        anew()
+    if entry is not None and kept is not None:
         try:
-            return _lower_kept(kept, mesh)
+            return _lower_kept(entry, kept, mesh)
         except Exception as error:  # of many kinds
             logger.debug("%s cannot be used: %s", entry, error)
+    anew()
     function, arguments = trace()
     if entry is not None:
         try:
             kept = _export(function, arguments, mesh)
-            lowered = _lower_kept(kept, mesh)
+            lowered = _lower_kept(entry, kept, mesh)
         except Exception as error:  # of many kinds; what is wrong with the program itself is raised below once more
             logger.debug("a program cannot be exported: %s", error)
         else:
             _write(entry, kept)
             return lowered
     return jax.jit(function).lower(*arguments)
+
+
+def is_kept(config: ModelConfig, details: Mapping[str, object], mesh: Mesh) -> bool:
+    """Whether a program of these arguments of `lower` needs neither to be traced nor to be compiled."""
+    entry = _entry(config, details, mesh)
+    return entry is not None and _read(entry) is not None and is_compiled(_name(entry))
 
 
 def _export(function: Callable[..., Hypotheses], arguments: tuple[object, ...], mesh: Mesh) -> bytes:
@@ -88,7 +104,7 @@ def _export(function: Callable[..., Hypotheses], arguments: tuple[object, ...], 
     return bytes(export.export(flat, platforms=(name,))(*arguments).serialize())
 
 
-def _lower_kept(kept: bytes, mesh: Mesh) -> jax.stages.Lowered:
+def _lower_kept(entry: Path, kept: bytes, mesh: Mesh) -> jax.stages.Lowered:
     """What `_export` gave, lowered for these devices. Raises whatever JAX raises for bytes that it cannot read."""
     exported = export.deserialize(bytearray(kept))
     if b"lapack_" not in exported.mlir_module_serialized:
@@ -107,7 +123,13 @@ def _lower_kept(kept: bytes, mesh: Mesh) -> jax.stages.Lowered:
     def recognize(*arguments: object) -> Hypotheses:
         return Hypotheses(*exported.call(*arguments))
 
+    recognize.__name__ = _name(entry)
     return jax.jit(recognize, out_shardings=_by_row(mesh)).lower(*arguments)
+
+
+def _name(entry: Path) -> str:
+    """What the function of an entry is called, and thus the file of its compiled program in JAX's cache."""
+    return f"recognize_{entry.name[:16]}"
 
 
 def _by_row(mesh: Mesh) -> NamedSharding:
@@ -147,7 +169,9 @@ def _entry(config: ModelConfig, details: Mapping[str, object], mesh: Mesh) -> Pa
         "details": details,
         "source": _SOURCE,
         "devices": [[device.platform, device.device_kind] for device in mesh.devices.flat],
-        "machine": [platform.machine(), *sys.version_info[:2]],
+        "machine": [platform.machine(), *sys.version_info[:2], _instructions()],
+        # By which JAX tells compiled programs apart.
+        "flags": [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
         "versions": [importlib.metadata.version(package) for package in _PACKAGES],
         # As they are in this thread. Most of them change no program, but which ones do is JAX's to know.
         "settings": {
@@ -158,6 +182,20 @@ def _entry(config: ModelConfig, details: Mapping[str, object], mesh: Mesh) -> Pa
     }
     name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "exported" / name
+
+
+@functools.cache
+def _instructions() -> str:
+    """Instructions that the processor has beyond its kind's first (Linux): XLA uses all that it finds.
+
+    JAX's cache does not look at them, and a cache folder may come with a container or a drive from another machine.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    flags = next((line.partition(":")[2].split() for line in lines if re.match("flags|Features", line)), [])
+    return " ".join(sorted({flag for flag in flags if _VECTOR.match(flag)}))
 
 
 def _read(entry: Path) -> bytes | None:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import os
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def load_model(
     precision: str = "float32",
     verify: bool = True,
     lazy: bool = False,
+    compile_for: float | Sequence[float] | None = None,
 ) -> Recognizer:
     """Load a model that is ready to transcribe. Raises a JaxasrError whose message is one line.
 
@@ -57,6 +59,9 @@ def load_model(
     `verify`: check the hash of every file and array.
     `lazy`: return while the arrays are still being read, in a thread of the recognizer's, and compile meanwhile. Damage
         then shows at the first transcript, and the process must not end before the recognizer is closed.
+    `compile_for`: compile first what a job of clips of up to so many seconds needs, or, of several numbers, of clips of
+        just these lengths: no transcript waits for it then, and other processes find it in the cache folder.
+        `Recognizer.compile` says more, and takes more.
     """
     if name_or_path is None:
         logger.warning(NOTICE)
@@ -86,8 +91,14 @@ def load_model(
         beam=beam,
         parameters=stored.parameters,
     )
-    if not lazy:
-        recognizer.programs.load()
+    try:
+        if compile_for is not None:
+            recognizer.compile(compile_for)
+        if not lazy:
+            recognizer.programs.load()
+    except BaseException:
+        recognizer.close()
+        raise
     return recognizer
 
 

@@ -38,7 +38,8 @@ def entry(described: Mapping[str, Any], source: Path) -> Path:
     hashed = hashlib.sha256(json.dumps(described).encode())
     for file in sorted(source.rglob("*")):
         status = file.stat()
-        hashed.update(f"{file.relative_to(source).as_posix()} {status.st_size} {status.st_mtime_ns}\n".encode())
+        # Images of containers keep whole seconds.
+        hashed.update(f"{file.relative_to(source).as_posix()} {status.st_size} {int(status.st_mtime)}\n".encode())
     return cache_folder() / "arrays" / hashed.hexdigest()
 
 
@@ -72,6 +73,10 @@ def keep(kept: Path, described: Mapping[str, Any], arrays: Mapping[str, np.ndarr
                 file.seek(offset)
                 file.write(_bytes(arrays[path]))
             file.truncate(size)
+            if os.name == "posix":
+                # A process that has a file mapped is killed where another one makes it shorter. Windows refuses that,
+                # and would not remove a file that is read-only.
+                os.fchmod(file.fileno(), 0o444)
         return _map(kept, described)
     except (OSError, ValueError):
         return None

@@ -1,115 +1,23 @@
-"""A whole recogniser as one Flax module: features, encoder, heads; and the configuration that describes it."""
+"""A whole recogniser as one Flax module: features, encoder, heads."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxasr.audio import SAMPLE_RATE
-from jaxasr.encoders import ENCODERS, EncoderConfig
-from jaxasr.errors import ConfigError
-from jaxasr.features import FEATURES, FeaturesConfig
-from jaxasr.heads.ctc import CTC, CTCConfig
-from jaxasr.heads.transducer import Transducer, TransducerConfig
-from jaxasr.search import SEARCHES, GreedyConfig, HeadConfig, SearchConfig, choose_search, searched_head
+from jaxasr.encoders import ENCODERS
+from jaxasr.features import FEATURES
+from jaxasr.heads.ctc import CTC
+from jaxasr.heads.transducer import Transducer
+from jaxasr.model_config import ModelConfig, Parameters
+from jaxasr.search import SEARCHES, SearchConfig
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.search.protocols import search_whole
-from jaxasr.text import SPELLINGS, SpellingConfig
-
-# Arrays nested by name, as a model directory stores them.
-Parameters = dict[str, "Parameters | jax.Array | np.ndarray"]
-
-
-@dataclasses.dataclass(frozen=True)
-class AudioConfig:
-    """How audio is presented to the features.
-
-    `silence_before`, `silence_after` (s): zeros around every clip. `longest` (s): longer audio is cut into windows.
-    """
-
-    silence_before: float = 0.0
-    silence_after: float = 0.0
-    longest: float = 30.0
-
-    def __post_init__(self) -> None:
-        for name in ("silence_before", "silence_after", "longest"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0) or (name == "longest" and value == 0):
-                raise ValueError(f"{name} must be a number of seconds, not {value}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The whole model, as config.yaml of a model directory and the files of configs/ write it.
-
-    `encoder`, `features`, `text` and `search` are told apart by their `kind`. `text`: how ids are spelt; `ctc_text`:
-    how those of the CTC head are, where that differs. `search`: how the model is searched where nobody says otherwise.
-    Raises ValueError where two parts do not agree.
-    """
-
-    name: str
-    encoder: Annotated[EncoderConfig, ENCODERS]
-    features: Annotated[FeaturesConfig, FEATURES]
-    text: Annotated[SpellingConfig, SPELLINGS]
-    transducer: TransducerConfig | None = None
-    ctc: CTCConfig | None = None
-    ctc_text: Annotated[SpellingConfig, SPELLINGS] | None = None
-    search: Annotated[SearchConfig, SEARCHES] = GreedyConfig()
-    audio: AudioConfig = AudioConfig()
-
-    def __post_init__(self) -> None:
-        if not self.heads:
-            raise ValueError("a model needs a transducer or a ctc head")
-        if self.features.output_dim != self.encoder.input_dim:
-            raise ValueError(
-                f"the features have {self.features.output_dim} bins, but the encoder's input_dim is "
-                f"{self.encoder.input_dim}"
-            )
-        if self.features.sample_rate != SAMPLE_RATE:
-            raise ValueError(
-                f"features.sample_rate is {self.features.sample_rate}, but recordings come at {SAMPLE_RATE} Hz"
-            )
-        if len({head.vocabulary_size for head in self.heads.values()}) > 1:
-            sizes = ", ".join(f"{role} {head.vocabulary_size}" for role, head in self.heads.items())
-            raise ValueError(f"the heads share one token table, but their vocabularies differ: {sizes}")
-        if fault := self.search.fault(self.heads):
-            raise ValueError(f"search is {self.search.kind}, but {fault}")
-
-    @property
-    def heads(self) -> dict[str, HeadConfig]:
-        """The configurations of the heads by their role, the first one of which is searched if nothing is said."""
-        roles: dict[str, HeadConfig | None] = {"transducer": self.transducer, "ctc": self.ctc}
-        return {role: head for role, head in roles.items() if head is not None}
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Ids that the heads can emit, blank included."""
-        return next(iter(self.heads.values())).vocabulary_size
-
-    @property
-    def seconds_per_frame(self) -> float:
-        """Duration of one encoded frame."""
-        return self.features.frame_seconds * self.encoder.subsampling
-
-    def spelling(self, search: SearchConfig) -> SpellingConfig:
-        """How the ids that a search finds are spelt."""
-        role = searched_head(search, self.heads)
-        return self.ctc_text if role == "ctc" and self.ctc_text is not None else self.text
-
-    def choose_search(self, kind: str | None = None, head: str | None = None, beam: int | None = None) -> SearchConfig:
-        """The search that is asked for, by `search.choose_search`; ConfigError where this model cannot do it."""
-        try:
-            return choose_search(self.search, self.heads, kind, head, beam)
-        except ValueError as error:
-            raise ConfigError(f"{self.name}: {error}") from None
 
 
 class Model(nnx.Module):

@@ -63,13 +63,16 @@ class _Part:
     new: frozenset[Shape] = frozenset()
 
 
-def ladder(shortest: int, longest: int) -> list[int]:
-    """Lengths that batches may have, in samples: `shortest` times the numbers of SERIES, and `longest` at the end."""
+def ladder(shortest: int, longest: int, silence: int = 0) -> list[int]:
+    """Lengths that batches may have, in samples: `silence`, and as much sound as clips in round numbers have.
+
+    Sound of `shortest` times the numbers of SERIES, and `longest` at the end.
+    """
     rungs, decade = [], shortest
     while decade < longest:
         rungs += [round(decade * step) for step in SERIES]
         decade *= 10
-    return [*(rung for rung in rungs if rung < longest), max(longest, shortest)]
+    return [silence + rung for rung in (*(rung for rung in rungs if rung < longest), max(longest, shortest))]
 
 
 def most_programs(windows: int) -> int:
@@ -117,7 +120,7 @@ class Planner:
         for the whole.
         """
         ordered = sorted(windows, key=lambda window: window.stop - window.start)
-        lengths = [self._rung(window.stop - window.start + self._padding) for window in ordered]
+        lengths = [self.rung(window.stop - window.start) for window in ordered]
         self._heard.update(lengths)
         job = {rung: math.ceil(count / (share or 1.0)) for rung, count in self._heard.items()}
         most = most_programs(sum(job.values()))
@@ -128,6 +131,26 @@ class Planner:
         batches = list(self._fill(stretches, ordered))
         self._used.update((batch.rows, batch.samples) for batch in batches)
         return batches[::-1]
+
+    def rung(self, samples: int) -> int:
+        """The shortest rung that holds a window of so many samples and its silence."""
+        return next(rung for rung in self.rungs if rung >= samples + self._padding)
+
+    def shapes(self, rungs: Iterable[int], most: int | None = None) -> list[Shape]:
+        """What batches of a job may have whose windows are held by these `rungs`, the likeliest first.
+
+        `most`: windows that a job has at most; any number if None.
+
+        It is all of them, the longest rung's included, to which a job of unknown length falls back. The likeliest are
+        those of the longest, which hold every window, and then those of one window a device.
+        """
+        top = self.rungs[-1]
+        found = []
+        for rung in {*rungs, top}:
+            counts = self._row_counts(rung)
+            enough = len(counts) if most is None else sum(count < most for count in counts) + 1
+            found += [(rows, rung) for rows in counts[:enough]]
+        return sorted(found, key=lambda shape: (shape[1] != top, shape[0] != self._multiple, -shape[1], shape[0]))
 
     def _cheapest(
         self, counts: Mapping[int, int], free: set[Shape], price: float = 0.0, most: int = 0, more: bool = False
@@ -167,9 +190,6 @@ class Planner:
         """Whether there are at most `most` shapes, and room for longer ones than `samples` where `more` may come."""
         reserve = min(math.ceil(math.log2(self.rungs[-1] / samples)), MOST_RESERVED, most - 1) if more else 0
         return len(shapes) <= most and sum(length <= samples for _, length in shapes) + reserve <= most
-
-    def _rung(self, samples: int) -> int:
-        return next(rung for rung in self.rungs if rung >= samples)
 
     def _row_counts(self, samples: int) -> list[int]:
         counts = [self._multiple]

@@ -8,7 +8,8 @@ import functools
 import pickle
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,30 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxasr import exported
+from jaxasr.audio import SAMPLE_RATE
 from jaxasr.caches import programs_kept
 from jaxasr.devices import Policy, check_process, is_lost, policy, usual_settings
 from jaxasr.errors import ConfigError, ModelError
-from jaxasr.model import AbstractModel, ModelConfig, Parameters
+from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.search import SearchConfig
 from jaxasr.search.hypotheses import Hypotheses
+from jaxasr.waiting import Wait
+
+if TYPE_CHECKING:
+    from jaxasr.model import AbstractModel
+
+Shape = tuple[int, int]  # rows, samples
+
+QUIET_SECONDS = 1.0  # for which parameters may be read before it is told
+
+
+class _Promise(Future[jax.stages.Compiled]):
+    """A program that is being made, and what to tell of it."""
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds`: of the longest clip that it is for."""
+        super().__init__()
+        self.wait = Wait(f"compiling for clips of up to {seconds:.3g} s: once for this machine")
 
 
 class Programs:
@@ -52,14 +71,14 @@ class Programs:
         self._chosen = devices is not None
         self.devices = list(devices) if devices is not None else jax.local_devices()
         self.config = config
-        self.compiled: dict[tuple[int, int], jax.stages.Compiled] = {}
+        self.compiled: dict[Shape, jax.stages.Compiled] = {}
         mesh = Mesh(np.array(self.devices), ("batch",))
         self._mesh = mesh
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._by_row = NamedSharding(mesh, PartitionSpec("batch"))
         self._lock = threading.RLock()
         self._compiling = threading.Lock()  # held while a program is compiled, when others may run
-        self._promised: dict[tuple[int, int], Future[jax.stages.Compiled]] = {}  # by who compiles them at this moment
+        self._promised: dict[Shape, _Promise] = {}  # by who compiles them at this moment
         self._params: Parameters | None = None  # on the devices
         self._given: Future[Parameters] | None = Future()  # as they were given, until they are on the devices
         self._reader: threading.Thread | None = None
@@ -74,6 +93,8 @@ class Programs:
     @functools.cached_property
     def abstract_model(self) -> AbstractModel:
         """The model without numbers, made where something must be traced."""
+        from jaxasr.model import AbstractModel  # Flax, which takes long to import
+
         with usual_settings():
             return AbstractModel(self.config)
 
@@ -81,7 +102,12 @@ class Programs:
         """Wait until the parameters have been read; raises what reading them raised."""
         given = self._given
         if given is not None:
-            given.result()
+            reading = Wait("reading the model's arrays")
+            reading.note(awaited=True, long=not wait([given], QUIET_SECONDS).done)
+            try:
+                given.result()
+            finally:
+                reading.end()
 
     @property
     def params(self) -> Parameters:
@@ -129,32 +155,11 @@ class Programs:
     def compile(self, rows: int, samples: int) -> jax.stages.Compiled:
         """The program for batches of this shape: compiled once, then kept in `compiled`.
 
-        It is traced where no earlier process has done so.
+        It is traced where no earlier process has done so. What takes long is told through the log.
         """
-        check_process()
-        shape = rows, samples
-        with self._lock:
-            if self._params is None and self._given is None:
-                raise ModelError("the recognizer is closed")
-            if shape in self.compiled:
-                return self.compiled[shape]
-            promise = self._promised.get(shape)
-            if mine := promise is None:
-                promise = self._promised[shape] = Future()
-        if mine:
-            try:
-                with self._compiling, programs_kept(), usual_settings():
-                    self.compiled[shape] = self._lower(*shape).compile()
-                promise.set_result(self.compiled[shape])
-            except BaseException as error:  # whatever it is, others wait for it
-                promise.set_exception(error)
-                raise
-            finally:
-                with self._lock:
-                    del self._promised[shape]
-        return promise.result()
+        return self._compile((rows, samples), awaited=True)
 
-    def compile_ahead(self, shapes: Iterable[tuple[int, int]]) -> threading.Event:
+    def compile_ahead(self, shapes: Iterable[Shape]) -> threading.Event:
         """Compile programs of (rows, samples) in a thread, in their order, while the caller runs others.
 
         The thread ends after the program that it is at when the event that is returned is set, or when the process
@@ -168,13 +173,47 @@ class Programs:
                 for shape in left:
                     if stop.is_set() or not threading.main_thread().is_alive():
                         return
-                    self.compile(*shape)
+                    self._compile(shape, awaited=False)
 
         if left:  # no daemon: a process that ends while XLA compiles would abort
             threading.Thread(target=work, name="jaxasr-compile").start()
         return stop
 
-    def _lower(self, rows: int, samples: int) -> jax.stages.Lowered:
+    def is_kept(self, rows: int, samples: int) -> bool:
+        """Whether `compile` finds the program in the cache folder, so that it takes a moment."""
+        with programs_kept(), usual_settings():
+            return exported.is_kept(*self._made_from(rows, samples))
+
+    def _compile(self, shape: Shape, *, awaited: bool) -> jax.stages.Compiled:
+        """`awaited`: somebody waits for it."""
+        check_process()
+        with self._lock:
+            if self._params is None and self._given is None:
+                raise ModelError("the recognizer is closed")
+            if shape in self.compiled:
+                return self.compiled[shape]
+            promise = self._promised.get(shape)
+            if mine := promise is None:
+                audio = self.config.audio
+                seconds = shape[1] / SAMPLE_RATE - audio.silence_before - audio.silence_after
+                promise = self._promised[shape] = _Promise(seconds)
+        promise.wait.note(awaited=awaited)
+        if mine:
+            try:
+                with self._compiling, programs_kept(), usual_settings():
+                    self.compiled[shape] = self._lower(*shape, lambda: promise.wait.note(long=True)).compile()
+                promise.set_result(self.compiled[shape])
+            except BaseException as error:  # whatever it is, others wait for it
+                promise.set_exception(error)
+                raise
+            finally:
+                promise.wait.end()
+                with self._lock:
+                    del self._promised[shape]
+        return promise.result()
+
+    def _lower(self, rows: int, samples: int, anew: Callable[[], None]) -> jax.stages.Lowered:
+        """`anew`: called where no earlier process has made the program."""
         by_row = PartitionSpec("batch")
 
         def trace() -> tuple[Callable[..., Hypotheses], tuple[object, ...]]:
@@ -193,9 +232,13 @@ class Programs:
             )
             return mapped, arguments
 
+        return exported.lower(*self._made_from(rows, samples), trace, anew)
+
+    def _made_from(self, rows: int, samples: int) -> tuple[ModelConfig, dict[str, object], Mesh]:
+        """What tells a program from others."""
         config = dataclasses.replace(self.config, search=self.search)
         types = [str(self.policy.weights), str(self.policy.activations)]
-        return exported.lower(config, {"types": types, "shape": [rows, samples]}, self._mesh, trace)
+        return config, {"types": types, "shape": [rows, samples]}, self._mesh
 
     def close(self) -> None:
         """Wait until the parameters have been read, then let go of them and of the programs. May be called again."""

@@ -6,9 +6,10 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import math
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Literal, Self, overload
+from typing import TYPE_CHECKING, Literal, Self, overload
 
 import jax
 import numpy as np
@@ -19,8 +20,8 @@ from jaxasr.batching import Batch, Window, assemble, cut
 from jaxasr.devices import usual_settings
 from jaxasr.errors import ConfigError, ModelError
 from jaxasr.inputs import AudioInput, listed
-from jaxasr.model import Model, ModelConfig, Parameters
-from jaxasr.planner import COSTS, Planner, ladder
+from jaxasr.model_config import ModelConfig, Parameters
+from jaxasr.planner import COSTS, Planner, Shape, ladder
 from jaxasr.programs import Programs
 from jaxasr.reading import Clip
 from jaxasr.search.hypotheses import Hypotheses
@@ -28,12 +29,18 @@ from jaxasr.text import SPELLINGS
 from jaxasr.text.tokens import TokenTable
 from jaxasr.transcripts import Failure, Transcript
 
+if TYPE_CHECKING:
+    from jaxasr.model import Model  # Flax, which a recognizer whose programs are kept does not need
+
 logger = logging.getLogger("jaxasr")
 
 # Sound in one batch, in seconds; and sound that is read ahead and sorted into batches at a time, in batches. On a CPU
 # larger batches are slower, since activations leave its caches.
 CPU_BATCH_SECONDS, CPU_GROUP_BATCHES = 20.0, 16
 BATCH_SECONDS, GROUP_BATCHES = 1200.0, 4
+
+# Programs that `compile` makes if no number of rows is asked for: all on a CPU, where a batch has few rows.
+MOST_COMPILED = 32
 
 Progress = Callable[[float, float], None]
 
@@ -178,6 +185,33 @@ class Recognizer:
         )
         return self._transcribe(groups, on_error, progress, len(inputs) if isinstance(inputs, (list, tuple)) else None)
 
+    def compile(self, seconds: float | Sequence[float] | None = None, rows: int | None = None) -> None:
+        """Compile programs before they are needed; later processes find them in the cache folder.
+
+        A job of such clips waits for no compiler afterwards.
+
+        `seconds`: clips of up to so many seconds; of several numbers: clips of just these; of any length if unset.
+        `rows`: clips that a job has at most. If unset there may be any number of them, but no more than MOST_COMPILED
+            programs are made, the likeliest.
+        """
+        for shape in self.expected(seconds, rows)[0]:
+            self.programs.compile(*shape)
+
+    def expected(
+        self, seconds: float | Sequence[float] | None = None, rows: int | None = None
+    ) -> tuple[list[Shape], list[Shape]]:
+        """Shapes (rows, samples) that `compile` makes programs of, the likeliest first; and those it leaves out."""
+        planner = self._planner()
+        if rows is not None and (isinstance(rows, bool) or rows < 1):
+            raise ConfigError(f"rows must be a number of clips, not {rows!r}")
+        shapes = planner.shapes(self._rungs(planner, seconds), rows)
+        most = MOST_COMPILED if rows is None else len(shapes)
+        return shapes[:most], shapes[most:]
+
+    def clip_seconds(self, samples: int) -> float:
+        """The longest clip that programs of so many samples take."""
+        return (samples - sum(self._silence())) / SAMPLE_RATE
+
     def close(self) -> None:
         """Let go of parameters and programs, after the parameters have been read; nothing can be transcribed then.
 
@@ -254,19 +288,35 @@ class Recognizer:
 
     def _planner(self) -> Planner:
         """For one job: the same one for the same recordings, whatever ran before."""
-        padding = sum(self._silence())
-        longest = int(self.config.audio.longest * SAMPLE_RATE) + padding
+        silence = sum(self._silence())
         if self._parameters is None:
             self._parameters = sum(leaf.size for leaf in jax.tree.leaves(self.programs.abstract_model.parameters))
         return Planner(
-            ladder(int(self.shortest_seconds * SAMPLE_RATE), longest),
+            ladder(int(self.shortest_seconds * SAMPLE_RATE), int(self.config.audio.longest * SAMPLE_RATE), silence),
             most_samples=self.batch_seconds * SAMPLE_RATE,
             multiple=len(self.programs.devices),
-            padding=padding,
+            padding=silence,
             costs=COSTS.get(self._platform, COSTS["gpu"]),
             parameters=self._parameters,
             rate=SAMPLE_RATE,
         )
+
+    def _rungs(self, planner: Planner, seconds: float | Sequence[float] | None) -> list[int]:
+        """Rungs of the planner that hold clips of these lengths, as `compile` takes them."""
+        if seconds is None:
+            return planner.rungs
+        try:
+            given = [float(each) for each in np.ravel(seconds)]
+        except (TypeError, ValueError):
+            given = []
+        if isinstance(seconds, bool) or not given or not all(0 < each < math.inf for each in given):
+            raise ConfigError(f"seconds must be the length of a clip or several, not {seconds!r}")
+        longest = int(self.config.audio.longest * SAMPLE_RATE)
+        rungs = [planner.rung(min(math.ceil(each * SAMPLE_RATE), longest)) for each in given]
+        # Of a clip that is longer than the model takes windows are cut, which may have any length.
+        if np.ndim(seconds) == 0 or max(given) * SAMPLE_RATE > longest:
+            rungs = [rung for rung in planner.rungs if rung <= max(rungs)]
+        return rungs
 
     def _silence(self) -> tuple[int, int]:
         """Samples of silence before and after every window."""

@@ -26,7 +26,7 @@ from jaxasr.caches import FORMAT
 from jaxasr.configuration import from_mapping, to_mapping
 from jaxasr.errors import ModelError, listing, printable
 from jaxasr.files import file_hash, read_yaml, reason, refuse_pointer, require_utf8, writing_folder
-from jaxasr.model import ModelConfig, Parameters
+from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.process import return_freed_memory
 from jaxasr.search import searched_head
 from jaxasr.text.tokens import TokenTable

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from jaxasr import store
-from jaxasr.model import AbstractModel, ModelConfig
+from jaxasr.model import AbstractModel
+from jaxasr.model_config import ModelConfig
 from jaxasr.recognizer import Recognizer
 from jaxasr.text.tokens import TokenTable
 

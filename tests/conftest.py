@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import os
 import shutil
@@ -11,10 +10,11 @@ import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+import quick_compilation
 import shape_checks
 
 if TYPE_CHECKING:
@@ -50,13 +50,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One cache of compiled programs for all workers of a run, thrown away at its end, unless the caller names one.
+    """One cache of compiled programs for all workers and programs of a run, thrown away at its end.
 
+    Unless the caller names one. Small programs are kept too: what a test compiles, most other processes need as well.
     Tests run on the CPU unless JAX_PLATFORMS says otherwise: libtpu, which the ahead-of-time tests bring, complains on
     stderr where there is no TPU, and the command line's tests count its lines.
     """
     shape_checks.install()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    quick_compilation.install()
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if config.getoption("--all-executed") or config.getoption("--name-unexecuted"):
         from executed import Recorder
 
@@ -64,10 +67,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # Started in the background: the programs that tests interrupt would ignore it too.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if "JAXASR_CACHE" not in os.environ:
-        folder = tempfile.mkdtemp(prefix="jaxasr-tests-")
-        os.environ["JAXASR_CACHE"] = folder
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    for name in ("JAXASR_CACHE", "JAX_COMPILATION_CACHE_DIR"):
+        if name not in os.environ:
+            os.environ[name] = folder = tempfile.mkdtemp(prefix="jaxasr-tests-")
+            config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -121,58 +124,11 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     return convert(BUNDLED, DATA / BUNDLED, tmp_path_factory.mktemp("models") / BUNDLED)
 
 
-# With these XLA takes a fraction of the time that a training step takes to compile, for tests that are not about speed.
-_QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
-
-
-def _known(option: str, value: int) -> bool:
-    """Whether this version of XLA has the option: they come and go."""
-    import jax
-
-    try:
-        jax.jit(lambda x: x, compiler_options={option: value}).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
-
-
-@functools.cache
-def _quick_options() -> dict[str, int]:
-    return {option: value for option, value in _QUICK.items() if _known(option, value)}
-
-
-@functools.cache
-def _quick_update() -> Callable[..., Any]:
-    """The compiled training step, one for all tests of a process."""
-    import jax
-
-    from jaxasr.training import loop
-
-    step = inspect.unwrap(loop.update)
-    return jax.jit(step, static_argnums=0, donate_argnums=1, compiler_options=_quick_options())
-
-
 @pytest.fixture(scope="module")
-def quick_to_compile() -> Iterator[None]:
-    """Programs compiled without most of XLA's optimizations, which take most of the time: here and in new processes."""
-    import jax
-
-    from jaxasr.training import loop
-
-    before = jax.config.read("jax_disable_most_optimizations")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        patch.setattr(loop, "update", _quick_update())
-        if "xla_cpu_use_fusion_emitters" in _quick_options():
-            flags = os.environ.get("XLA_FLAGS", "")
-            patch.setenv("XLA_FLAGS", f"{flags} --xla_cpu_use_fusion_emitters=false".strip())
-        jax.config.update("jax_disable_most_optimizations", True)
+def compiled_as_for_users() -> Iterator[None]:
+    """Programs of a module's tests have all optimizations, those of processes that it starts too."""
+    with quick_compilation.as_for_users():
         yield
-        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(autouse=True)

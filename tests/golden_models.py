@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 
 import jaxasr
 from jaxasr import store
-from jaxasr.model import AbstractModel, Model, ModelConfig
+from jaxasr.model import AbstractModel, Model
+from jaxasr.model_config import ModelConfig
 from jaxasr.recognizer import Recognizer
 from jaxasr.search.greedy import TransducerGreedy
 from jaxasr.search.hypotheses import Hypotheses
@@ -31,9 +33,13 @@ BUNDLED, BUNDLED_CLIP = "zipformer-ctc-tiny", "espeak_sentence"
 # and the whole network, whose rounding errors the random weights amplify (../shared/reference/icefall.md).
 PER_MODULE, END_TO_END = 1e-4, 1e-3
 
-# Tests spend their time in compilations. These options halve it and change roundings only; what runs through a
-# `Recognizer` is compiled as it is for users.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+def quick_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """The function compiled, with results of numpy: each row or slice of another shape that a test takes of an array of
+    JAX is a program of its own, which takes longer to compile than the row does to compare. `options`: of `jax.jit`.
+    """
+    compiled = jax.jit(function, **options)
+    return lambda *arguments: jax.device_get(compiled(*arguments))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import sys
 import time
 import wave
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,31 @@ import soundfile
 
 import jaxasr
 from jaxasr import store
+from jaxasr.cli import main
 from jaxasr.errors import CheckpointError, JaxasrError
 
 PROGRAM = [sys.executable, "-c", "import sys; from jaxasr.cli import main; sys.argv[0] = 'jaxasr'; main()"]
 STEM = "epoch-2-avg-1"
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs `jaxasr ARGUMENTS` in this process, which saves the seconds that a new one takes to import JAX."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        return subprocess.CompletedProcess(arguments, int(end.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+def run_alone(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own, which holds no file when it has ended."""
     return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
@@ -79,7 +97,7 @@ def out(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("name", ["pretrained.pt", f"encoder-{STEM}.onnx", f"joiner-{STEM}.onnx"])
-def test_truncated_at_many_places(golden: Path, trio: Path, out: Path, name: str) -> None:
+def test_truncated_at_many_places(run: Run, golden: Path, trio: Path, out: Path, name: str) -> None:
     data = (golden / name).read_bytes()
     path = trio / name
     lengths = sorted({0, 1, 4, 30, 100, len(data) - 1, *range(4096, len(data), max(4096, len(data) // 40))})
@@ -115,7 +133,7 @@ def test_foreign_files(tmp_path: Path, out: Path, name: str, content: bytes) -> 
     assert "\n" not in str(error.value)
 
 
-def test_a_pickle_that_names_code(tmp_path: Path, out: Path) -> None:
+def test_a_pickle_that_names_code(run: Run, tmp_path: Path, out: Path) -> None:
     trap = tmp_path / "it ran"
 
     class Payload:
@@ -132,7 +150,7 @@ def test_a_pickle_that_names_code(tmp_path: Path, out: Path) -> None:
     assert not trap.exists()
 
 
-def test_a_value_that_is_no_number(trio: Path, out: Path) -> None:
+def test_a_value_that_is_no_number(run: Run, trio: Path, out: Path) -> None:
     path = trio / f"decoder-{STEM}.onnx"
     data = path.read_bytes()
     # The bytes of a bias lie in the file as they are: let its first value be NaN.
@@ -146,12 +164,12 @@ def test_a_value_that_is_no_number(trio: Path, out: Path) -> None:
     assert "finite" in line and str(trio) in line
 
 
-def test_a_missing_part(trio: Path, out: Path) -> None:
+def test_a_missing_part(run: Run, trio: Path, out: Path) -> None:
     (trio / f"joiner-{STEM}.onnx").unlink()
     assert "joiner" in complaint(run("convert", trio / f"encoder-{STEM}.onnx", out))
 
 
-def test_parts_of_two_models(trio: Path, shared: Path, out: Path) -> None:
+def test_parts_of_two_models(run: Run, trio: Path, shared: Path, out: Path) -> None:
     path = trio / f"joiner-{STEM}.onnx"
     path.write_bytes((shared / "golden/zipformer-ja-tiny/joiner-epoch-1-avg-1.onnx").read_bytes())
     assert str(trio) in complaint(run("convert", trio, out))
@@ -168,18 +186,18 @@ def test_tokens_that_do_not_fit(trio: Path, out: Path, tokens: bytes) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_no_tokens_at_all(trio: Path, out: Path) -> None:
+def test_no_tokens_at_all(run: Run, trio: Path, out: Path) -> None:
     (trio / "tokens.txt").unlink()
     assert "as tokens" in complaint(run("convert", trio, out))
 
 
-def test_a_source_that_is_not_there(tmp_path: Path, out: Path) -> None:
+def test_a_source_that_is_not_there(run: Run, tmp_path: Path, out: Path) -> None:
     assert "nowhere" in complaint(run("convert", tmp_path / "nowhere", out))
     (tmp_path / "empty").mkdir()
     assert "empty" in complaint(run("convert", tmp_path / "empty", out))
 
 
-def test_configurations_that_do_not_fit(golden: Path, tmp_path: Path, out: Path) -> None:
+def test_configurations_that_do_not_fit(run: Run, golden: Path, tmp_path: Path, out: Path) -> None:
     for name, text in {
         "unknown.yaml": "num_encoder_layrs: 1,1\n",
         "broken.yaml": "a: [1\n",
@@ -192,7 +210,7 @@ def test_configurations_that_do_not_fit(golden: Path, tmp_path: Path, out: Path)
     assert "no_such_model" in complaint(run("convert", golden / "pretrained.pt", out, "--config", "no_such_model"))
 
 
-def test_an_existing_directory_is_not_overwritten(golden: Path, tmp_path: Path) -> None:
+def test_an_existing_directory_is_not_overwritten(run: Run, golden: Path, tmp_path: Path) -> None:
     directory = tmp_path / "models" / "mine"
     directory.mkdir(parents=True)
     (directory / "thesis.txt").write_text("years of work")
@@ -201,7 +219,7 @@ def test_an_existing_directory_is_not_overwritten(golden: Path, tmp_path: Path) 
     assert [path.name for path in directory.parent.iterdir()] == ["mine"]
 
 
-def test_an_output_folder_that_cannot_be_written(golden: Path, tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_written(run: Run, golden: Path, tmp_path: Path) -> None:
     (tmp_path / "a file").write_text("")
     assert "a file" in complaint(run("convert", golden / f"encoder-{STEM}.onnx", tmp_path / "a file" / "model"))
 
@@ -220,21 +238,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_fills(golden: Path, model: Path, shared: Path, small_disk: Path) -> None:
-    line = complaint(run("convert", golden / f"encoder-{STEM}.onnx", small_disk / "model"))
+    line = complaint(run_alone("convert", golden / f"encoder-{STEM}.onnx", small_disk / "model"))
     assert "space" in line
     assert list(small_disk.iterdir()) == []
     with (small_disk / "ballast").open("wb", buffering=0) as ballast, pytest.raises(OSError):
         while True:
             ballast.write(b"\0" * 4096)
     clip = shared / "golden/audio/espeak_sentence.wav"
-    line = complaint(run("transcribe", clip, "--model", model, "--output", small_disk / "out.txt"))
+    line = complaint(run_alone("transcribe", clip, "--model", model, "--output", small_disk / "out.txt"))
     assert "space" in line and [path.name for path in small_disk.iterdir()] == ["ballast"]
 
 
 # Audio
 
 
-def test_bad_recordings_among_good_ones(model: Path, shared: Path, tmp_path: Path) -> None:
+def test_bad_recordings_among_good_ones(run: Run, model: Path, shared: Path, tmp_path: Path) -> None:
     audio = shared / "golden" / "audio"
     bad = {
         "empty.wav": b"",
@@ -258,7 +276,7 @@ def test_bad_recordings_among_good_ones(model: Path, shared: Path, tmp_path: Pat
     assert "Traceback" not in result.stderr
 
 
-def test_short_and_silent_recordings_are_answered(model: Path, tmp_path: Path) -> None:
+def test_short_and_silent_recordings_are_answered(run: Run, model: Path, tmp_path: Path) -> None:
     for name, samples in {"none": 0, "one": 1, "ten_ms": 160, "silent": 16000}.items():
         with wave.open(str(tmp_path / f"{name}.wav"), "wb") as file:
             file.setparams((1, 2, 16000, samples, "NONE", ""))
@@ -272,7 +290,7 @@ def test_short_and_silent_recordings_are_answered(model: Path, tmp_path: Path) -
     assert result.returncode == 0 and rows["none"]["text"] == "" or "none.wav" in result.stderr
 
 
-def test_unknown_model_broken_model(model: Path, shared: Path, tmp_path: Path) -> None:
+def test_unknown_model_broken_model(run: Run, model: Path, shared: Path, tmp_path: Path) -> None:
     clip = shared / "golden" / "audio" / "short.wav"
     assert "did you mean" in complaint(run("transcribe", clip, "--model", "reazonspeech-k2"))
     broken = tmp_path / "broken"

@@ -12,7 +12,7 @@ import pytest
 
 from golden_models import Golden, abstract_model, quick_jit
 from jaxasr import store
-from jaxasr.model import ModelConfig
+from jaxasr.model_config import ModelConfig
 from jaxasr.search import BeamConfig, GreedyConfig, JointConfig, SearchConfig
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.training.objective import HEAD_LOSSES, Targets

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxasr.caches import programs_kept
+from jaxasr import caches
+from jaxasr.caches import is_compiled, make_room_for_programs, programs_kept
 
 OPTIONS = (
     "jax_compilation_cache_dir",
@@ -97,3 +100,47 @@ def test_the_options_are_put_back_after_a_failure() -> None:
     with pytest.raises(ZeroDivisionError), programs_kept():
         raise ZeroDivisionError
     assert options() == [None, 1.0, 0]
+
+
+def write(folder: Path, name: str, age: float, size: int = 100) -> Path:
+    """A file of the cache that was used for the last time `age` seconds ago."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"jit_{name}-0123-cache"
+    file.write_bytes(bytes(size))
+    os.utime(file, (time.time() - age, time.time() - age))
+    return file
+
+
+def test_programs_that_were_not_used_for_longest_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "ours" / "programs"
+    make_room_for_programs()  # where there is nothing yet
+    ancient, old, older, new = (
+        write(folder, name, age) for name, age in (("a", 3e6), ("b", 500), ("c", 900), ("d", 9))
+    )
+    make_room_for_programs()
+    assert sorted(folder.iterdir()) == [old, older, new]
+    assert is_compiled("c") and not is_compiled("a")  # which is its use
+    monkeypatch.setattr(caches, "PROGRAMS_LIMIT", 250)
+    make_room_for_programs()
+    assert sorted(folder.iterdir()) == [older, new]
+
+
+@pytest.mark.parametrize("by", ["an option", "the environment", "our own folder's name"])
+def test_a_folder_that_the_host_has_named_is_left_alone(
+    tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "theirs" if by != "our own folder's name" else tmp_path / "ours" / "programs"
+    if by != "an option":
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+    jax.config.update(OPTIONS[0], str(folder))
+    file, converted = write(folder, "a", 3e6), write(tmp_path / "ours" / "models", "b", 3e6)
+    before = file.stat().st_mtime
+    assert is_compiled("a")
+    make_room_for_programs()
+    assert file.stat().st_mtime == before and converted.exists()
+
+
+def test_what_is_kept_in_a_bucket_is_taken_to_be_there() -> None:
+    jax.config.update(OPTIONS[0], "gs://bucket/programs")
+    assert is_compiled("whatever")
+    make_room_for_programs()

@@ -10,7 +10,8 @@ import pytest
 
 from jaxasr.configs import named_configs
 from jaxasr.errors import ConfigError
-from jaxasr.model import AbstractModel, ModelConfig
+from jaxasr.model import AbstractModel
+from jaxasr.model_config import ModelConfig
 from jaxasr.store import read_config
 
 # Parameters of icefall's own modules (icefall, RESULTS.md of each recipe, and counted from the checkpoints).
@@ -21,6 +22,19 @@ CHECKPOINTS = {
     "librispeech_zipformer_medium_streaming": 66_110_931,
     "librispeech_zipformer_large": 148_439_574,
     "librispeech_zipformer_small_ctc": 23_285_615 + 128_500,
+}
+
+
+# Those of icefall's Conformers without the projections of the pruned loss, and with them (icefall-conformer, counted).
+CONFORMERS = {
+    "librispeech_icefall_conformer": (78_135_036, 78_648_040),
+    "librispeech_icefall_conformer_streaming": (78_135_036, 78_648_040),
+    "librispeech_icefall_conformer_large": (116_040_576, 116_553_580),
+    "librispeech_icefall_conformer_large_streaming": (116_040_576, 116_553_580),
+    "librispeech_icefall_conformer_medium": (30_116_992, 30_501_996),
+    "librispeech_icefall_conformer_base": (87_352_196, 87_801_200),
+    "wenetspeech_icefall_conformer": (83_297_961, 88_978_927),
+    "wenetspeech_icefall_conformer_base": (92_515_121, 97_487_351),
 }
 
 
@@ -41,14 +55,32 @@ def left_out(config: ModelConfig) -> int:
 def test_each_is_whole_and_named_as_its_file(name: str) -> None:
     config = read_config(named_configs()[name])
     assert config.name == name
-    assert config.encoder.causal == config.encoder.whole_chunks == ("streaming" in name or "kws" in name)
-    assert (config.ctc is not None) == name.endswith("ctc")
+    if config.encoder.kind == "zipformer":
+        assert config.encoder.causal == config.encoder.whole_chunks == ("streaming" in name or "kws" in name)
+        assert (config.ctc is not None) == name.endswith("ctc")
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_parameter_counts(name: str) -> None:
     config = read_config(named_configs()[name])
     assert parameters(config) + left_out(config) == CHECKPOINTS[name]
+
+
+@pytest.mark.parametrize("name", CONFORMERS)
+def test_parameter_counts_of_conformers(name: str) -> None:
+    """icefall keeps a scale for each weight, bias and embedding, and counts the front end's epsilon as no parameter."""
+    config = read_config(named_configs()[name])
+    encoder, head = config.encoder, config.transducer
+    assert head is not None
+    linears, biases = 7, 6  # of an attention (its positions have no bias) and two feed-forwards
+    scales = encoder.num_layers * (linears + biases + 3 * 2 + 2) + 4 * 2 + 2 + 3 * 2
+    inference, total = CONFORMERS[name]
+    assert parameters(config) + scales - 1 == inference
+    projections = (encoder.output_dim + 1 + head.predictor.dim + 1) * head.vocabulary_size + 2 * 2
+    assert inference + projections == total
+    if name == "librispeech_icefall_conformer":  # stateless3's heads for GigaSpeech beside its own
+        joiner = 2 * (512 + 1) * 512 + (512 + 1) * 500 + 6
+        assert total + joiner + 500 * 512 + 2 * 512 + 2 + projections == 80_199_888
 
 
 def test_reazonspeech_without_the_training_parts() -> None:
@@ -62,7 +94,8 @@ def test_silence_is_reazonspeechs_alone_and_the_streams_tail() -> None:
         config = read_config(path)
         if name != "reazonspeech_k2_v2":
             silence = (config.audio.silence_before, config.audio.silence_after)
-            assert silence == (0.0, 0.66 if config.encoder.whole_chunks else 0.0)
+            chunks = getattr(config.encoder, "whole_chunks", False)
+            assert silence == (0.0, 0.66 if chunks else 0.0)
 
 
 @pytest.mark.parametrize(

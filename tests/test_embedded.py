@@ -23,6 +23,8 @@ from jaxasr.loading import EMBEDDED, LIMITS, NOTICE, SUGGESTED, locate
 from jaxasr.manifests import read_manifest
 from jaxasr.recognizer import Recognizer
 
+pytestmark = pytest.mark.usefixtures("compiled_as_for_users")
+
 SAMPLES = Path(__file__).parent / "samples"
 WORDS = {name: words for name, (words, _) in runpy.run_path(str(SAMPLES / "make.py"))["SAMPLES"].items()}
 AUDIO = {name: SAMPLES / f"{name}.wav" for name in WORDS}
@@ -32,7 +34,7 @@ ONE_BUCKET = 10.0  # seconds: all clips share a program, which saves minutes of 
 
 
 @pytest.fixture(scope="module")
-def recognizer() -> Recognizer:
+def recognizer(compiled_as_for_users: None) -> Recognizer:
     return jaxasr.load_model(EMBEDDED, shortest_seconds=ONE_BUCKET)
 
 

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxasr import exported, programs
-from jaxasr.model import AbstractModel, AudioConfig, ModelConfig
+from jaxasr import exported, model
+from jaxasr.caches import programs_kept
+from jaxasr.model import AbstractModel
+from jaxasr.model_config import AudioConfig, ModelConfig
 from jaxasr.programs import Programs
 from jaxasr.search import BeamConfig, GreedyConfig, JointConfig
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.speechlike import speechlike
 from jaxasr.testing import random_parameters, tiny_config
+from quick_compilation import with_flags
 
 CONFIG = tiny_config()
 DETAILS = {"types": ["float32", "float32"], "shape": [2, 4]}
@@ -58,7 +62,7 @@ class Stub:
     """A small program in the place of a recognizer's, which is traced in no time; it counts how often it is."""
 
     def __init__(self, mesh: Mesh, function: Callable[..., Hypotheses] = hypotheses) -> None:
-        self.mesh, self.function, self.traced = mesh, function, 0
+        self.mesh, self.function, self.traced, self.told = mesh, function, 0, 0
 
     def trace(self) -> tuple[Callable[..., Hypotheses], tuple[object, ...]]:
         self.traced += 1
@@ -69,7 +73,17 @@ class Stub:
         return mapped, tuple(jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=sharding) for each in shapes)
 
     def lower(self, config: ModelConfig = CONFIG, **details: Any) -> jax.stages.Lowered:
-        return exported.lower(config, DETAILS | details, self.mesh, self.trace)
+        return exported.lower(config, DETAILS | details, self.mesh, self.trace, self.tell)
+
+    def tell(self) -> None:
+        self.told += 1
+
+    def told_for(self) -> bool:
+        """Whether it is told that a program is made anew, when it is lowered and compiled as programs are."""
+        before = self.told
+        with programs_kept():
+            self.lower().compile()
+        return self.told > before
 
     def traced_for(self, config: ModelConfig = CONFIG, **details: Any) -> int:
         """How often the program is traced to be lowered once; it always does what it should."""
@@ -253,7 +267,44 @@ def test_entries_that_were_not_used_for_longest_make_room(
     assert [stub.traced_for(shape=[1, columns]) for columns in (1, 3, 2)] == [0, 0, 1]
 
 
-@pytest.mark.usefixtures("quick_to_compile")
+@pytest.fixture
+def no_cache_of_the_host() -> Iterator[None]:
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.usefixtures("no_cache_of_the_host")
+def test_it_is_told_whether_a_program_is_traced_or_compiled_anew(mesh: Mesh, folder: Path) -> None:
+    stub = Stub(mesh)
+    made_from = CONFIG, DETAILS, mesh
+    assert not exported.is_kept(*made_from)
+    assert stub.told_for() and exported.is_kept(*made_from)
+    assert not stub.told_for() and stub.traced == 1
+    (compiled,) = (folder.parent / "programs").glob("jit_recognize_*")
+    compiled.unlink()
+    assert not exported.is_kept(*made_from)
+    assert stub.told_for() and stub.traced == 1 and compiled.exists()
+    (entry,) = folder.iterdir()
+    entry.unlink()
+    assert not exported.is_kept(*made_from)
+    assert stub.told_for() and stub.traced == 2 and exported.is_kept(*made_from)
+
+
+@pytest.mark.usefixtures("no_cache_of_the_host")
+def test_a_program_that_is_used_counts_as_used(mesh: Mesh, folder: Path) -> None:
+    stub = Stub(mesh)
+    stub.told_for()
+    files = [*folder.iterdir(), *(folder.parent / "programs").glob("jit_recognize_*")]
+    for file in files:
+        os.utime(file, (1e9, 1e9))
+    stub.told_for()
+    assert len(files) == 2 and all(file.stat().st_mtime > 1.5e9 for file in files)
+
+
 def test_a_recognizers_program_is_neither_traced_nor_its_model_built(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +317,7 @@ def test_a_recognizers_program_is_neither_traced_nor_its_model_built(
         raise AssertionError("the model is not needed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(programs, "AbstractModel", refuse)
+        patch.setattr(model, "AbstractModel", refuse)
         patch.setattr(Programs, "_recognize", refuse)
         later = Programs(CONFIG, params, search=CONFIG.search)
         found = jax.device_get(later.run(WAVEFORMS, LENGTHS, 0.5))
@@ -292,28 +343,28 @@ def test_parameters_that_do_not_fit_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize("search", [GreedyConfig(head="ctc"), BeamConfig(beam=2), JointConfig(beam=2)])
 def test_every_search_can_be_kept(search: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, later = (Programs(CONFIG, {}, search=search) for _ in range(2))
-    text = first._lower(2, 4800).as_text()
-    monkeypatch.setattr(programs, "AbstractModel", None)
-    assert later._lower(2, 4800).as_text() == text and len(list(folder.iterdir())) == 1
+    text = first._lower(2, 4800, print).as_text()
+    monkeypatch.setattr(model, "AbstractModel", None)
+    assert later._lower(2, 4800, print).as_text() == text and len(list(folder.iterdir())) == 1
 
 
 TWO_DEVICES = """
 import hashlib, json, os
 import jax, numpy as np
-from jaxasr import programs
+from jaxasr import model, programs
 from jaxasr.caches import cache_folder
 from jaxasr.speechlike import speechlike
 from jaxasr.testing import random_parameters, tiny_config
 
 made = []
-class Counted(programs.AbstractModel):
+class Counted(model.AbstractModel):
     def __init__(self, config):
         made.append(config)
         super().__init__(config)
 
 config = tiny_config()
-params = random_parameters(programs.AbstractModel(config).parameters)
-programs.AbstractModel = Counted
+params = random_parameters(model.AbstractModel(config).parameters)
+model.AbstractModel = Counted
 ours = programs.Programs(config, params, search=config.search)
 found = ours.run(np.stack([speechlike(0.5, seed) for seed in range(2)]), np.array([8000, 6000], np.int32))
 bits = [hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for leaf in found]
@@ -325,10 +376,7 @@ print(json.dumps([len(made), bits, shards, files, "all-gather" in text or "all-r
 
 
 def test_processes_on_two_devices_have_one_program_and_the_same_bits(tmp_path: Path) -> None:
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+    environment = dict(with_flags("--xla_force_host_platform_device_count=2"))
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     said = []
     for _ in range(2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ class GoldenEncoder:
     config: ConformerConfig
     params: dict[str, Any]
     arrays: Arrays
+    texts: dict[str, Any]
 
     def bind(self, params: dict[str, Any], **changes: Any) -> Conformer:
         """The module over (traced) parameters; `changes` replace fields of its configuration."""
@@ -71,12 +73,13 @@ def encoders(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         config = nemo.encoder_config(settings["encoder"], settings["preprocessor"]["features"])
         tensors = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
         mapped = map_tensors(tensors, nemo.rules(config), nemo.IGNORED)
-        return GoldenEncoder(config, unflatten(mapped)["encoder"], read_arrays(folder / "golden.npz"))
+        texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+        return GoldenEncoder(config, unflatten(mapped)["encoder"], read_arrays(folder / "golden.npz"), texts)
 
     return load
 
 
-# --- every named module, fed with what the original fed it -------------------------------------------------------------
+# --- every named module, fed with what the original fed it ------------------------------------------------------------
 
 
 def trace(encoder: Conformer, clip: str, stored: Arrays) -> Iterator[tuple[str, jax.Array]]:
@@ -123,7 +126,7 @@ def test_every_named_module_on_its_stored_input(encoders: Callable[[str], Golden
     assert {module: share for module, share in off.items() if share > PER_MODULE} == {}
 
 
-# --- the whole encoder -------------------------------------------------------------------------------------------------
+# --- the whole encoder ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -140,13 +143,13 @@ def test_a_batch_gives_what_nemo_gives_its_single_utterances(
             assert difference(encoded[row, :length], stored[:, :length].T) < END_TO_END, clip
 
 
-# --- streams -----------------------------------------------------------------------------------------------------------
+# --- streams ----------------------------------------------------------------------------------------------------------
 
-CONTEXTS = ((20, 3), (20, 0))
-STREAMED = ("espeak_sentence", "digits_a", "short")
+# Frames before and after, and the clips whose chunks are stored.
+STREAMS = {(20, 3): ("espeak_sentence", "digits_a", "short"), (20, 0): ("espeak_sentence", "short")}
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("context", STREAMS)
 def test_whole_utterances_under_a_limited_mask(
     encoders: Callable[[str], GoldenEncoder], context: tuple[int, int]
 ) -> None:
@@ -154,7 +157,7 @@ def test_whole_utterances_under_a_limited_mask(
     frames, lengths = golden.features("batch")
     run = quick_jit(lambda params, *inputs: golden.bind(params, context=context)(*inputs))
     encoded, valid = run(golden.params, frames, lengths)
-    for clip in STREAMED:
+    for clip in STREAMS[context]:
         stored = golden.arrays[f"ctx{context[0]}_{context[1]}/{clip}/offline_enc"][0]
         length = int(golden.arrays[f"ctx{context[0]}_{context[1]}/{clip}/offline_enc_len"][0])
         row = CLIPS.index(clip)
@@ -162,7 +165,7 @@ def test_whole_utterances_under_a_limited_mask(
         assert difference(encoded[row, :length], stored[:, :length].T) < END_TO_END, clip
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("context", STREAMS)
 def test_streams_chunk_by_chunk(encoders: Callable[[str], GoldenEncoder], context: tuple[int, int]) -> None:
     """Outputs and caches of each chunk are NeMo's, the short last chunk's as well."""
     golden = encoders(STREAMING)
@@ -175,25 +178,27 @@ def test_streams_chunk_by_chunk(encoders: Callable[[str], GoldenEncoder], contex
         conv = np.stack([layer["conv"].swapaxes(1, 2) for layer in state["layers"]])
         return {"cache_last_channel": attention, "cache_last_time": conv}
 
-    for clip in STREAMED:
+    for clip in STREAMS[context]:
         prefix = f"ctx{context[0]}_{context[1]}/{clip}"
-        stored = {key: value for key, value in golden.arrays.items() if key.startswith(f"{prefix}/")}
-        count = sum(key.endswith("/enc") for key in stored)
-        assert count >= 2
+        stored = {
+            key.removeprefix(f"{prefix}/"): value
+            for key, value in golden.arrays.items()
+            if key.startswith(f"{prefix}/")
+        }
+        count = sum(key.endswith("/mel") for key in stored)
+        assert count == len(golden.texts["stream"][f"{prefix}/rnnt"]["steps"])
         state = bound(golden.params).initial_state(1)
         for number, window in enumerate(_windows(golden.arrays[f"{clip}/mel"].swapaxes(1, 2), config, count)):
-            theirs = stored.get(f"{prefix}/chunk{number}/mel")
-            if theirs is not None and number:
-                np.testing.assert_array_equal(window, theirs.swapaxes(1, 2))
+            theirs = stored[f"chunk{number}/mel"].swapaxes(1, 2)
+            np.testing.assert_array_equal(window[:, window.shape[1] - theirs.shape[1] :], theirs)
             state, encoded = step(golden.params, state, window)
-            expected = stored[f"{prefix}/chunk{number}/enc"].swapaxes(1, 2)
-            assert difference(encoded, expected) < END_TO_END, (clip, number)
-            for which, ours in caches(state).items():
-                if (key := f"{prefix}/chunk{number}/{which}") in stored:
-                    assert difference(ours, stored[key]) < END_TO_END, (clip, number, which)
-        for which, ours in caches(state).items():
-            assert difference(ours, stored[f"{prefix}/final_{which}"]) < END_TO_END, (clip, which)
-        assert min(int(state["processed"][0]), context[0]) == stored[f"{prefix}/final_cache_last_channel_len"][0]
+            ours = {f"chunk{number}/enc": encoded.swapaxes(1, 2)}
+            ours |= {f"chunk{number}/{which}": cache for which, cache in caches(state).items()}
+            for key in ours.keys() & stored.keys():
+                assert difference(ours[key], stored[key]) < END_TO_END, (clip, key)
+        for which, cache in caches(state).items():
+            assert difference(cache, stored[f"final_{which}"]) < END_TO_END, (clip, which)
+        assert min(int(state["processed"][0]), context[0]) == stored["final_cache_last_channel_len"][0]
 
 
 def _windows(frames: np.ndarray, config: ConformerConfig, count: int) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -122,6 +123,16 @@ def test_ids_frames_and_durations(nemo: Any, results: Any, name: str) -> None:
                 assert durations.tolist() == stored[f"{clip}/{prefix}_durations"].tolist()
     assert ("transducer" in found) == any(key.endswith("rnnt_ids") for key in stored)
     assert ("ctc" in found) == any(key.endswith("ctc_ids") for key in stored)
+
+
+def test_an_array_below_a_second_is_padded_where_that_is_asked_for(nemo: Any, waveforms: dict[str, np.ndarray]) -> None:
+    """NeMo's `transcribe` pads arrays, not files: another text, which `shortest` of the features gives."""
+    golden = nemo("citrinet-tiny")
+    texts = json.loads((golden.folder / "texts.json").read_text("utf-8"))
+    features = dataclasses.replace(golden.config.features, shortest=16000)
+    recognizer = golden.recognizer(config=dataclasses.replace(golden.config, features=features))
+    (transcript,) = recognizer.transcribe(waveforms["short"])
+    assert transcript.text == texts["arrays_batch1"]["short"] != texts["files_batch1"]["short"]
 
 
 @pytest.mark.parametrize("name", NAMES)

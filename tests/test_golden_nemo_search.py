@@ -16,7 +16,8 @@ import pytest
 import jaxasr
 from golden_models import END_TO_END, difference, quick_jit, read_arrays
 from jaxasr import store
-from jaxasr.model import AbstractModel, Model, ModelConfig
+from jaxasr.model import AbstractModel, Model
+from jaxasr.model_config import ModelConfig
 from jaxasr.search import BeamConfig, GreedyConfig, SearchConfig
 from jaxasr.search.hypotheses import Hypotheses
 

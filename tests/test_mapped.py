@@ -69,11 +69,28 @@ def test_a_damaged_file_is_made_anew(directory: Path, cache: Path) -> None:
     assert_same(read(directory), first)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a file that is mapped cannot be made shorter")
+def test_no_program_writes_into_a_mapped_file_by_mistake(directory: Path, cache: Path) -> None:
+    """Who shortens a file that is mapped ends the process that reads it."""
+    read(directory)
+    (file,) = cache.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o444
+    file.chmod(0o644)
+    damaged = cache / "damaged"
+    damaged.write_bytes(bytes(file.stat().st_size))
+    os.replace(damaged, file)
+    read(directory)  # made anew
+    assert file.stat().st_mode & 0o777 == 0o444
+    make_room(cache, 0, 0)
+    assert list(cache.iterdir()) == []
+
+
 def test_what_happens_to_the_model_directory_is_noticed(directory: Path) -> None:
     read(directory)
     files = {file: file.read_bytes() for file in (directory / "params").rglob("*") if file.is_file()}
     for file, data in files.items():
         file.write_bytes(bytes(len(data)))
+        os.utime(file, (1e9, 1e9))
     with pytest.raises(ModelError, match="params is damaged"):
         read(directory)
     for file, data in files.items():
@@ -82,6 +99,18 @@ def test_what_happens_to_the_model_directory_is_noticed(directory: Path) -> None
     shutil.rmtree(directory / "params")
     with pytest.raises(ModelError, match="params is damaged"):
         read(directory)
+
+
+def test_a_container_finds_what_was_kept_while_its_image_was_built(
+    directory: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files have lost the fractions of their seconds."""
+    first = read(directory)
+    for file in [directory, *directory.rglob("*")]:
+        os.utime(file, ns=(0, file.stat().st_mtime_ns // 10**9 * 10**9))
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    assert_same(read(directory), first)
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_arrays_are_not_kept_unverified(directory: Path, cache: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import REPOSITORY
 from jaxasr.encoders import ENCODERS
-from jaxasr.model import ModelConfig
+from jaxasr.model_config import ModelConfig
 
 FOLDER = REPOSITORY / "docs" / "models"
 

@@ -30,7 +30,6 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 COMMANDS = ("transcribe", "convert", "info", "evaluate", "train", "bench")
 # Packages in the core that no module imports.
 UNUSED = {
-    "librosa",  # designs the mel filterbanks that no checkpoint stores, as the next family's front end needs
     "flatbuffers",  # jax.export imports it to write programs, and does not depend on it
 }
 

@@ -137,9 +137,40 @@ def test_the_ladder_rises_by_a_quarter_and_ends_with_the_longest() -> None:
         rungs = ladder(shortest, longest)
         assert rungs[0] == shortest and rungs[-1] == max(longest, shortest)
         assert all(1.0 < after / before <= 1.29 for before, after in zip(rungs, rungs[1:], strict=False))
+        # Silence comes on top, so that clips in round numbers leave no room.
+        assert ladder(shortest, longest, 28800) == [rung + 28800 for rung in rungs]
 
 
 def test_nothing_is_planned_for_nothing() -> None:
     chosen = planner()
     assert chosen.plan([]) == []
     assert len(chosen.plan(windows_of([3.0]))) == 1
+
+
+@pytest.mark.parametrize("platform", sorted(COSTS))
+@pytest.mark.parametrize("known", [True, False])
+def test_all_programs_that_a_job_may_need_are_known_before(platform: str, known: bool) -> None:
+    rng = np.random.default_rng(3)
+    devices, seconds = (1, 20.0) if platform == "cpu" else (4, 1200.0)
+    for clips in (1, 2, 7, 60, 400):
+        given = rng.choice([0.4, 2.9, 3.0, 5.0, 17.0, 29.0], rng.integers(1, 4), replace=False)
+        chosen = planner(platform, multiple=devices, seconds=seconds, padding=RATE // 2)
+        wanted = chosen.shapes([chosen.rung(int(each * RATE)) for each in given], clips)
+        assert len(wanted) == len(set(wanted)) and wanted[0] == (devices, 30 * RATE)
+        for job in range(6):
+            heard = rng.choice(given, clips) if job else np.sort(rng.choice(given, clips))
+            made = run(chosen, heard, 40.0, known)
+            assert programs(made) <= set(wanted), (clips, given)
+            chosen = planner(platform, multiple=devices, seconds=seconds, padding=RATE // 2)
+
+
+def test_the_likeliest_programs_come_first() -> None:
+    chosen = planner(seconds=30.0)
+    assert [(rows, samples / RATE) for rows, samples in chosen.shapes(chosen.rungs)[:4]] == [
+        (1, 30.0), (1, 25.0), (1, 20.0), (1, 16.0)
+    ]  # fmt: skip
+    assert len(chosen.shapes(chosen.rungs)) == 28
+    assert len(chosen.shapes(chosen.rungs, 1)) == len(chosen.rungs)
+    assert len(chosen.shapes(chosen.rungs, 2)) == len(chosen.shapes(chosen.rungs, 4)) == 25
+    wide = planner("tpu", seconds=1200.0)
+    assert [rows for rows, samples in wide.shapes([RATE])[:3]] == [1, 4, 16]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 import jaxasr.testing
 from jaxasr.programs import Programs
+from jaxasr.search import GreedyConfig
 
 FIRST, SECOND, THIRD = (1, 16000), (1, 32000), (1, 48000)
 
@@ -23,8 +27,11 @@ class Slow:
         self.begun: list[tuple[int, int]] = []
         self.let_go: dict[tuple[int, int], threading.Event] = {}
         self.faults: set[tuple[int, int]] = set()
+        self.kept: set[tuple[int, int]] = set()
 
-    def lower(self, rows: int, samples: int) -> Slow.Lowered:
+    def lower(self, rows: int, samples: int, anew: Callable[[], None]) -> Slow.Lowered:
+        if (rows, samples) not in self.kept:
+            anew()
         return Slow.Lowered(self, (rows, samples))
 
     class Lowered:
@@ -50,6 +57,11 @@ def programs(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> Iterator[Programs]:
     with jaxasr.testing.tiny_recognizer() as recognizer:
         monkeypatch.setattr(recognizer.programs, "_lower", slow.lower)
         yield recognizer.programs
+
+
+@pytest.fixture
+def at_info(logger_restored: None) -> None:
+    logging.getLogger("jaxasr").setLevel(logging.INFO)
 
 
 def compiling() -> list[threading.Thread]:
@@ -101,6 +113,57 @@ def test_threads_compile_one_program_once(programs: Programs, slow: Slow) -> Non
     assert found == [FIRST] * 4 and slow.begun == [FIRST]
 
 
+COMPILING = "compiling for clips of up to {} s: once for this machine"
+
+
+def test_who_waits_is_told_for_what(programs: Programs, slow: Slow, logged: list[str], at_info: None) -> None:
+    """Not of a program that is there or that nobody waits for, and once."""
+    slow.kept.add(FIRST)
+    programs.compile(*FIRST)
+    slow.let_go = {SECOND: threading.Event(), THIRD: threading.Event()}
+    programs.compile_ahead([SECOND, THIRD])
+    slow.let_go[SECOND].set()
+    while SECOND not in programs.compiled:
+        time.sleep(0.01)
+    programs.compile(*SECOND)
+    assert logged == []
+    threads = [threading.Thread(target=programs.compile, args=THIRD) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while not logged:
+        time.sleep(0.01)
+    slow.let_go[THIRD].set()
+    for thread in threads:
+        thread.join(30)
+    said = COMPILING.format(3)
+    assert logged == [said, f"no longer {said}"]
+
+
+def test_a_program_that_fails_is_waited_for_no_longer(
+    programs: Programs, slow: Slow, logged: list[str], at_info: None
+) -> None:
+    slow.faults.add(FIRST)
+    with pytest.raises(RuntimeError):
+        programs.compile(*FIRST)
+    assert logged == [COMPILING.format(1), f"no longer {COMPILING.format(1)}"]
+
+
+def test_reading_is_told_where_it_takes_long(logged: list[str], at_info: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = threading.Event()
+
+    def params() -> dict[str, Any]:
+        assert read.wait(30)
+        return {}
+
+    programs = Programs(jaxasr.testing.tiny_config(), params, search=GreedyConfig())
+    threading.Timer(0.5, read.set).start()
+    monkeypatch.setattr("jaxasr.programs.QUIET_SECONDS", 0.01)
+    programs.load()
+    programs.load()
+    assert logged == ["reading the model's arrays", "no longer reading the model's arrays"]
+    programs.close()
+
+
 def test_a_job_is_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """A recognizer names all shapes of a group when the first batch has been started."""
     ahead: list[list[tuple[int, int]]] = []
@@ -128,7 +191,7 @@ begun = []
 class Lowered:
     def compile(self):
         time.sleep(0.5)
-recognizer.programs._lower = lambda *shape: begun.append(shape) or Lowered()
+recognizer.programs._lower = lambda *shape: begun.append(shape[:2]) or Lowered()
 import atexit
 atexit.register(lambda: print(len(begun)))
 recognizer.programs.compile_ahead([(1, 1000 * rows) for rows in range(1, 600)])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from golden_models import CLIPS, END_TO_END, GOLDENS, PER_MODULE, STREAMING, Golden, difference, emitted, quick_jit
-from jaxasr.encoders.zipformer_frontend import subsampled_length
+from jaxasr.encoders.zipformer_config import subsampled_length
 from jaxasr.planner import ladder
 from jaxasr.search import BeamConfig, GreedyConfig, JointConfig, SearchConfig
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 import shutil
 import subprocess
 import sys
@@ -22,10 +21,11 @@ import jaxasr
 from golden_models import Golden
 from jaxasr import audio
 from jaxasr.errors import AudioError, ConfigError, ModelError
-from jaxasr.heads.ctc import CTCConfig
+from jaxasr.heads.configs import CTCConfig
 from jaxasr.recognizer import Recognizer
 from jaxasr.search import DEFAULT_BEAM, BeamConfig, GreedyConfig, JointConfig, SearchConfig
 from jaxasr.transcripts import Failure, Transcript
+from quick_compilation import with_flags
 
 CLIP = Path(__file__).parent / "data" / "espeak_sentence.wav"
 
@@ -384,7 +384,7 @@ def test_devices_share_batches_and_give_the_same(bundled: Golden, recognizer: Re
     clips = [sound, sound[:20000], sound[8000:40000], sound[:9000], sound[100:30000]]
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(bundled.directory), str(CLIP)],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"},
+        env={**with_flags("--xla_force_host_platform_device_count=2"), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=True,

@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 from jaxasr.encoders.zipformer_layer import SelfAttention
-from jaxasr.heads.predictors import StatelessConfig
-from jaxasr.heads.transducer import Transducer, TransducerConfig
+from jaxasr.heads.configs import StatelessConfig, TransducerConfig
+from jaxasr.heads.transducer import Transducer
 from jaxasr.layers import attention, convolution, dropout, products
 from jaxasr.layers.attention import relative_bias
 from jaxasr.layers.linear import Linear

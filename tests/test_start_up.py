@@ -15,7 +15,8 @@ HEAVY = (
 )  # fmt: skip
 # The command line imports none of these before it knows what is asked.
 HELP = (*HEAVY, "numpy", "soundfile", "soxr", "yaml", "ml_dtypes", "filelock", "sentencepiece", "av")
-COMMANDS = ("transcribe", "convert", "info", "evaluate", "train", "bench")
+COMMANDS = ("transcribe", "convert", "compile", "info", "evaluate", "train", "bench")
+SAMPLES = Path(__file__).parent / "samples"
 PUBLISHERS = ("torch", "torchaudio", "onnx", "onnxruntime", "nemo", "sherpa_onnx", "k2", "lhotse")
 
 # Runs a program, then prints which of the packages named in argv[1] it has imported or tried to import.
@@ -98,3 +99,11 @@ def test_conversion_needs_no_package_of_the_publishers(shared: Path, tmp_path: P
     code, found = imported(command(*arguments), PUBLISHERS)
     assert code == 0 and (tmp_path / "model" / "manifest.json").is_file()
     assert found == []
+
+
+def test_a_warm_process_imports_neither_flax_nor_orbax(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAXASR_CACHE", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    program = command("transcribe", str(SAMPLES / "name.wav"))
+    assert imported(program, ("flax", "orbax")) == (0, ["flax", "orbax"])
+    assert imported(program, ("flax", "orbax", "optax", "librosa", "scipy")) == (0, [])

@@ -16,7 +16,7 @@ import yaml
 
 from jaxasr.configuration import from_mapping
 from jaxasr.manifests import read_manifest
-from jaxasr.model import ModelConfig
+from jaxasr.model_config import ModelConfig
 from jaxasr.text.encoding import TextEncoder
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.data import Corpus, check

@@ -25,8 +25,8 @@ from flax import nnx  # noqa: E402
 
 from jaxasr import configure_process  # noqa: E402
 from jaxasr.configs import named_configs  # noqa: E402
-from jaxasr.heads.predictors import StatelessConfig  # noqa: E402
-from jaxasr.heads.transducer import Transducer, TransducerConfig  # noqa: E402
+from jaxasr.heads.configs import StatelessConfig, TransducerConfig  # noqa: E402
+from jaxasr.heads.transducer import Transducer  # noqa: E402
 from jaxasr.model import AbstractModel  # noqa: E402
 from jaxasr.store import read_config  # noqa: E402
 from jaxasr.training.loop import new_parameters  # noqa: E402

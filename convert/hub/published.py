@@ -27,7 +27,7 @@ class PublishedModel:
     name: str
     repository: str
     revision: str | None
-    licence: str  # as the repository states it; "not stated" where it states none
+    licence: str  # as the repository states it; "not stated" where it states none, _LOOK_THERE where we do not know
     family: str  # of converters, a name of FAMILIES
     config: str | None  # NAME of configs/, where the checkpoint does not say everything
     files: Mapping[str, tuple[PublishedFile, ...]]  # precision -> the files that make a whole checkpoint
@@ -43,6 +43,7 @@ _REAZON_ENCODER_INT8 = PublishedFile(
 _REAZON_JOINER_INT8 = PublishedFile(
     "joiner-epoch-99-avg-1.int8.onnx", 2696970, "49cc7ea1d3d35a40a27442db5e89996da64bf0e683a903dce76e99e57a12e4de"
 )
+_LOOK_THERE = "see the repository"  # for its licence
 # The 500 BPE tokens that every LibriSpeech model of the recipe shares.
 _LIBRISPEECH_TOKENS = "49e3c2646595fd907228b3c6787069658f67b17377c60aeb8619c4551b2316fb"
 
@@ -224,7 +225,45 @@ MODELS: tuple[PublishedModel, ...] = (
             "int8": (PublishedFile("model.int8.onnx"), PublishedFile("tokens.txt")),
         },
     ),
-    # The training checkpoints of the exports above, by the recipe's authors; these repositories state no licence.
+    # Conformers, exported by the author of sherpa-onnx. Where no public document that we know quotes a licence, the
+    # repository's own page is the place to look.
+    PublishedModel(
+        "librispeech-icefall-conformer",
+        "csukuangfj/sherpa-onnx-conformer-en-2023-03-18",
+        None,
+        _LOOK_THERE,
+        "icefall",
+        "librispeech_icefall_conformer",
+        _trio("epoch-99-avg-1"),
+    ),
+    PublishedModel(
+        "wenetspeech-icefall-conformer",
+        "csukuangfj/sherpa-onnx-conformer-zh-stateless2-2023-05-23",
+        "735a88ef19ebf2db4ba8d39419214b686b2045a8",
+        "Apache-2.0",
+        "icefall",
+        "wenetspeech_icefall_conformer",
+        _trio("epoch-99-avg-1"),
+    ),
+    PublishedModel(
+        "wenetspeech-icefall-conformer-base",
+        "csukuangfj/sherpa-onnx-conformer-zh-2023-05-23",
+        None,
+        _LOOK_THERE,
+        "icefall",
+        "wenetspeech_icefall_conformer_base",
+        _trio("epoch-99-avg-1"),
+    ),
+    PublishedModel(
+        "wenetspeech-icefall-conformer-base-streaming",
+        "csukuangfj/sherpa-onnx-streaming-conformer-zh-2023-05-23",
+        None,
+        _LOOK_THERE,
+        "icefall",
+        "wenetspeech_icefall_conformer_base_streaming",
+        _trio("epoch-99-avg-1"),
+    ),
+    # The training checkpoints of the Zipformers above, by the recipe's authors; these repositories state no licence.
     PublishedModel(
         "icefall-librispeech-zipformer-small",
         "Zengwei/icefall-asr-librispeech-zipformer-small-2023-05-16",

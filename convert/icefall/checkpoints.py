@@ -43,8 +43,10 @@ INTEGER_ARGUMENTS = (
     "vocab_size",
     "blank_id",
     "unk_id",
+    "nhead",
+    "dim_feedforward",
 )
-SWITCH_ARGUMENTS = ("causal", "use_transducer", "use_ctc")
+SWITCH_ARGUMENTS = ("causal", "use_transducer", "use_ctc", "causal_convolution", "dynamic_chunk_training")
 
 _PACKAGES = frozenset({"icefall", "k2", "lhotse"})  # whose objects lie beside the weights
 

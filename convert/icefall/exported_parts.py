@@ -19,14 +19,18 @@ _PARAMETERS = {
     "linear": {"weight", "bias"},
     "convolution": {"weight", "bias"},
     "norm": {"bias", "log_scale"},
+    "mean square norm": {"eps"},
     "scale": {"bypass_scale"},
     "downsample": {"bias"},
     "embedding": {"weight"},
 }
 
-# The exporters' wrappers drop "joiner." before the projections; a quantizer puts endings on names.
+# The exporters' wrappers drop "joiner." before the projections; a quantizer puts endings on names, and the scales that
+# an exporter left in the graph have them from training.
 _RENAMED = re.compile(r"^(?=(encoder_proj|decoder_proj|output_linear)\.)")
-_ENDINGS = re.compile(r"(?<=\.weight)(_Transposed)?_(quantized|scale|zero_point)$")
+_ENDINGS = re.compile(
+    r"(?<=\.weight)(_Transposed)?_(quantized|scale|zero_point)$|(?<=\.bias)_scale$|(?<=pos_bias_[uv])_scale$"
+)
 _KEPT_NAME = re.compile(r"^(encoder_embed|encoder|decoder|joiner|ctc_output)\.")
 
 # Stored tensors that are no parameters, with the reason; position tables are compared with the formula first.
@@ -40,12 +44,13 @@ _INTEGER_WEIGHTS = (2, 3)  # uint8 and int8
 class Part:
     """One file's operations, what was made of them, and what they prove about the recipe's settings.
 
-    `dequantized`, `widened`: some weights were int8, or float16. `folded`: some were fitted to the exporter's tables.
-    `folded_positions`: name, table, chunk and tolerance of those that wait for it.
+    `architecture`: what it should be, for messages. `dequantized`, `widened`: some weights were int8, or float16.
+    `folded`: some were fitted to the exporter's tables. `folded_positions`: name, table, chunk and tolerance of those
+    that wait for it.
     """
 
-    def __init__(self, graph: OnnxGraph) -> None:
-        self.graph = graph
+    def __init__(self, graph: OnnxGraph, architecture: str) -> None:
+        self.graph, self.architecture = graph, architecture
         self.operations = collections.deque(trace(graph))
         self.settings: dict[str, Any] = {}
         self.tensors: dict[str, Constant] = {}
@@ -56,7 +61,7 @@ class Part:
     def name_next(self, name: str, kind: str, parameters: set[str] | None = None) -> Operation:
         """The next operation, which must be of this kind; its parameters become `name`.weight and so on."""
         if not self.operations:
-            raise CheckpointError(f"{self.graph.path}: is no whole icefall Zipformer 2: it ends where {name} belongs")
+            raise CheckpointError(f"{self.graph.path}: is no whole {self.architecture}: it ends where {name} belongs")
         return self.name_operation(self.operations.popleft(), name, kind, parameters)
 
     def name_operation(
@@ -68,7 +73,7 @@ class Part:
         if not fits or (expected and operation.parameters.keys() != expected):
             having = " and ".join(operation.parameters)
             raise CheckpointError(
-                f"{self.graph.path}: is no icefall Zipformer 2 that jaxasr knows: where {name} ({kind}) belongs, "
+                f"{self.graph.path}: is no {self.architecture} that jaxasr knows: where {name} ({kind}) belongs, "
                 f"node '{operation.node[:80]}' is a {operation.kind} with {having}"
             )
         if kind != "chunk scale":

@@ -94,7 +94,7 @@ def read_encoder(graph: OnnxGraph) -> Part:
 
     CheckpointError where the operations are not those of a Zipformer, version 2.
     """
-    part = Part(graph)
+    part = Part(graph, "icefall Zipformer 2")
     for name, kind in _EMBED:
         part.name_next(name, kind)
     streaming = _streaming_metadata(graph)
@@ -170,7 +170,7 @@ def _read_layer(
     positions = operations[0].positions if operations else None
     if len(operations) != len(table) or positions is None:
         raise CheckpointError(
-            f"{part.graph.path}: is no icefall Zipformer 2 that jaxasr knows: {name} should have {len(table)} "
+            f"{part.graph.path}: is no {part.architecture} that jaxasr knows: {name} should have {len(table)} "
             f"operations with parameters, the first an attention with positions, but {len(operations)} were found"
         )
     for operation, (inner, kind) in zip(operations, table, strict=True):

@@ -1,4 +1,4 @@
-"""icefall Zipformers from ONNX: the trio of encoder, decoder and joiner, or a CTC model, offline or streaming.
+"""icefall's models from ONNX: the trio of encoder, decoder and joiner, or a CTC model, offline or streaming.
 
 Nothing is run and no name is trusted: `trace` lists the operations with parameters in the order of the data, and the
 readers take them from that list as the architecture prescribes. A name that a tensor kept must agree
@@ -14,11 +14,18 @@ from typing import Any
 import numpy as np
 
 from jaxasr.convert.formats.onnx.files import OnnxGraph, read_onnx
+from jaxasr.convert.icefall import exported_conformer, exported_zipformer
 from jaxasr.convert.icefall.exported_parts import Part
-from jaxasr.convert.icefall.exported_zipformer import read_encoder
 from jaxasr.convert.mapping import Checkpoint
 from jaxasr.errors import CheckpointError
 
+# What encoders and CTC models call themselves; decoders and joiners are the same everywhere and say nothing.
+_ENCODERS = {
+    "zipformer2": exported_zipformer.read_encoder,
+    "zipformer2_ctc": exported_zipformer.read_encoder,
+    "conformer": exported_conformer.read_encoder,
+}
+_DEFAULT_TYPE = "zipformer2"
 _ROLES = {"encoder": "encoder", "decoder": "decoder", "joiner": "joiner", "ctc": "CTC model"}
 
 
@@ -66,10 +73,10 @@ def read_models(files: Sequence[Path]) -> Checkpoint:
 
 
 def _role(graph: OnnxGraph) -> str:
-    model_type = graph.metadata.get("model_type", "zipformer2")
-    if model_type not in ("zipformer2", "zipformer2_ctc"):
+    model_type = graph.metadata.get("model_type", _DEFAULT_TYPE)
+    if model_type not in _ENCODERS:
         raise CheckpointError(
-            f"{graph.path}: its model_type is {model_type[:40]!r}, not zipformer2 (Zipformer version 2)"
+            f"{graph.path}: its model_type is {model_type[:40]!r}, not zipformer2 (Zipformer version 2) or conformer"
         )
     if graph.metadata.get("feature"):
         raise CheckpointError(
@@ -86,21 +93,25 @@ def _role(graph: OnnxGraph) -> str:
     )
 
 
+def _read_encoder(graph: OnnxGraph) -> Part:
+    return _ENCODERS[graph.metadata.get("model_type", _DEFAULT_TYPE)](graph)
+
+
 def _read_transducer_encoder(graph: OnnxGraph) -> Part:
-    part = read_encoder(graph)
+    part = _read_encoder(graph)
     part.name_next("joiner.encoder_proj", "linear")
     return part
 
 
 def _read_ctc(graph: OnnxGraph) -> Part:
-    part = read_encoder(graph)
+    part = _read_encoder(graph)
     part.name_next("ctc_output.1", "linear")
     part.settings["vocab_size"] = part.tensors["ctc_output.1.weight"].array.shape[0]
     return part
 
 
 def _read_decoder(graph: OnnxGraph) -> Part:
-    part = Part(graph)
+    part = Part(graph, "icefall decoder")
     part.name_next("decoder.embedding", "embedding")
     vocabulary, width = part.tensors["decoder.embedding.weight"].array.shape
     context = 1
@@ -117,7 +128,7 @@ def _read_decoder(graph: OnnxGraph) -> Part:
 
 
 def _read_joiner(graph: OnnxGraph) -> Part:
-    part = Part(graph)
+    part = Part(graph, "icefall joiner")
     part.name_next("joiner.output_linear", "linear")
     vocabulary, width = part.tensors["joiner.output_linear.weight"].array.shape
     part.settings.update(vocab_size=vocabulary, joiner_dim=width)

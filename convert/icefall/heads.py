@@ -1,24 +1,26 @@
-"""What every icefall model has on its encoder: a stateless transducer, a CTC output, or both."""
+"""What every icefall model has around its encoder: features, and a stateless transducer, a CTC output, or both."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, linear, same
+from jaxasr.encoders import EncoderConfig
 from jaxasr.errors import CheckpointError
-from jaxasr.heads.ctc import CTCConfig
-from jaxasr.heads.predictors import StatelessConfig
-from jaxasr.heads.transducer import TransducerConfig
+from jaxasr.features.kaldi_config import KaldiConfig
+from jaxasr.heads.configs import CTCConfig, StatelessConfig, TransducerConfig
+from jaxasr.model_config import AudioConfig, ModelConfig
+from jaxasr.search import GreedyConfig
 from jaxasr.text.sherpa_onnx import SherpaOnnxConfig
 from jaxasr.text.tokens import TokenTable
 
-if TYPE_CHECKING:
-    from jaxasr.model import ModelConfig
-
+# Zeros that sherpa-onnx's examples feed after a stream, so that the last words leave the look-ahead (s).
+ONLINE_TAIL = 0.66
 # The tensor that proves a head, and has a row for each id.
 OUTPUTS = {"transducer": "joiner.output_linear.weight", "ctc": "ctc_output.1.weight"}
 
@@ -60,6 +62,7 @@ def transducer_config(
         predictor=StatelessConfig(
             dim=tensors["decoder.embedding.weight"].shape[1],
             context_size=1 if convolution is None else convolution.shape[2],
+            group_size=StatelessConfig.group_size if convolution is None else convolution.shape[1],
         ),
         joiner_dim=joiner,
         blank_id=int(settings.get("blank_id", 0)),
@@ -72,6 +75,54 @@ def ctc_config(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -
     if OUTPUTS["ctc"] not in tensors:
         return None
     return CTCConfig(vocabulary_size=tensors[OUTPUTS["ctc"]].shape[0], blank_id=int(settings.get("blank_id", 0)))
+
+
+def without_absent(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+    """A given configuration with the heads that the file holds; `checkpoint.notes` says which one is left out.
+
+    An export has one head where the recipe trains two.
+    """
+    absent = [
+        head for head, name in OUTPUTS.items() if getattr(config, head) is not None and name not in checkpoint.tensors
+    ]
+    if not absent:
+        return config
+    for head in absent:
+        checkpoint.notes.append(f"the file holds no {head} head, which {config.name} would have: it is left out")
+    return dataclasses.replace(
+        config,
+        search=GreedyConfig(),  # what was to be done with both heads goes with one of them
+        transducer=None if "transducer" in absent else config.transducer,
+        ctc=None if "ctc" in absent else config.ctc,
+        ctc_text=None if "ctc" in absent else config.ctc_text,
+    )
+
+
+def model_config(
+    name: str, encoder: EncoderConfig, checkpoint: Checkpoint, unknown_id: int | None, streams: bool
+) -> ModelConfig:
+    """The whole model around an encoder; `streams`: decoded as sherpa-onnx's online recogniser does.
+
+    `unknown_id`: as `transducer_config` takes it. ValueError where parts do not agree.
+    """
+    transducer = transducer_config(checkpoint.tensors, checkpoint.settings, unknown_id)
+    ctc = ctc_config(checkpoint.tensors, checkpoint.settings)
+    text, ctc_text = spellings(transducer, ctc, streams)
+    return ModelConfig(
+        name=name,
+        encoder=encoder,
+        features=KaldiConfig(bins=feature_bins(checkpoint.settings)),
+        text=text,
+        transducer=transducer,
+        ctc=ctc,
+        ctc_text=ctc_text,
+        audio=AudioConfig(silence_after=ONLINE_TAIL if streams else 0.0),
+    )
+
+
+def feature_bins(settings: Mapping[str, Any]) -> int:
+    """Width of the features, 80 where nothing states it."""
+    return int(settings.get("feature_dim", 80))
 
 
 def spellings(

@@ -7,14 +7,15 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from jaxasr.convert.mapping import Checkpoint, map_tensors, match_parameters
+from jaxasr.convert.mapping import Checkpoint, match_parameters
 from jaxasr.convert.protocol import Candidate, Converted, Options
 from jaxasr.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from jaxasr.model import ModelConfig
+    from jaxasr.model_config import ModelConfig
     from jaxasr.text.tokens import TokenTable
 
 # Keys of a recipe's configuration that say nothing about the network.
@@ -23,7 +24,8 @@ _NOTES = frozenset({"recipe", "export", "arguments"})
 _ARGUMENTS = frozenset(
     "num_encoder_layers downsampling_factor feedforward_dim num_heads encoder_dim query_head_dim value_head_dim "
     "pos_head_dim pos_dim cnn_module_kernel decoder_dim joiner_dim causal chunk_size left_context_frames context_size "
-    "vocab_size blank_id unk_id feature_dim use_transducer use_ctc".split()
+    "vocab_size blank_id unk_id feature_dim use_transducer use_ctc nhead dim_feedforward causal_convolution "
+    "dynamic_chunk_training".split()
 )
 _LOOKALIKES = frozenset({"use_cr_ctc", "attention_decoder_num_heads"})  # other arguments, near to some of the above
 
@@ -41,7 +43,7 @@ def read(candidate: Candidate, options: Options) -> Checkpoint:
 
 def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     """The model that a checkpoint and the options describe; what was assumed is added to the checkpoint's notes."""
-    from jaxasr.convert.icefall import heads, zipformer
+    from jaxasr.convert.icefall import conformer, heads, zipformer
 
     if options.tokens is None:
         raise CheckpointError(
@@ -57,15 +59,15 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
         checkpoint.notes.append(f"the vocabulary is {vocabulary}, the first found that fits (tokens overrides)")
     if tokens.blank_id is not None:
         checkpoint.settings.setdefault("blank_id", tokens.blank_id)  # the recipe takes it from the same table
+    architecture: ModuleType = conformer if conformer.is_conformer(checkpoint.tensors) else zipformer
     if options.config is None:
         unknown_id = int(recipe["unk_id"]) if recipe.get("unk_id") is not None else tokens.unk_id
-        config = zipformer.derive_config(checkpoint, options, unknown_id)
+        config = architecture.derive_config(checkpoint, options, unknown_id)
         checkpoint.notes.extend(_similar_models(config))
     else:
-        config = zipformer.complete_config(options.config, checkpoint, options)
+        config = architecture.complete_config(options.config, checkpoint, options)
     heads.check_blank(config, tokens, vocabulary)
-    mapped = map_tensors(checkpoint.tensors, zipformer.TABLE, zipformer.IGNORED)
-    return Converted(config, match_parameters(mapped, config), tokens)
+    return Converted(config, match_parameters(architecture.map_checkpoint(checkpoint), config), tokens)
 
 
 def read_tokens(path: Path, size: int) -> TokenTable:

@@ -12,16 +12,14 @@ import numpy as np
 
 from jaxasr.configs import named_configs
 from jaxasr.convert.icefall import heads
-from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, conv2d, linear, same
+from jaxasr.convert.icefall.chunks import Frames, choose_chunks, refuse_chunks, trained_with
+from jaxasr.convert.icefall.front_end import front_end_rules
+from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, conv2d, linear, map_tensors, same
 from jaxasr.convert.protocol import Options
-from jaxasr.encoders.zipformer import ZipformerConfig
+from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.errors import CheckpointError, ConfigError, listing
-from jaxasr.features.kaldi import KaldiConfig
-from jaxasr.model import AudioConfig, ModelConfig
-from jaxasr.search import GreedyConfig
+from jaxasr.model_config import ModelConfig
 from jaxasr.store import read_config
-
-EMBED_CHANNELS = 128  # after the front end's last convolution, in every recipe
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
@@ -29,11 +27,6 @@ EMBED_CHANNELS = 128  # after the front end's last convolution, in every recipe
 def _edges(x: np.ndarray) -> np.ndarray:
     """(2, channels, width) -> (2, width, channels)."""
     return x.transpose(0, 2, 1)
-
-
-def _channels_last(x: np.ndarray) -> np.ndarray:
-    """(out, channels * frequencies) -> (frequencies * channels, out): our convolutions keep channels last."""
-    return x.reshape(x.shape[0], EMBED_CHANNELS, -1).transpose(2, 1, 0).reshape(-1, x.shape[0])
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:
@@ -67,12 +60,7 @@ LINEARS = {
 IN_LAYER = "encoder.stacks.{stack}.layers.{layer}."
 
 TABLE: tuple[Rule, ...] = (
-    Rule(r"encoder_embed\.conv\.0\.weight", "encoder.embed.conv1.kernel", conv2d),
-    Rule(r"encoder_embed\.conv\.0\.bias", "encoder.embed.conv1.bias", same),
-    Rule(r"encoder_embed\.conv\.4\.weight", "encoder.embed.conv2.kernel", conv2d),
-    Rule(r"encoder_embed\.conv\.4\.bias", "encoder.embed.conv2.bias", same),
-    Rule(r"encoder_embed\.conv\.7\.weight", "encoder.embed.conv3.kernel", conv2d),
-    Rule(r"encoder_embed\.conv\.7\.bias", "encoder.embed.conv3.bias", same),
+    *front_end_rules("encoder_embed", (0, 4, 7)),
     Rule(r"encoder_embed\.convnext\.depthwise_conv\.weight", "encoder.embed.convnext.depthwise.kernel", conv2d),
     Rule(r"encoder_embed\.convnext\.depthwise_conv\.bias", "encoder.embed.convnext.depthwise.bias", same),
     Rule(
@@ -81,8 +69,6 @@ TABLE: tuple[Rule, ...] = (
         lambda x: x[:, :, 0, 0].T,
     ),
     Rule(r"encoder_embed\.convnext\.pointwise_conv(?P<n>[12])\.bias", "encoder.embed.convnext.pointwise{n}.bias", same),
-    Rule(r"encoder_embed\.out\.weight", "encoder.embed.out.kernel", _channels_last),
-    Rule(r"encoder_embed\.out\.bias", "encoder.embed.out.bias", same),
     Rule(r"encoder_embed\.out_norm\.(?P<name>bias|log_scale)", "encoder.embed.norm.{name}", same),
     *(Rule(LAYER + re.escape(f".{name}.weight"), f"{IN_LAYER}{ours}.kernel", linear) for name, ours in LINEARS.items()),
     *(Rule(LAYER + re.escape(f".{name}.bias"), f"{IN_LAYER}{ours}.bias", same) for name, ours in LINEARS.items()),
@@ -120,13 +106,14 @@ IGNORED: tuple[Ignored, ...] = (
 )
 
 
+def map_checkpoint(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """The checkpoint's tensors by the paths of our parameters; CheckpointError where one has no place."""
+    return map_tensors(checkpoint.tensors, TABLE, IGNORED)
+
+
 # --- configuration ---------------------------------------------------------------------------------------------------
 
-# egs/librispeech/ASR/zipformer/train.py's defaults for what shapes leave open.
-DEFAULT_CHUNK, DEFAULT_LEFT_CONTEXT = 16, 64
 FRAME_SECONDS = 0.02  # between frames at 50 Hz, in which chunks are counted
-# Zeros that sherpa-onnx's examples feed after a stream, so that the last words leave the look-ahead (s).
-ONLINE_TAIL = 0.66
 
 
 def derive_config(checkpoint: Checkpoint, options: Options, unknown_id: int | None) -> ModelConfig:
@@ -145,7 +132,6 @@ def derive_config(checkpoint: Checkpoint, options: Options, unknown_id: int | No
     output_downsampling = _shape(tensors, "encoder.downsample_output.bias")[0]
     steps = (*sizes["downsampling_factor"], output_downsampling)
     chunk, left_context = _chunks(settings, causal, steps, options, checkpoint.notes)
-    bins = int(settings.get("feature_dim", 80))
     streams = causal and chunk > 0
     try:
         encoder = ZipformerConfig(
@@ -159,26 +145,14 @@ def derive_config(checkpoint: Checkpoint, options: Options, unknown_id: int | No
             pos_head_dim=sizes["pos_head_dim"],
             conv_kernel=sizes["cnn_module_kernel"],
             pos_dim=_shape(tensors, f"{_layer_prefixes(tensors)[0][0]}.self_attn_weights.linear_pos.weight")[1],
-            input_dim=bins,
+            input_dim=heads.feature_bins(settings),
             output_downsampling=output_downsampling,
             causal=causal,
             chunk_size=chunk,
             left_context=left_context,
             whole_chunks=streams,
         )
-        transducer = heads.transducer_config(tensors, settings, unknown_id)
-        ctc = heads.ctc_config(tensors, settings)
-        text, ctc_text = heads.spellings(transducer, ctc, streams)
-        return ModelConfig(
-            name=options.name,
-            encoder=encoder,
-            features=KaldiConfig(bins=bins),
-            text=text,
-            transducer=transducer,
-            ctc=ctc,
-            ctc_text=ctc_text,
-            audio=AudioConfig(silence_after=ONLINE_TAIL if streams else 0.0),
-        )
+        return heads.model_config(options.name, encoder, checkpoint, unknown_id, streams)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -188,27 +162,13 @@ def complete_config(config: ModelConfig, checkpoint: Checkpoint, options: Option
 
     An export has one head where the recipe trains two; `checkpoint.notes` says which one is left out.
     """
-    absent = [
-        head
-        for head, name in heads.OUTPUTS.items()
-        if getattr(config, head) is not None and name not in checkpoint.tensors
-    ]
-    for head in absent:
-        checkpoint.notes.append(f"the file holds no {head} head, which {config.name} would have: it is left out")
     settings, encoder = checkpoint.settings, config.encoder
     if not isinstance(encoder, ZipformerConfig):
         raise ConfigError(f"{config.name} describes a {encoder.kind}, but the checkpoint holds a Zipformer")
-    exported = all(len(_per_stack(settings.get(key, ()), 1)) == 1 for key in ("chunk_size", "left_context_frames"))
+    exported = all(len(trained_with(settings, key)) == 1 for key in ("chunk_size", "left_context_frames"))
     asked = options.chunk_seconds is not None or options.left_context_seconds is not None
     try:
-        if absent:  # and with it what was to be done with both
-            config = dataclasses.replace(
-                config,
-                search=GreedyConfig(),
-                transducer=None if "transducer" in absent else config.transducer,
-                ctc=None if "ctc" in absent else config.ctc,
-                ctc_text=None if "ctc" in absent else config.ctc_text,
-            )
+        config = heads.without_absent(config, checkpoint)
         if asked or (exported and encoder.causal):
             steps = (*encoder.downsampling, encoder.output_downsampling)
             chunk, left_context = _chunks(settings, encoder.causal, steps, options, [])
@@ -360,48 +320,12 @@ def _agree(key: str, stated: Any, derived: tuple[int, ...]) -> None:
 def _chunks(
     settings: Mapping[str, Any], causal: bool, steps: tuple[int, ...], options: Options, notes: list[str]
 ) -> tuple[int, int]:
-    """Chunk size and left context in frames at 50 Hz: those of the options, else the first of those trained with.
+    """Chunk size and left context in frames at 50 Hz, -1 both where the model is not causal.
 
     `steps`: the downsampling factors of the stacks, and that of the output, which must divide a chunk.
     """
-    asked = (options.chunk_seconds, options.left_context_seconds)
     if not causal:
-        if asked != (None, None):
-            raise ConfigError(
-                "chunk_seconds and left_context_seconds are for causal models, and this one is not causal"
-            )
+        refuse_chunks(options)
         return -1, -1
-    chosen = []
-    for key, name, seconds, default, step in (
-        ("chunk_size", "chunk_seconds", asked[0], DEFAULT_CHUNK, math.lcm(*steps)),
-        ("left_context_frames", "left_context_seconds", asked[1], DEFAULT_LEFT_CONTEXT, math.lcm(*steps[:-1])),
-    ):
-        trained = _per_stack(settings[key], 1) if settings.get(key) is not None else ()
-        listed = ", ".join("unlimited" if frames < 0 else f"{frames * FRAME_SECONDS:g}" for frames in trained)
-        if seconds is None:
-            value = next((frames for frames in trained if frames > 0), default)
-            if len(trained) != 1:
-                origin = f"the first of {listed}" if trained else "the recipe's first"
-                notes.append(f"{name} {value * FRAME_SECONDS:g} is taken, {origin} ({name} overrides)")
-        else:
-            value = _frames(seconds, name, step, listed)
-            if settings.get("fixed_chunk") and value != trained[0]:
-                raise ConfigError(
-                    f"this export holds weights for {name} {listed} only: {seconds:g} needs the .pt checkpoint"
-                )
-        chosen.append(value)
-    return chosen[0], chosen[1]
-
-
-def _frames(seconds: float, name: str, step: int, trained: str) -> int:
-    """`seconds` in frames at 50 Hz, a multiple of `step`; -1 for infinity. A chunk has at least one step."""
-    if seconds == math.inf:
-        return -1
-    frames = round(seconds / FRAME_SECONDS) if math.isfinite(seconds) else -1
-    least = step if name == "chunk_seconds" else 0
-    if frames < least or frames % step or abs(frames * FRAME_SECONDS - seconds) > 1e-6:
-        known = f"; the recipe trains with {trained}" if trained else ""
-        raise ConfigError(
-            f"{name} {seconds:g} is not possible: this model takes multiples of {step * FRAME_SECONDS:g} s{known}"
-        )
-    return frames
+    frames = Frames(FRAME_SECONDS, math.lcm(*steps), math.lcm(*steps[:-1]))
+    return choose_chunks(settings, options, frames, notes)

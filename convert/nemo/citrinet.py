@@ -6,15 +6,16 @@ stated, and a dense residual hears the inputs of all dense blocks so far. Here e
 
 from __future__ import annotations
 
-import typing
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
 from jaxasr.convert.mapping import Ignored, Rule, conv1d, linear, same
+from jaxasr.convert.nemo.settings import Section
 from jaxasr.encoders.citrinet_config import Activation, BlockConfig, CitrinetConfig
-from jaxasr.errors import CheckpointError, listing
+from jaxasr.errors import CheckpointError
 
 # The last part of the class that `encoder._target_` names.
 TARGETS = frozenset({"ConvASREncoder"})
@@ -102,20 +103,28 @@ def _pointwise(x: np.ndarray) -> np.ndarray:
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
-# The remaining settings of ConvASREncoder; `init_mode` is for training.
+Value = TypeVar("Value")
+
+# What ConvASREncoder takes; `init_mode` is for training.
 ENCODER_KEYS = frozenset(
     "_target_ jasper activation feat_in frame_splicing normalization_mode norm_groups residual_mode conv_mask "
     "init_mode quantize".split()
 )
-# Those of a block. `dropout` is for training; inference hears the whole utterance in squeeze-excite whatever its
+# What a block takes. `dropout` is for training; squeeze-excite hears the whole utterance in inference, whatever its
 # context is (NeMo since 1.6).
 BLOCK_KEYS = frozenset(
     "filters repeat kernel stride dilation dropout residual separable groups heads residual_mode residual_dense se "
     "se_reduction_ratio se_context_size se_interpolation_mode kernel_size_factor stride_last future_context".split()
 )
-RESIDUAL_MODES = ("add", "stride_add", "max")
-# NeMo's names to ours, with the number of groups; None where `norm_groups` states it.
-NORMALIZATIONS = {"batch": ("batch", 0), "instance": ("group", 0), "layer": ("group", 1), "group": ("group", None)}
+ACTIVATIONS: dict[str, Activation] = {name: name for name in get_args(Activation)}
+RESIDUAL_MODES = {mode: mode for mode in ("add", "stride_add", "max")}
+# Our kind of norm, and the number of its groups; None where `norm_groups` states it.
+NORMALIZATIONS: dict[str, tuple[Literal["batch", "group"], int | None]] = {
+    "batch": ("batch", 0),
+    "instance": ("group", 0),
+    "layer": ("group", 1),
+    "group": ("group", None),
+}
 
 
 def encoder_config(settings: Mapping[str, Any], input_dim: int) -> CitrinetConfig:
@@ -123,25 +132,20 @@ def encoder_config(settings: Mapping[str, Any], input_dim: int) -> CitrinetConfi
 
     CheckpointError where a setting is unknown or cannot be run, by NeMo or here, with its name.
     """
-    _check_keys(settings, ENCODER_KEYS, "encoder")
-    if _flag(settings, "quantize", "encoder", False):
-        raise CheckpointError("encoder.quantize is on: convert the checkpoint from before its quantization")
-    width = _integer(settings, "feat_in", "encoder") * _integer(settings, "frame_splicing", "encoder", 1)
-    if width != input_dim:
-        raise CheckpointError(f"encoder.feat_in asks for {width} bins, but the preprocessor gives {input_dim}")
-    normalization, groups = NORMALIZATIONS[
-        _choice(settings, "normalization_mode", "encoder", tuple(NORMALIZATIONS), "batch")
-    ]
-    if groups is None:
-        groups = max(_integer(settings, "norm_groups", "encoder", -1), 0)
-    masked = _flag(settings, "conv_mask", "encoder", True)
+    section = _section("encoder", settings, ENCODER_KEYS)
+    if section.flag("quantize", False):
+        raise section.refuse("quantize", "convert the checkpoint from before its quantization")
+    if section.integer("feat_in", 0) * section.integer("frame_splicing", 1) != input_dim:
+        raise section.refuse("feat_in", f"the preprocessor gives {input_dim} bins")
+    normalization, groups = _choice(section, "normalization_mode", "batch", NORMALIZATIONS)
+    masked = section.flag("conv_mask", True)
     try:
         return CitrinetConfig(
-            blocks=_blocks(settings, masked),
+            blocks=_blocks(section, masked),
             input_dim=input_dim,
-            activation=_choice(settings, "activation", "encoder", typing.get_args(Activation)),
+            activation=_choice(section, "activation", "", ACTIVATIONS),
             normalization=normalization,
-            norm_groups=groups,
+            norm_groups=max(section.integer("norm_groups", -1), 0) if groups is None else groups,
             conv_mask=masked,
             trailing_frames=0 if masked and normalization == "batch" else 1,
         )
@@ -149,70 +153,61 @@ def encoder_config(settings: Mapping[str, Any], input_dim: int) -> CitrinetConfi
         raise CheckpointError(f"encoder.jasper: {error}") from None
 
 
-def _blocks(settings: Mapping[str, Any], masked: bool) -> tuple[BlockConfig, ...]:
+def _blocks(section: Section, masked: bool) -> tuple[BlockConfig, ...]:
     """The list `jasper`, each block with what it takes over from those before it."""
-    listed = settings.get("jasper")
-    if not isinstance(listed, Sequence) or not all(isinstance(block, Mapping) for block in listed):
-        raise CheckpointError("encoder.jasper is not a list of blocks")
+    listed = section.values.get("jasper")
+    if not isinstance(listed, list) or not all(isinstance(block, Mapping) for block in listed):
+        raise section.refuse("jasper", "model_config.yaml should have a list of blocks there")
     blocks: list[BlockConfig] = []
-    mode = _choice(settings, "residual_mode", "encoder", RESIDUAL_MODES, "add")
-    dense = 0  # dense blocks so far
-    heard = [0]  # the blocks whose inputs the next block's residuals can hear
-    for number, block in enumerate(listed):
-        where = f"encoder.jasper[{number}]"
-        _check_keys(block, BLOCK_KEYS, where)
-        mode = _choice(block, "residual_mode", where, RESIDUAL_MODES, mode)
-        residual, is_dense = _flag(block, "residual", where), _flag(block, "residual_dense", where, False)
+    mode = _choice(section, "residual_mode", "add", RESIDUAL_MODES)
+    dense = 0  # blocks so far that state residual_dense
+    heard = [0]  # the blocks whose inputs NeMo hands to the next one
+    for number, settings in enumerate(listed):
+        block = _section(f"encoder.jasper[{number}]", settings, BLOCK_KEYS)
+        mode = _choice(block, "residual_mode", mode, RESIDUAL_MODES)
+        residual, is_dense = block.flag("residual", True), block.flag("residual_dense", False)
         dense += is_dense
-        is_dense = is_dense and residual
-        if is_dense and dense > len(heard):
-            raise CheckpointError(f"{where}.residual_dense: NeMo cannot run dense blocks with others between them")
-        # NeMo gives a block that is not dense the first of the inputs that a dense one would hear.
+        if residual and is_dense and dense > len(heard):
+            raise block.refuse("residual_dense", "NeMo cannot run dense blocks with others between them")
+        # A block that is not dense takes the first of what it is handed, its own input or not.
         sources = (heard if is_dense else heard[:1]) if residual else []
-        blocks.append(_block_config(block, where, masked, mode, tuple(number - source for source in sources)))
-        heard = [*heard, number + 1] if is_dense else [number + 1]
+        blocks.append(_block_config(block, masked, mode, tuple(number - source for source in sources)))
+        heard = [*heard, number + 1] if residual and is_dense else [number + 1]
     return tuple(blocks)
 
 
-def _block_config(
-    block: Mapping[str, Any], where: str, masked: bool, mode: str, residual: tuple[int, ...]
-) -> BlockConfig:
+def _block_config(block: Section, masked: bool, mode: str, residual: tuple[int, ...]) -> BlockConfig:
     """One block; `residual` counts backwards."""
-    kernel = _kernel(block, where)
-    separable = _flag(block, "separable", where, False)
-    stride, dilation = _single(block, "stride", where), _single(block, "dilation", where)
+    kernel, dilation, stride = _kernel(block), _single(block, "dilation"), _single(block, "stride")
+    separable = block.flag("separable", False)
     config = BlockConfig(
-        filters=_integer(block, "filters", where),
+        filters=block.integer("filters", 0),
         kernel=kernel,
-        repeat=_integer(block, "repeat", where),
+        repeat=block.integer("repeat", 0),
         stride=stride,
-        stride_last=_flag(block, "stride_last", where, False),
+        stride_last=block.flag("stride_last", False),
         dilation=dilation,
-        padding=_padding(kernel, dilation, _integer(block, "future_context", where, -1)),
+        padding=_padding(kernel, dilation, block.integer("future_context", -1)),
         separable=separable,
-        groups=_integer(block, "groups", where, 1),
-        # A convolution without a mask has no heads in NeMo, and one that is not separable has none either.
-        heads=max(_integer(block, "heads", where, -1), 0) if masked and separable else 0,
-        squeeze=_integer(block, "se_reduction_ratio", where, 8) if _flag(block, "se", where, False) else 0,
+        groups=block.integer("groups", 1),
+        # NeMo's ordinary convolutions, and all that have no mask, take no notice of heads.
+        heads=max(block.integer("heads", -1), 0) if masked and separable else 0,
+        squeeze=block.integer("se_reduction_ratio", 8) if block.flag("se", False) else 0,
         residual=residual,
         residual_mode="max" if mode == "max" else "add",
     )
-    strided = stride if mode == "stride_add" else 1
-    if residual and strided != np.prod(config.strides):
-        raise CheckpointError(f"{where}: residual_mode {mode} does not stride as its convolutions do")
+    if residual and math.prod(config.strides) != (stride if mode == "stride_add" else 1):
+        raise block.refuse("residual_mode", f"a residual by {mode} does not stride as the block does")
     if not masked and config.padding is not None:
-        raise CheckpointError(f"{where}.future_context needs encoder.conv_mask")
+        raise block.refuse("future_context", "NeMo runs it with encoder.conv_mask only")
     if not masked and config.squeeze:
-        raise CheckpointError(f"{where}.se needs encoder.conv_mask, by which it counts frames")
+        raise block.refuse("se", "without encoder.conv_mask NeMo counts frames that are not there")
     return config
 
 
-def _kernel(block: Mapping[str, Any], where: str) -> int:
+def _kernel(block: Section) -> int:
     """The kernel's width after `kernel_size_factor`: at least 1, and one more where it is even."""
-    factor = block.get("kernel_size_factor", 1.0)
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)):
-        raise CheckpointError(f"{where}.kernel_size_factor is {factor!r}, not a number")
-    width = max(int(_single(block, "kernel", where) * float(factor)), 1)
+    width = max(int(_single(block, "kernel") * block.number("kernel_size_factor", 1.0)), 1)
     return width + (width % 2 == 0)
 
 
@@ -225,38 +220,29 @@ def _padding(kernel: int, dilation: int, future: int) -> tuple[int, int] | None:
     return before, dilation * future
 
 
-def _single(block: Mapping[str, Any], key: str, where: str) -> int:
+def _single(block: Section, key: str) -> int:
     """A number that NeMo writes as a list of one."""
-    value = block.get(key)
-    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
-        value = value[0]
-    return _integer({key: value}, key, where)
+    value = block.values.get(key)
+    if not isinstance(value, list):
+        return block.integer(key, 0)
+    numbers = block.integers(key) or ()
+    if len(numbers) != 1:
+        raise block.refuse(key, "a convolution over time has one number there")
+    return numbers[0]
 
 
-def _integer(settings: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
-    value = settings.get(key, default)
-    if type(value) is not int:
-        raise CheckpointError(f"{where}.{key} is {value!r}, not a whole number")
-    return value
+def _choice(section: Section, key: str, default: str, choices: Mapping[str, Value]) -> Value:
+    """What a name stands for."""
+    name = section.text(key, default)
+    if name not in choices:
+        raise section.refuse(key, f"known are {', '.join(choices)}")
+    return choices[name]
 
 
-def _flag(settings: Mapping[str, Any], key: str, where: str, default: bool | None = None) -> bool:
-    value = settings.get(key, default)
-    if type(value) is not bool:
-        raise CheckpointError(f"{where}.{key} is {value!r}, not true or false")
-    return value
-
-
-def _choice(
-    settings: Mapping[str, Any], key: str, where: str, choices: Sequence[str], default: str | None = None
-) -> Any:
-    value = settings.get(key, default)
-    if value not in choices:
-        raise CheckpointError(f"{where}.{key} is {value!r}; known are {', '.join(choices)}")
-    return value
-
-
-def _check_keys(settings: Mapping[str, Any], known: frozenset[str], where: str) -> None:
-    unknown = sorted(str(key) for key in settings if key not in known)
-    if unknown:
-        raise CheckpointError(f"{where} has settings that are not known here: {listing(unknown)}")
+def _section(name: str, settings: Mapping[str, Any], known: frozenset[str]) -> Section:
+    """The mapping `settings` by its place in the file; CheckpointError for a key that is not known."""
+    section = Section({name: settings}, name)
+    for key in settings:
+        if key not in known:
+            raise section.refuse(key, "a setting that jaxasr does not know")
+    return section

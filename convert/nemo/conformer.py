@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxasr.convert.mapping import Ignored, Rule, conv1d, conv2d, linear, same
+from jaxasr.convert.nemo.settings import Section
 from jaxasr.encoders.conformer_config import UNLIMITED, ConformerConfig
-from jaxasr.errors import CheckpointError
+from jaxasr.errors import CheckpointError, listing
 
 # Last parts of `_target_`. The adapter's class has the same layers, and its adapters, if any, are unknown tensors.
 TARGETS = frozenset({"ConformerEncoder", "ConformerEncoderAdapter"})
@@ -118,107 +119,97 @@ FRONT_ENDS = {"striding": "ordinary", "dw_striding": "separable"}
 POSITIONS = {"rel_pos": "relative", "abs_pos": "absolute"}
 STYLES = {"regular": "regular", "chunked_limited": "chunked"}
 CONV_NORMS = {"batch_norm": "batch", "layer_norm": "layer"}
-# Settings of the training, of what is computed elsewhere, or of how the same result is computed.
+CAUSAL = "causal"
+LAYER_LIMIT = 1000  # the deepest published encoder has 42
+# Settings that `encoder_config` reads.
+KNOWN = frozenset(
+    "_target_ feat_in feat_out n_layers d_model subsampling subsampling_factor subsampling_conv_channels "
+    "causal_downsampling ff_expansion_factor self_attention_model n_heads att_context_size att_context_style xscaling "
+    "conv_kernel_size conv_norm_type conv_context_size use_bias reduction".split()
+)
+# Settings of the training, and of how NeMo computes the same. The global tokens are those of the local attention, the
+# factor and position those of the reduction, which are refused themselves.
 WITHOUT_EFFECT = frozenset(
-    {
-        "_target_",
-        "untie_biases",
-        "pos_emb_max_len",
-        "subsampling_conv_chunking_factor",
-        "att_context_probs",
-        "dropout",
-        "dropout_pre_encoder",
-        "dropout_emb",
-        "dropout_att",
-        "stochastic_depth_drop_prob",
-        "stochastic_depth_mode",
-        "stochastic_depth_start_layer",
-        "global_tokens",  # of the local attention, which is refused itself
-        "global_tokens_spacing",
-        "global_attn_separate",
-        "use_pytorch_sdpa",
-        "use_pytorch_sdpa_backends",
-        "sync_max_audio_length",
-        "export_cache_support",
-        "reduction_position",
-        "reduction_factor",
-    }
+    "untie_biases pos_emb_max_len subsampling_conv_chunking_factor att_context_probs dropout dropout_pre_encoder "
+    "dropout_emb dropout_att stochastic_depth_drop_prob stochastic_depth_mode stochastic_depth_start_layer "
+    "global_tokens global_tokens_spacing global_attn_separate use_pytorch_sdpa use_pytorch_sdpa_backends "
+    "sync_max_audio_length export_cache_support reduction_position reduction_factor".split()
 )
 
 
 def encoder_config(settings: Mapping[str, Any], input_dim: int) -> ConformerConfig:
-    """The configuration of NeMo's `encoder:` mapping; `input_dim`: mel bins of the preprocessor.
+    """The mapping `encoder` of model_config.yaml as our configuration, for features with `input_dim` bins.
 
-    CheckpointError names the setting that is unknown, that is no value of its kind, or that says what is not done here
-    (the front ends vggnet, stacking and the one-dimensional ones, local attention, a reduction within the stack).
+    CheckpointError names the setting that is unknown, is no value of its kind, or asks for what is not done here: the
+    front ends vggnet, stacking and those of one dimension, local attention, a reduction between the layers.
     """
-    left = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT and value is not None}
-
-    def take(key: str, default: Any = None) -> Any:
-        """The value of a setting of the type of its default; without a default, an integer that must be there."""
-        value = left.pop(key, default)
-        kind = int if default is None else type(default)
-        if type(value) is not kind:
-            raise CheckpointError(f"encoder.{key} is {value!r}, not of type {kind.__name__}")
-        return value
-
-    def choose(key: str, default: str, known: Mapping[str, str]) -> Any:
-        value = left.pop(key, default)
-        if not isinstance(value, str) or value not in known:
-            raise CheckpointError(f"encoder.{key} is {value!r}, which is not known; known are {', '.join(known)}")
-        return known[value]
-
-    dim, kernel = take("d_model"), take("conv_kernel_size", 31)
-    channels, output = take("subsampling_conv_channels", UNLIMITED), take("feat_out", UNLIMITED)
-    bins = take("feat_in")
+    unknown = sorted(str(key) for key in settings if key not in KNOWN | WITHOUT_EFFECT)
+    if unknown:
+        raise CheckpointError(f"encoder has settings that are not known here: {listing(unknown)}")
+    section = Section({"encoder": settings}, "encoder")
+    if settings.get("reduction") is not None:
+        raise section.refuse("reduction", "a Conformer that shortens between its layers is not known here")
+    bins, layers = section.integer("feat_in", 0), section.integer("n_layers", 0)
     if bins != input_dim:
-        raise CheckpointError(f"encoder.feat_in is {bins}, but the preprocessor makes {input_dim} mel bins")
-    fields: dict[str, Any] = {
-        "num_layers": take("n_layers"),
-        "dim": dim,
-        "num_heads": take("n_heads", 4),
-        "feedforward_dim": dim * take("ff_expansion_factor", 4),
-        "conv_kernel": kernel,
-        "input_dim": bins,
-        "subsampling": take("subsampling_factor", 4),
-        "front_end": choose("subsampling", "striding", FRONT_ENDS),
-        "front_end_channels": dim if channels == UNLIMITED else channels,
-        "causal_front_end": take("causal_downsampling", False),
-        "positions": choose("self_attention_model", "rel_pos", POSITIONS),
-        "scale_inputs": take("xscaling", True),
-        "context": _context(left.pop("att_context_size", (UNLIMITED, UNLIMITED))),
-        "context_style": choose("att_context_style", "regular", STYLES),
-        "conv_context": _conv_context(left.pop("conv_context_size", None), kernel),
-        "conv_norm": choose("conv_norm_type", "batch_norm", CONV_NORMS),
-        "use_bias": take("use_bias", True),
-        "projected_dim": output if output > 0 and output != dim else None,
-    }
-    if left:
-        unknown = ", ".join(f"encoder.{key}" for key in left)
-        raise CheckpointError(f"{unknown}: a setting of the Conformer that is not known here")
+        raise section.refuse("feat_in", f"the preprocessor gives {input_dim} bins")
+    if layers > LAYER_LIMIT:
+        raise section.refuse("n_layers", f"at most {LAYER_LIMIT} are plausible")
+    dim, kernel = section.integer("d_model", 0), section.integer("conv_kernel_size", 31)
+    channels, projected = section.integer("subsampling_conv_channels", -1), section.integer("feat_out", -1)
     try:
-        return ConformerConfig(**fields)
+        return ConformerConfig(
+            num_layers=layers,
+            dim=dim,
+            num_heads=section.integer("n_heads", 4),
+            feedforward_dim=dim * section.integer("ff_expansion_factor", 4),
+            conv_kernel=kernel,
+            input_dim=bins,
+            subsampling=section.integer("subsampling_factor", 4),
+            front_end=_choice(section, "subsampling", "striding", FRONT_ENDS),
+            front_end_channels=channels if channels > 0 else dim,
+            causal_front_end=section.flag("causal_downsampling", False),
+            positions=_choice(section, "self_attention_model", "rel_pos", POSITIONS),
+            scale_inputs=section.flag("xscaling", True),
+            context=_context(section),
+            context_style=_choice(section, "att_context_style", "regular", STYLES),
+            conv_context=_conv_context(section, kernel),
+            conv_norm=_choice(section, "conv_norm_type", "batch_norm", CONV_NORMS),
+            use_bias=section.flag("use_bias", True),
+            projected_dim=projected if projected > 0 and projected != dim else None,
+        )
     except ValueError as error:
-        raise CheckpointError(f"the encoder's settings cannot be: {error}") from None
+        raise CheckpointError(f"encoder: {error}") from None
 
 
-def _context(value: Any) -> tuple[int, int]:
+def _choice(section: Section, key: str, default: str, known: Mapping[str, str]) -> Any:
+    """What NeMo's name for a choice is called here; null is a name of its own, of no subsampling at all."""
+    value = section.values.get(key, default)
+    if not isinstance(value, str) or value not in known:
+        raise section.refuse(key, f"known are {', '.join(known)}")
+    return known[value]
+
+
+def _context(section: Section) -> tuple[int, int]:
     """Frames before and after; of a list of such pairs, as models are trained with, NeMo infers with the first."""
-    first = value[0] if _is_list(value) and value and _is_list(value[0]) else value
-    if not _is_list(first) or len(first) != 2 or not all(type(frames) is int for frames in first):
-        raise CheckpointError(f"encoder.att_context_size is {value!r}, not two numbers of frames or a list of such")
-    return first[0], first[1]
+    value = section.values.get("att_context_size")
+    if value is None:
+        return UNLIMITED, UNLIMITED
+    pair = value[0] if isinstance(value, list) and value and isinstance(value[0], list) else value
+    if not _is_pair(pair):
+        raise section.refuse("att_context_size", "neither two numbers of frames nor a list of such")
+    return pair[0], pair[1]
 
 
-def _conv_context(value: Any, kernel: int) -> tuple[int, int] | None:
+def _conv_context(section: Section, kernel: int) -> tuple[int, int] | None:
+    value = section.values.get("conv_context_size")
     if value is None:
         return None
-    if value == "causal":
+    if value == CAUSAL:
         return kernel - 1, 0
-    if not _is_list(value) or len(value) != 2 or not all(type(frames) is int for frames in value):
-        raise CheckpointError(f"encoder.conv_context_size is {value!r}, neither causal nor two numbers of frames")
+    if not _is_pair(value):
+        raise section.refuse("conv_context_size", f"neither {CAUSAL} nor two numbers of frames")
     return value[0], value[1]
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(frames) is int for frames in value)

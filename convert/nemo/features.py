@@ -32,9 +32,7 @@ _GUARDS = {"tiny": float(np.finfo(np.float32).tiny), "eps": float(np.finfo(np.fl
 
 def _filterbank(x: np.ndarray) -> np.ndarray:
     """(1, bins, lines) -> (lines, bins)."""
-    if len(x) != 1:
-        raise ValueError("more than one filterbank")
-    return x[0].T
+    return x.reshape(x.shape[1:]).T
 
 
 TABLE = (

@@ -10,9 +10,8 @@ import numpy as np
 from jaxasr.convert.mapping import Ignored, Rule, linear, same
 from jaxasr.convert.nemo.settings import Section
 from jaxasr.errors import CheckpointError
-from jaxasr.heads.ctc import CTCConfig
+from jaxasr.heads.configs import CTCConfig, TransducerConfig
 from jaxasr.heads.lstm_config import LSTMConfig
-from jaxasr.heads.transducer import TransducerConfig
 
 CTC_TARGET, PREDICTOR_TARGET, JOINT_TARGET = "ConvASRDecoder", "RNNTDecoder", "RNNTJoint"
 # NeMo's own default where a configuration states none; without any a frame could emit tokens for ever.
@@ -59,7 +58,7 @@ def with_summed_biases(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 def ctc_config(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> CTCConfig | None:
     """The sizes of the CTC head, of a hybrid model its auxiliary one; None where there is none."""
-    hybrid = "aux_ctc" in settings
+    hybrid = any(name.startswith("ctc_decoder.") for name in tensors)
     section = Section(settings, "aux_ctc").section("decoder") if hybrid else Section(settings, "decoder")
     if not hybrid and section.target == PREDICTOR_TARGET:
         return None

@@ -44,8 +44,8 @@ def read(candidate: Candidate, options: Options) -> Checkpoint:
 
 def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     """The model that an archive and the options describe; what was assumed is added to the checkpoint's notes."""
-    from jaxasr.convert.nemo import features, heads, tokenizers
-    from jaxasr.model import ModelConfig
+    from jaxasr.convert.nemo import contexts, features, heads, tokenizers
+    from jaxasr.model_config import ModelConfig
 
     settings, notes = checkpoint.settings, checkpoint.notes
     _refuse_strangers(settings, options)
@@ -56,10 +56,11 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
         ctc = heads.ctc_config(settings, tensors)
         transducer = heads.transducer_config(settings, tensors, notes)
         size = next(head.vocabulary_size for head in (transducer, ctc) if head is not None)
+        encoder = contexts.choose_context(settings["encoder"], front_end.frame_seconds, options, notes)
         tokens, spelling = tokenizers.vocabulary(settings[_ARCHIVE], settings, options.tokens, size)
         config = options.config or ModelConfig(
             name=options.name,
-            encoder=part.encoder_config(settings["encoder"], front_end.output_dim),
+            encoder=part.encoder_config(encoder, front_end.output_dim),
             features=front_end,
             text=spelling,
             transducer=transducer,

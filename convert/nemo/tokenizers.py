@@ -61,7 +61,7 @@ def vocabulary(
 
 def _labels(settings: Mapping[str, Any]) -> list[str]:
     """The characters of a model without a tokenizer, wherever its configuration lists them."""
-    sections = [Section({"settings": settings}, "settings"), Section(settings, "decoder"), Section(settings, "joint")]
+    sections = [Section({"model": settings}, "model"), Section(settings, "decoder"), Section(settings, "joint")]
     for section, key in ((sections[1], "vocabulary"), (sections[0], "labels"), (sections[2], "vocabulary")):
         if labels := section.texts(key):
             return labels

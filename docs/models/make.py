@@ -17,7 +17,8 @@ import numpy as np
 
 from jaxasr.configs import named_configs
 from jaxasr.convert.hub.published import MODELS
-from jaxasr.model import AbstractModel, ModelConfig
+from jaxasr.model import AbstractModel
+from jaxasr.model_config import ModelConfig
 from jaxasr.store import read_config
 
 FOLDER = Path(__file__).resolve().parent

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from jaxasr import __version__
-from jaxasr.cli import bench, convert, evaluate, info, train, transcribe
+from jaxasr.cli import bench, compile, convert, evaluate, info, train, transcribe
 from jaxasr.cli.progress import debugging, log_to_stderr, say, show_traceback
 from jaxasr.errors import JaxasrError, printable
 from jaxasr.files import reason
@@ -49,6 +49,7 @@ def _options(
 
 app.command("transcribe", epilog=transcribe.EXAMPLE)(transcribe.transcribe)
 app.command("convert", epilog=convert.EXAMPLE, cls=convert.ConvertCommand)(convert.convert)
+app.command("compile", epilog=compile.EXAMPLE)(compile.compile)
 app.command("info", epilog=info.EXAMPLE)(info.info)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("train", epilog=train.EXAMPLE)(train.train)

@@ -116,18 +116,21 @@ class RecognizerOptions:
 
 
 def with_recognizer_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each field of RecognizerOptions instead of its parameter `options`."""
+    """The command with an option for each field of RecognizerOptions instead of its parameter `options`.
+
+    A field that the command has as a parameter of its own is as the command has it.
+    """
     names = [field.name for field in dataclasses.fields(RecognizerOptions)]
+    own = inspect.signature(command, eval_str=True)
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        options = RecognizerOptions(**{name: given.pop(name) for name in names})
-        command(**given, options=options)
+        options = RecognizerOptions(**{name: given[name] for name in names})
+        command(**{name: value for name, value in given.items() if name in own.parameters}, options=options)
 
-    own = inspect.signature(command, eval_str=True)
     shared = inspect.signature(RecognizerOptions, eval_str=True).parameters.values()
     parameters = [parameter for parameter in own.parameters.values() if parameter.name != "options"]
-    parameters += shared
+    parameters += [parameter for parameter in shared if parameter.name not in own.parameters]
     run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

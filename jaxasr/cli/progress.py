@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from jaxasr import waiting
 from jaxasr.errors import printable
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def show_traceback() -> None:
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
+        if record.name != waiting.LOGGER:  # which a meter shows, if there is one
+            say(record.getMessage())
 
 
 def log_to_stderr() -> None:
@@ -73,11 +75,15 @@ def log_to_stderr() -> None:
         logging.getLogger().addHandler(logging.NullHandler())
 
 
-class Meter:
-    """Seconds of audio done, as a bar with the real-time factor; it shows nothing where there is no terminal."""
+class Meter(logging.Handler):
+    """Seconds of audio done, as a bar with the real-time factor; it shows nothing where there is no terminal.
+
+    As a handler of a log it shows what is waited for in the place of the title.
+    """
 
     def __init__(self, bar: Progress | None = None, title: str = "") -> None:
-        self._bar = bar
+        super().__init__()
+        self._bar, self._title = bar, title
         self._task = bar.add_task(title, total=None, speed="") if bar else None
         self._begun = time.monotonic()
 
@@ -87,6 +93,12 @@ class Meter:
             return
         factor = done / max(time.monotonic() - self._begun, 1e-9)
         self._bar.update(self._task, completed=done, total=known, speed=f"{factor:.3g}x real time")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show that a wait begins, or that it is over."""
+        if self._bar is not None and self._task is not None:
+            over = hasattr(record, waiting.OVER)
+            self._bar.update(self._task, description=self._title if over else record.getMessage())
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -118,4 +130,10 @@ def metered(title: str) -> Iterator[Meter]:
     # Standard output is left alone: results go there, also while it is a file and the bar is on the terminal.
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
-        yield Meter(bar, title)
+        meter = Meter(bar, title)
+        logger = logging.getLogger(waiting.LOGGER)
+        logger.addHandler(meter)
+        try:
+            yield meter
+        finally:
+            logger.removeHandler(meter)

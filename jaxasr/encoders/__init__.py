@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxasr.arrays import Count
-from jaxasr.configuration import Table
-from jaxasr.encoders.citrinet import Citrinet
+from jaxasr.configuration import Table, deferred
 from jaxasr.encoders.citrinet_config import CitrinetConfig
-from jaxasr.encoders.conformer import Conformer
 from jaxasr.encoders.conformer_config import ConformerConfig
-from jaxasr.encoders.zipformer import Zipformer, ZipformerConfig
+from jaxasr.encoders.icefall_conformer_config import IcefallConformerConfig
+from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.layers.dropout import Dropout
 
 
@@ -77,8 +76,12 @@ class StreamingEncoder(Encoder, Protocol):
 # Every encoder by its `kind`: made as (config, rngs=).
 ENCODERS: Table[Encoder] = Table(
     {
-        "citrinet": (CitrinetConfig, Citrinet),
-        "conformer": (ConformerConfig, Conformer),
-        "zipformer": (ZipformerConfig, Zipformer),
+        "citrinet": (CitrinetConfig, deferred("jaxasr.encoders.citrinet", "Citrinet")),
+        "conformer": (ConformerConfig, deferred("jaxasr.encoders.conformer", "Conformer")),
+        "icefall_conformer": (
+            IcefallConformerConfig,
+            deferred("jaxasr.encoders.icefall_conformer", "IcefallConformer"),
+        ),
+        "zipformer": (ZipformerConfig, deferred("jaxasr.encoders.zipformer", "Zipformer")),
     }
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxasr.layers.dropout import Dropout
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.norms import BatchNorm
 from jaxasr.layers.products import convolution_product, depthwise_product, linear_product
+from jaxasr.layers.repeated import run_layer
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -72,7 +73,7 @@ class Citrinet(nnx.Module):
             sources = [inputs[index - back] for back in config.residual]
             graph, state = nnx.split(block)
             drop = dropout.within(index) if dropout else None
-            inputs.append(run_block(graph, state, inputs[-1], sources, valid, present, drop))
+            inputs.append(run_layer(graph, state, inputs[-1], sources, valid, present, drop))
             valid, present = config.output_length(valid), config.output_length(present)
         return inputs[1:]
 
@@ -275,9 +276,3 @@ def _folded(x: Float[Array, "B T C"], columns: int) -> Float[Array, "B rows {col
 def shuffle_groups(x: Float[Array, "B T C"], groups: int) -> Float[Array, "B T C"]:
     """The first channel of every group, then the second of every group, and so on."""
     return x.reshape(*x.shape[:2], groups, -1).swapaxes(2, 3).reshape(x.shape)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def run_block(graph: nnx.GraphDef[Block], state: nnx.State[Any, Any], *inputs: Any) -> Float[Array, "B T D"]:
-    """A block's call, traced once for all equal blocks at one frame rate; XLA then inlines it."""
-    return nnx.merge(graph, state)(*inputs)

@@ -10,18 +10,18 @@ A batch gives what its single utterances give: values beyond a row's length neve
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import operator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxasr.arrays import Count, at_least_zero, ceil_div, length_mask, repeat_last
-from jaxasr.encoders.zipformer_frontend import REACH, ConvEmbed, subsampled_length
+from jaxasr.arrays import ceil_div, length_mask, repeat_last
+from jaxasr.encoders.zipformer_config import ZipformerConfig
+from jaxasr.encoders.zipformer_frontend import ConvEmbed
 from jaxasr.encoders.zipformer_layer import Bypass, Layer, LayerConfig, State, compact_relative_positions
 from jaxasr.layers.attention import attention_mask
 from jaxasr.layers.dropout import Dropout
@@ -32,90 +32,6 @@ if TYPE_CHECKING:
 
 # With this icefall and sherpa-onnx pad the shorter rows of a batch of features: log(1e-10).
 PUBLISHER_PADDING = -23.025850
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ZipformerConfig:
-    """Sizes of a Zipformer; every tuple has one entry a stack, but embed_channels, the front end's three widths.
-
-    `chunk_size` and `left_context` are in frames at 50 Hz; -1 means no chunks (every frame sees every frame) and
-    unlimited left context. They matter for causal models only. `whole_chunks`: a model with chunks decodes full chunks
-    only, and a chunk only while more feature frames are ready than it reads (sherpa-onnx's online recogniser).
-    `padding`: what stands after the shorter rows of a batch, see the head of this file.
-    """
-
-    kind: Literal["zipformer"] = "zipformer"
-    num_layers: tuple[int, ...]
-    downsampling: tuple[int, ...]
-    encoder_dim: tuple[int, ...]
-    feedforward_dim: tuple[int, ...]
-    num_heads: tuple[int, ...]
-    query_head_dim: tuple[int, ...]
-    value_head_dim: tuple[int, ...]
-    pos_head_dim: tuple[int, ...]
-    conv_kernel: tuple[int, ...]
-    pos_dim: int = 48
-    input_dim: int = 80
-    embed_channels: tuple[int, int, int] = (8, 32, 128)
-    output_downsampling: int = 2
-    causal: bool = False
-    chunk_size: int = -1
-    left_context: int = -1
-    whole_chunks: bool = False
-    padding: Literal["isolated", "publisher"] = "isolated"
-
-    def __post_init__(self) -> None:
-        if min(self.embed_channels) < 1:
-            raise ValueError("embed_channels must be positive")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name == "embed_channels":
-                continue
-            if isinstance(value, tuple) and (len(value) != len(self.num_layers) or min(value, default=0) < 1):
-                raise ValueError(f"{field.name} needs one positive number for each of {len(self.num_layers)} stacks")
-        if any(width % 2 == 0 for width in self.conv_kernel):
-            raise ValueError("conv_kernel must be odd")
-        if self.causal and self.chunk_size > 0:
-            steps = (*self.downsampling, self.output_downsampling)
-            if any(self.chunk_size % step for step in steps):
-                raise ValueError(f"chunk_size {self.chunk_size} is not divisible by every downsampling factor {steps}")
-            if self.left_context >= 0 and any(self.left_context % step for step in self.downsampling):
-                raise ValueError(f"left_context {self.left_context} is not divisible by every downsampling factor")
-
-    @property
-    def output_dim(self) -> int:
-        """Width of the encoded frames: that of the widest stack."""
-        return max(self.encoder_dim)
-
-    @property
-    def subsampling(self) -> int:
-        """Feature frames from one encoded frame to the next."""
-        return 2 * self.output_downsampling
-
-    def encoded_length(self, frames: Count) -> Count:
-        """Encoded frames of so many feature frames, for integers and arrays."""
-        return ceil_div(subsampled_length(frames), self.output_downsampling)
-
-    def decoded_length(self, frames: Count) -> Count:
-        """Those of the encoded frames that a search is given, for integers and arrays: see `whole_chunks`."""
-        if not (self.whole_chunks and self.chunk_size > 0):
-            return self.encoded_length(frames)
-        chunks = ceil_div(at_least_zero(frames - self.frames_per_step), self.shift_per_step)
-        return chunks * (self.chunk_size // self.output_downsampling)
-
-    def facts(self) -> dict[str, Any]:
-        """What `jaxasr info` shows of a Zipformer."""
-        return {"causal": self.causal, "chunk_size": self.chunk_size, "left_context": self.left_context}
-
-    @property
-    def frames_per_step(self) -> int:
-        """Feature frames that one streaming step reads: 2 chunk_size + 13, the last 13 being look-ahead."""
-        return 2 * self.chunk_size + 7 + 2 * REACH
-
-    @property
-    def shift_per_step(self) -> int:
-        """Feature frames by which one streaming step moves on: 2 chunk_size."""
-        return 2 * self.chunk_size
 
 
 class Zipformer(nnx.Module):

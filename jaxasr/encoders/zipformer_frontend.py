@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxasr.arrays import Count, at_least_zero, zero_beyond
+from jaxasr.arrays import zero_beyond
+from jaxasr.encoders.zipformer_config import REACH, subsampled_length
 from jaxasr.encoders.zipformer_layer import BiasNorm, swoosh_l, swoosh_r
 from jaxasr.layers.convolution import Conv2d, DepthwiseConv2d
 from jaxasr.layers.linear import Linear
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
 
 # What the ConvNeXt block widens its channels by.
 CONVNEXT_FACTOR = 3
-# The 7 x 7 window of the ConvNeXt block reaches this many frames to either side.
-REACH = 3
-
-
-def subsampled_length(frames: Count) -> Count:
-    """Frames at 100 Hz to frames at 50 Hz, for integers and arrays: (T - 7) // 2, never below 0."""
-    return at_least_zero((frames - 7) // 2)
 
 
 class ConvNeXt(nnx.Module):

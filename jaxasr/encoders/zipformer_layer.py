@@ -341,7 +341,7 @@ class ChunkCausalDepthwiseConv1d(nnx.Module):
         return causal + within * self._scale(steps, chunk, sizes).astype(x.dtype)
 
     def initial_state(self, batch: int, dtype: DTypeLike) -> Float[Array, "{batch} half C"]:
-        return jnp.zeros((batch, self.half, self.causal.bias.shape[0]), dtype)
+        return jnp.zeros((batch, self.half, self.edge_scale.shape[-1]), dtype)
 
     def step(
         self, state: Float[Array, "B half C"], x: Float[Array, "B chunk C"]

@@ -7,9 +7,8 @@ from typing import Protocol
 import jax
 
 from jaxasr.arrays import Count
-from jaxasr.configuration import Table
-from jaxasr.features.kaldi import KaldiConfig, KaldiFbank
-from jaxasr.features.nemo import NemoMel
+from jaxasr.configuration import Table, deferred
+from jaxasr.features.kaldi_config import KaldiConfig
 from jaxasr.features.nemo_config import NemoMelConfig
 
 
@@ -50,4 +49,9 @@ class Features(Protocol):
 
 
 # Every front end by its `kind`: made as (config, rngs=).
-FEATURES: Table[Features] = Table({"kaldi": (KaldiConfig, KaldiFbank), "nemo_mel": (NemoMelConfig, NemoMel)})
+FEATURES: Table[Features] = Table(
+    {
+        "kaldi": (KaldiConfig, deferred("jaxasr.features.kaldi", "KaldiFbank")),
+        "nemo_mel": (NemoMelConfig, deferred("jaxasr.features.nemo", "NemoMel")),
+    }
+)

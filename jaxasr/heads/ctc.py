@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxasr.heads.configs import CTCConfig
 from jaxasr.layers.linear import Linear
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
-
-
-@dataclasses.dataclass(frozen=True)
-class CTCConfig:
-    """Size of a CTC head; the vocabulary includes the blank."""
-
-    vocabulary_size: int
-    blank_id: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.blank_id < self.vocabulary_size:
-            raise ValueError(f"blank_id {self.blank_id} does not lie in the vocabulary of {self.vocabulary_size}")
 
 
 class CTC(nnx.Module):

@@ -1,17 +1,14 @@
-"""Predictors of transducers: what was said so far to a vector. The table of them, and what the head asks of each."""
+"""Predictors of transducers: what was said so far to a vector. Their table and protocol stand in heads/configs.py."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxasr.configuration import Table
-from jaxasr.heads.lstm import LSTMPredictor
-from jaxasr.heads.lstm_config import LSTMConfig
+from jaxasr.heads.configs import StatelessConfig
 from jaxasr.layers.products import embed, grouped_product
 
 if TYPE_CHECKING:
@@ -19,60 +16,6 @@ if TYPE_CHECKING:
 
 # In a context, "no token yet": its embedding is a vector of zeros, not the blank's row.
 NOTHING = -1
-
-
-@runtime_checkable  # a field of a dataclass, which the shape checker of tests looks at
-class PredictorConfig(Protocol):
-    """What a predictor's configuration answers."""
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def output_dim(self) -> int:
-        """Width of the predictor's output."""
-        ...
-
-
-class Predictor(Protocol):
-    """A predictor: a Flax module. Its state is a pytree of arrays with the batch axis first."""
-
-    @property
-    def length_offset(self) -> int:
-        """What a beam search adds to a hypothesis' number of tokens when it divides scores by lengths."""
-        ...
-
-    def start(self, batch: int) -> tuple[Any, Float[Array, "{batch} P"]]:
-        """Nothing said yet: the state, and the output (B, P)."""
-        ...
-
-    def step(self, state: Any, tokens: Int[Array, " B"]) -> tuple[Any, Float[Array, "B P"]]:
-        """tokens (B,) int32 were said: the state after them, and the output (B, P)."""
-        ...
-
-    def __call__(self, labels: Int[Array, "B U"]) -> Float[Array, "B U+1 P"]:
-        """The outputs after none, one, ... all of labels (B, U), for training: (B, U + 1, P)."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StatelessConfig:
-    """Sizes of a stateless predictor: `dim` channels, `context_size` tokens that it sees (1 or 2)."""
-
-    kind: Literal["stateless"] = "stateless"
-    dim: int = 512
-    context_size: int = 2
-
-    def __post_init__(self) -> None:
-        if self.context_size not in (1, 2):
-            raise ValueError(f"context_size must be 1 or 2, not {self.context_size}")
-        if self.dim < 4 or self.dim % 4:
-            raise ValueError(f"dim must be divisible by 4, not {self.dim}")
-
-    @property
-    def output_dim(self) -> int:
-        """Width of the predictor's output."""
-        return self.dim
 
 
 class StatelessPredictor(nnx.Module):
@@ -85,8 +28,8 @@ class StatelessPredictor(nnx.Module):
         self.config, self.blank_id = config, blank_id
         dim = config.dim
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (vocabulary_size, dim), jnp.float32) * 0.02)
-        # (width, in / groups, out) with dim / 4 groups of 4 channels each.
-        kernel = jax.random.uniform(rngs.params(), (config.context_size, 4, dim), jnp.float32, -0.35, 0.35)
+        shape = (config.context_size, config.group_size, dim)  # (width, in / groups, out)
+        kernel = jax.random.uniform(rngs.params(), shape, jnp.float32, -0.35, 0.35)
         self.kernel = nnx.Param(kernel) if config.context_size > 1 else None
 
     @property
@@ -125,9 +68,3 @@ class StatelessPredictor(nnx.Module):
         if self.kernel is None:
             return embedded[0]
         return jax.nn.relu(grouped_product(embedded, self.kernel[...]))
-
-
-# Every predictor by its `kind`: made as (config, vocabulary_size, blank_id, rngs=).
-PREDICTORS: Table[Predictor] = Table(
-    {"stateless": (StatelessConfig, StatelessPredictor), "lstm": (LSTMConfig, LSTMPredictor)}
-)

@@ -6,49 +6,17 @@ Graves, 2012, arXiv 1211.3711. Durations beside the tokens: Xu et al., 2023, arX
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxasr.heads.predictors import PREDICTORS, PredictorConfig, StatelessConfig
+from jaxasr.heads.configs import PREDICTORS, TransducerConfig
 from jaxasr.layers.linear import Linear
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
-
-
-@dataclasses.dataclass(frozen=True)
-class TransducerConfig:
-    """Sizes of a transducer head; the vocabulary includes the blank.
-
-    `silent_ids`: ids taken for blank by a search, neither emitted nor shown to the predictor (sherpa-onnx treats <unk>
-    so, icefall's own search does not). `durations`: encoded frames that a token may span, in the order of the joiner's
-    further outputs; empty where the head predicts none. `activation`: that of the joiner's sum. `max_symbols`: tokens
-    that one encoded frame may emit in a search; with 1 every token ends its frame.
-    """
-
-    vocabulary_size: int
-    predictor: Annotated[PredictorConfig, PREDICTORS] = StatelessConfig()
-    joiner_dim: int = 512
-    blank_id: int = 0
-    silent_ids: tuple[int, ...] = ()
-    durations: tuple[int, ...] = ()
-    activation: Literal["tanh", "relu", "sigmoid"] = "tanh"
-    max_symbols: int = 1
-
-    def __post_init__(self) -> None:
-        if self.max_symbols < 1:
-            raise ValueError(f"max_symbols must be positive, not {self.max_symbols}")
-        for token_id in (self.blank_id, *self.silent_ids):
-            if not 0 <= token_id < self.vocabulary_size:
-                raise ValueError(
-                    f"blank_id and silent_ids must lie in the vocabulary of {self.vocabulary_size}: {token_id}"
-                )
-        if self.durations and (min(self.durations) < 0 or max(self.durations) < 1):
-            raise ValueError(f"durations must be numbers of frames of which one is positive, not {self.durations}")
 
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}

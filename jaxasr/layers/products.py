@@ -115,7 +115,7 @@ def _windows(
 ) -> dict[tuple[int, int], Float[Array, "B _ _ C"]]:
     """What each tap of a kernel of this size is multiplied by: x (B, H, W, C), padded, from that row and column on."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    return {tap: _strided(x, tap, size, strides) for tap in itertools.product(*map(range, size))}
+    return {tap: _strided(x, tap, size, strides) for tap in itertools.product(range(size[0]), range(size[1]))}
 
 
 def _strided(
@@ -150,9 +150,7 @@ def depthwise_product(
             precision=precision_of(x.dtype),
         )
 
-    def sums(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _shifted_sums(x, kernel, strides)
-
+    sums = functools.partial(_shifted_sums, strides=strides)
     y: jax.Array = lax.platform_dependent(x, kernel.astype(x.dtype), tpu=native, default=sums)
     return y
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxasr import audio
 from jaxasr.errors import AudioError, ConfigError, JaxasrError
 from jaxasr.manifests import Utterance, duration, read_audio
-from jaxasr.model import ModelConfig
+from jaxasr.model_config import ModelConfig
 from jaxasr.text.encoding import TextEncoder
 from jaxasr.training.augmentation import AugmentationConfig, augment
 from jaxasr.training.curriculum import CurriculumConfig

@@ -23,7 +23,8 @@ from jaxasr.caches import programs_kept
 from jaxasr.devices import Policy, policy
 from jaxasr.errors import AudioError, ConfigError, TrainingError, listing
 from jaxasr.evaluation import Errors
-from jaxasr.model import AbstractModel, Model, ModelConfig, Parameters, named_parameters
+from jaxasr.model import AbstractModel, Model, named_parameters
+from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.data import Corpus, TrainingBatch, prefetch
 from jaxasr.training.objective import batch_losses, require_losses, total_loss

@@ -13,7 +13,7 @@ import optax
 from jaxasr.configuration import from_mapping
 from jaxasr.errors import ConfigError
 from jaxasr.files import read_yaml
-from jaxasr.model import ModelConfig
+from jaxasr.model_config import ModelConfig
 from jaxasr.training.augmentation import AugmentationConfig
 from jaxasr.training.curriculum import CurriculumConfig
 from jaxasr.training.data import DataConfig

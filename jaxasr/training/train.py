@@ -16,7 +16,7 @@ from jaxasr.errors import ConfigError
 from jaxasr.evaluation import Errors, evaluate
 from jaxasr.files import file_hash, require_utf8
 from jaxasr.manifests import Utterance, duration, read_manifest
-from jaxasr.model import ModelConfig, Parameters
+from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.recognizer import Recognizer
 from jaxasr.text.encoding import TextEncoder
 from jaxasr.text.tokens import TokenTable

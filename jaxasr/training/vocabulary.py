@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxasr.errors import ConfigError
-from jaxasr.model import ModelConfig
+from jaxasr.model_config import ModelConfig
 from jaxasr.text.tokens import MARK, TokenTable
 
 BLANK, UNKNOWN = "<blk>", "<unk>"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -63,6 +66,39 @@ def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
             print("result")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("result\n", "")
+
+
+WAITING = """
+import time
+from jaxasr.cli.progress import log_to_stderr, metered
+from jaxasr.waiting import Wait
+log_to_stderr()
+with metered("transcribing") as meter:
+    time.sleep(0.3)
+    wait = Wait("compiling for clips of up to 12 s: once for this machine")
+    wait.note(long=True, awaited=True)
+    time.sleep(0.3)
+    wait.end()
+    meter(5.0, 10.0)
+    time.sleep(0.3)
+    Wait("compiling more").note(long=True)  # of which nobody has to know
+wait = Wait("compiling after the bar")
+wait.note(long=True, awaited=True)
+"""
+
+
+def test_a_terminal_sees_what_is_waited_for(on_a_terminal: Callable[[list[str]], tuple[str, str]]) -> None:
+    printed, shown = on_a_terminal([sys.executable, "-c", WAITING])
+    assert printed == ""
+    stages = re.findall("transcribing|compiling for clips of up to 12 s: once for this machine|compiling", shown)
+    assert [stage for stage, _ in itertools.groupby(stages)] == [
+        "transcribing", "compiling for clips of up to 12 s: once for this machine", "transcribing"
+    ]  # fmt: skip
+
+
+def test_a_pipe_hears_nothing_of_it() -> None:
+    ended = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 def test_a_closed_standard_error_does_not_stop_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,10 +32,6 @@ class Result(Protocol):
 JAXASR = Path(sys.executable).with_name("jaxasr")
 
 
-# The compiled step is that of tests/training/test_loop.py.
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
-
 def recipe(steps: int) -> str:
     return tones.RECIPE_TEXT.replace("steps: 20", f"steps: {steps}")
 

@@ -14,7 +14,8 @@ from flax import nnx
 
 from golden_models import difference, quick_jit
 from jaxasr.encoders import zipformer
-from jaxasr.encoders.zipformer import Downsample, Zipformer, ZipformerConfig, match_channels
+from jaxasr.encoders.zipformer import Downsample, Zipformer, match_channels
+from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.encoders.zipformer_layer import Layer
 from jaxasr.layers.dropout import Dropout
 from random_modules import build, random_module

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from golden_models import difference, quick_jit
-from jaxasr.encoders.zipformer_frontend import ConvEmbed, subsampled_length
+from jaxasr.encoders.zipformer_config import subsampled_length
+from jaxasr.encoders.zipformer_frontend import ConvEmbed
 from random_modules import random_module
 
 BINS, WIDTH = 20, 6

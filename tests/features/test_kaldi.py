@@ -17,7 +17,8 @@ import soundfile
 
 from jaxasr.configuration import from_mapping
 from jaxasr.errors import ConfigError
-from jaxasr.features.kaldi import KaldiConfig, KaldiFbank, mel_banks, window
+from jaxasr.features.kaldi import KaldiFbank, window
+from jaxasr.features.kaldi_config import KaldiConfig, mel_banks
 
 ICEFALL = KaldiConfig()
 FUNASR = KaldiConfig(window="hamming", high_freq=0.0, snip_edges=True, sample_scale=32768.0)

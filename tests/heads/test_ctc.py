@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxasr.heads.ctc import CTC, CTCConfig
+from jaxasr.heads.configs import CTCConfig
+from jaxasr.heads.ctc import CTC
 from random_modules import random_module
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxasr.heads.predictors import NOTHING, StatelessConfig
-from jaxasr.heads.transducer import Transducer, TransducerConfig
+from jaxasr.heads.configs import StatelessConfig, TransducerConfig
+from jaxasr.heads.predictors import NOTHING
+from jaxasr.heads.transducer import Transducer
 from random_modules import random_module
 
 VOCABULARY, DIM, JOINER, ENCODER = 11, 12, 7, 5

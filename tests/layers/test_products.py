@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,20 +67,21 @@ def test_batches_of_products() -> None:
     np.testing.assert_allclose(batched_product(jnp.asarray(a), jnp.asarray(b)), a @ b, atol=1e-5)
 
 
-def test_gradients_of_the_convolution_of_one_channel() -> None:
-    """Against those of XLA's own convolution, which the same product takes for two channels, one of them empty."""
-    rng = np.random.default_rng(2)
-    x, kernel = (
-        rng.standard_normal((2, 7, 6, 1)).astype(np.float32),
-        rng.standard_normal((3, 3, 1, 4)).astype(np.float32),
-    )
-    weights = rng.standard_normal((2, 5, 6, 4)).astype(np.float32)
+@pytest.mark.parametrize(("strides", "padding"), [((1, 1), ((0, 0), (1, 1))), ((2, 2), ((2, 1), (1, 1)))])
+def test_the_convolution_of_one_channel_and_its_gradients(
+    strides: tuple[int, int], padding: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    """Against XLA's own convolution, which the same product takes for two channels, one of them empty."""
+    x, kernel = random(2, 2, 7, 6, 1), random(3, 3, 3, 1, 4)
+    twice = [np.concatenate([each, np.zeros_like(each)], axis) for each, axis in ((x, 3), (kernel, 2))]
+    y = convolution_product(*map(jnp.asarray, twice), strides, padding)
+    np.testing.assert_allclose(convolution_product(jnp.asarray(x), jnp.asarray(kernel), strides, padding), y, atol=1e-5)
+    weights = random(4, *y.shape)
 
     def total(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jnp.sum(weights * convolution_product(x, kernel, (1, 1), ((0, 0), (1, 1))))
+        return jnp.sum(weights * convolution_product(x, kernel, strides, padding))
 
     made = jax.jit(jax.grad(total, (0, 1)))(x, kernel)
-    twice = [np.concatenate([each, np.zeros_like(each)], axis) for each, axis in ((x, 3), (kernel, 2))]
     expected = jax.grad(total, (0, 1))(*map(jnp.asarray, twice))
     np.testing.assert_allclose(made[0], expected[0][..., :1], atol=1e-5)
     np.testing.assert_allclose(made[1], expected[1][:, :, :1], atol=1e-5)
@@ -98,6 +101,29 @@ def test_depthwise_over_time_and_frequency() -> None:
         for j in range(4):
             expected[:, i, j] = (x[:, i : i + 7, j : j + 5] * kernel[:, :, 0]).sum(axis=(1, 2))
     np.testing.assert_allclose(jax.jit(depthwise_product)(x, kernel), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 9), (9, 8)])
+def test_strided_depthwise_convolutions_and_their_gradients(size: tuple[int, int]) -> None:
+    """Each stride's rows and columns of the whole product; gradients as those of it."""
+    x, kernel = jnp.asarray(random(4, 2, *size, 3)), jnp.asarray(random(5, 3, 3, 1, 3))
+    weights = random(6, 2, 3, 4, 3)
+
+    def strided(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return depthwise_product(x, kernel, (3, 2))
+
+    def chosen(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return depthwise_product(x, kernel)[:, ::3, ::2]
+
+    expected = chosen(x, kernel)
+    np.testing.assert_allclose(jax.jit(strided)(x, kernel), expected, atol=1e-6)
+    rows, columns = expected.shape[1:3]
+
+    def gradients(product: Callable[[jax.Array, jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return jax.grad(lambda *inputs: jnp.sum(weights[:, :rows, :columns] * product(*inputs)), (0, 1))(x, kernel)
+
+    for made, other in zip(gradients(strided), gradients(chosen), strict=True):
+        np.testing.assert_allclose(made, other, atol=1e-5)
 
 
 def test_each_backend_gets_the_form_that_is_fast_there() -> None:

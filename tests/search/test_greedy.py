@@ -157,7 +157,7 @@ def in_pieces(search: Any, encoded: np.ndarray, lengths: np.ndarray, sizes: list
     start = 0
     for size in sizes:
         piece = encoded[:, start : start + size]
-        state = step(state, piece, jnp.clip(jnp.asarray(lengths) - start, 0, size))
+        state = step(state, piece, np.clip(lengths - start, 0, size))
         start += size
     assert start == encoded.shape[1]
     return search.finish(state)
@@ -185,7 +185,7 @@ def test_pieces_give_what_the_whole_gives(name: str, sizes: list[int]) -> None:
     logits[..., BLANK] += 0.5
     logits[:, 5:8] = logits[:, 4:5]  # runs that cross the edges of pieces, for CTC
     encoded = np.asarray(jax.nn.log_softmax(logits))
-    whole = search_whole(search, encoded, jnp.asarray(lengths))
+    whole = quick_jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
     pieces = in_pieces(search, encoded, lengths, sizes)
     assert int(whole.length.max()) > 3
     for field in ("tokens", "frames", "durations", "length"):
@@ -204,7 +204,7 @@ def test_rows_of_a_state_can_be_swapped(name: str) -> None:
     )
     lengths, step = jnp.array([6, 6]), quick_jit(search.step)
     state = step(search.start(2, 12), encoded[:, :6], lengths)
-    swapped = step(jax.tree.map(lambda leaf: leaf[::-1], state), encoded[::-1, 6:], lengths)
+    swapped = step(jax.tree.map(lambda leaf: np.asarray(leaf)[::-1], state), encoded[::-1, 6:], lengths)
     straight = search.finish(step(state, encoded[:, 6:], lengths))
     for ours, theirs in zip(search.finish(swapped), straight, strict=True):
         np.testing.assert_allclose(ours[::-1], theirs, rtol=1e-5, atol=1e-5)
@@ -219,7 +219,9 @@ def test_tokens_beyond_the_buffers_are_dropped() -> None:
 
 
 def ctc_greedy(log_probs: np.ndarray, lengths: jax.Array, penalty: float = 0.0) -> Hypotheses:
-    return search_whole(CTCGreedy(LogProbs(blank_id=0), penalty), jnp.asarray(log_probs), lengths)
+    search = CTCGreedy(LogProbs(blank_id=0), penalty)
+    hypotheses: Hypotheses = quick_jit(lambda x, n: search_whole(search, x, n))(log_probs, lengths)
+    return hypotheses
 
 
 def one_hot_path(path: list[int], vocabulary: int = 5, sure: float = 4.0) -> np.ndarray:

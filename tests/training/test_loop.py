@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -26,7 +25,8 @@ from golden_models import Golden
 from jaxasr import store
 from jaxasr.errors import TrainingError
 from jaxasr.manifests import read_manifest
-from jaxasr.model import AbstractModel, ModelConfig
+from jaxasr.model import AbstractModel
+from jaxasr.model_config import ModelConfig
 from jaxasr.search import JointConfig
 from jaxasr.text.encoding import TextEncoder
 from jaxasr.training.augmentation import AugmentationConfig
@@ -36,9 +36,8 @@ from jaxasr.training.loop import Trainer, new_parameters
 from jaxasr.training.objective import Losses, batch_losses
 from jaxasr.training.recipe import OptimizerConfig, Recipe
 from jaxasr.training.runs import LOG, MODEL, RUN
+from quick_compilation import with_flags
 from tones import RECIPE, changed, trainer
-
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fresh(quick_to_compile: None) -> Any:
+def fresh() -> Any:
     """Parameters that a run begins with."""
     return new_parameters(tones.model_config(RECIPE), RECIPE.seed)
 
@@ -386,9 +385,8 @@ assert len(jax.tree.leaves(run.state["parameters"])[0].sharding.device_set) == 2
 means = run.state["optimizer"][1][0].mu
 np.savez(output / "means.npz", **{{name: np.asarray(leaf) for name, leaf in store.flatten(means).items()}})
 """
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, **environment}, timeout=600)
+    environment = {**with_flags("--xla_force_host_platform_device_count=2"), "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=600)
     for here, there in zip(steps_of(tmp_path), steps_of(tmp_path / "two"), strict=True):
         assert there["loss"] == pytest.approx(here["loss"], rel=1e-3)
     means = store.flatten(one.state["optimizer"][1][0].mu)

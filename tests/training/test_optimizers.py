@@ -23,8 +23,6 @@ Arrays = dict[str, np.ndarray]
 STORED = Path(__file__).parent / "data" / "scaled_adam.npz"
 CLIPPING_PERIOD = 16
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture(scope="module")
 def icefall() -> Arrays:

@@ -16,9 +16,6 @@ from jaxasr.training.data import Example
 from jaxasr.training.loop import Progress
 from jaxasr.training.runs import identify
 
-# The compiled step is that of tests/training/test_loop.py.
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 RECIPE = dataclasses.replace(tones.RECIPE, steps=2)
 
 

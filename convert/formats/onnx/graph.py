@@ -35,11 +35,13 @@ MAX_SOURCES = 16  # stored tensors that one constant may be computed from
 class Operation:
     """An operation with parameters.
 
-    `kind`: "linear", "convolution", "norm" (BiasNorm), "scale" (of channels), "downsample", "chunk scale" (of a
-    chunk's frames), "embedding", "positions" (a matrix applied to a constant table). `parameters`: weight, bias,
-    log_scale, … in PyTorch's layouts. `positions`: for the projection of an attention, the operation that met its
-    product. `heads`: the numbers of heads that its output was reshaped to. `table`: what "positions" was applied to.
-    `step`: the largest step between neighbouring values, where integers were dequantized.
+    `kind`: "linear", "convolution", "norm" (BiasNorm), "mean square norm" (BasicNorm), "scale" (of channels),
+    "downsample", "chunk scale" (of a chunk's frames), "embedding", "positions" (a matrix applied to a constant table).
+    `parameters`: weight, bias, log_scale, … in PyTorch's layouts. `positions`: for the projection of an attention, the
+    operation that met its product. `heads`: the numbers of heads that its output was reshaped to. `biases`: what was
+    added to a part of it before that met the "positions", and before it met the "keys". `table`: what "positions" was
+    applied to. `pads`: zeros around the input of a convolution. `step`: the largest step between neighbouring values,
+    where integers were dequantized.
     """
 
     kind: str
@@ -48,7 +50,9 @@ class Operation:
     parameters: dict[str, Constant] = dataclasses.field(default_factory=dict)
     positions: Operation | None = None
     heads: set[int] = dataclasses.field(default_factory=set)
+    biases: dict[str, Constant] = dataclasses.field(default_factory=dict)
     table: Constant | None = None
+    pads: tuple[int, ...] = ()
     step: float | None = None
     integers: tuple[Constant, Constant | None] | None = None  # weight and zero point, until the scale is met
 
@@ -59,6 +63,7 @@ class _Value:
 
     `last`: the deepest operation on the way here. `product`: the operation whose product this is, before its bias.
     `output`: the operation whose output, or a part of it, this is. `statistic`: the norm whose statistic this is.
+    `added`: a constant (heads, d) that was added to such a part.
     `table`: the constant of which this is a part, cut at places known only at run time. `chunk_edges`: constants that
     are added to the left or right end of a chunk. `activation_scale`: whether DynamicQuantizeLinear scaled by this;
     `weight_scale`: the scales of a weight that it was multiplied by. `positions`: the "positions" operation whose
@@ -69,6 +74,7 @@ class _Value:
     last: Operation | None = None
     product: Operation | None = None
     output: Operation | None = None
+    added: Constant | None = None
     statistic: Operation | None = None
     table: Constant | None = None
     chunk_edges: tuple[tuple[str, Constant], ...] = ()
@@ -118,6 +124,7 @@ class _Tracer:
         self.operations: list[Operation] = []
         self.values: dict[str, _Value] = {"": _Value(), **{name: _Value() for name in graph.inputs}}
         self.producers: dict[str, OnnxNode] = {}
+        self.partial: dict[frozenset[str], Operation] = {}
         stored = 0
         for tensor in (*graph.initializers.values(), *graph.constants.values()):
             self.values[tensor.name] = _Value()
@@ -185,6 +192,9 @@ class _Tracer:
                 return _Value(product=made, positions=made)
             made = self._operation("linear", node, left, {"weight": weight})
             return _Value(last=made, product=made, output=made)
+        if right.table is not None and right.table.array.ndim == 2 and not left.known:
+            made = self._partial(node, left, right.table)
+            return _Value(last=made, product=made, output=made)
         if right.constant is not None and right.constant.array.ndim == 4 and left.output is not None:
             # The table already multiplied by its matrix: (head, 1, position head dim, position).
             left.output.positions = self._operation("positions", node, None, {"products": right.constant})
@@ -192,7 +202,23 @@ class _Tracer:
         for projection, positions in ((left.output, right.positions), (right.output, left.positions)):
             if projection is not None and positions is not None:
                 projection.positions = positions
+        for value, other in _both_ways([left, right]):
+            if value.output is not None and value.added is not None:
+                if other.positions is not None:
+                    value.output.biases["positions"] = value.added
+                elif other.output is value.output:
+                    value.output.biases["keys"] = value.added
         return None
+
+    def _partial(self, node: OnnxNode, source: _Value, table: Constant) -> Operation:
+        """The product with some rows of a weight (out, in), one operation with the products with its other rows.
+
+        A streaming attention projects its queries from fewer frames than its keys and values.
+        """
+        made = self.partial.get(table.sources)
+        if made is None:
+            made = self.partial[table.sources] = self._operation("linear", node, source, {"weight": table})
+        return made
 
     def _matmulinteger(self, node: OnnxNode, inputs: list[_Value]) -> _Value | None:
         made = self._matmul(node, inputs)
@@ -222,6 +248,7 @@ class _Tracer:
         if len(inputs) < 2 or inputs[1].constant is None:
             return None
         made = self._operation("convolution", node, inputs[0], {"weight": inputs[1].constant})
+        made.pads = tuple(node.attributes.get("pads", ()))
         if len(inputs) > 2 and inputs[2].constant is not None:
             made.parameters["bias"] = inputs[2].constant
             return _Value(last=made)
@@ -236,13 +263,26 @@ class _Tracer:
         return made
 
     def _add(self, node: OnnxNode, inputs: list[_Value]) -> _Value | None:
-        for value, other in _both_ways(inputs):
+        for (value, other), name in zip(_both_ways(inputs), node.inputs, strict=False):
             bias = other.constant
+            if value.product in self.partial.values():
+                bias = bias or other.table
             if bias is not None and bias.array.size > 1 and value.product and "bias" not in value.product.parameters:
                 weight = value.product.parameters.get("weight")
                 if weight is not None and weight.array.shape[:1] == (bias.array.size,):
                     value.product.parameters["bias"] = dataclasses.replace(bias, array=bias.array.reshape(-1))
                     return dataclasses.replace(value, product=None)
+            if value.known or bias is None or bias.array.dtype.kind != "f":
+                continue
+            if value.product in self.partial.values():  # the bias of a further part, known from the first
+                return dataclasses.replace(value, product=None)
+            if value.output is not None and value.added is None and bias.array.ndim == 2:
+                return dataclasses.replace(value, product=None, added=bias)
+            producer = self.producers.get(name)
+            if producer is not None and producer.op_type == "ReduceMean" and bias.array.size == 1:
+                epsilon = bias.logarithm or logarithm(bias)
+                parameters = {"eps": dataclasses.replace(epsilon, array=epsilon.array.reshape(()))}
+                return _Value(last=self._operation("mean square norm", node, value, parameters))
         return None
 
     def _sub(self, node: OnnxNode, inputs: list[_Value]) -> _Value | None:
@@ -277,6 +317,8 @@ class _Tracer:
             if value.product is not None and value.product.integers is not None and other.weight_scale is not None:
                 self._dequantize(value.product, other.weight_scale)
                 return value
+            if value.output is not None and constant is not None and constant.array.size == 1:
+                return _Value(last=value.last, output=value.output)  # queries are scaled before their heads are split
         return None
 
     def _scale(self, node: OnnxNode, value: _Value, constant: Constant) -> _Value:
@@ -396,6 +438,7 @@ class _Tracer:
             last=last,
             product=first.product if node.op_type in _KEEP_PRODUCT else None,
             output=outputs.pop() if parts and len(outputs) == 1 else None,
+            added=first.added if parts and len(carrying) == 1 else None,
             statistic=statistics.pop() if len(statistics) == 1 else None,
             table=first.table if len(carrying) == 1 else None,
             chunk_edges=edges if not moving or node.op_type in _KEEP_PRODUCT else (),

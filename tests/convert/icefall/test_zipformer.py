@@ -20,9 +20,9 @@ from jaxasr.convert.icefall.checkpoints import read_checkpoint
 from jaxasr.convert.icefall.zipformer import complete_config, derive_config
 from jaxasr.convert.mapping import Checkpoint
 from jaxasr.convert.protocol import Options
-from jaxasr.encoders.zipformer import ZipformerConfig
+from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.errors import ConfigError
-from jaxasr.model import ModelConfig
+from jaxasr.model_config import ModelConfig
 from jaxasr.search import GreedyConfig, JointConfig
 
 
@@ -166,7 +166,7 @@ def tensors_of(encoder: ZipformerConfig) -> dict[str, np.ndarray]:
     return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("name", sorted(named_configs()))
+@pytest.mark.parametrize("name", sorted(name for name in named_configs() if "zipformer" in name or "k2" in name))
 def test_every_published_model_is_known_by_its_sizes(name: str) -> None:
     encoder = store.read_config(named_configs()[name]).encoder
     assert isinstance(encoder, ZipformerConfig)

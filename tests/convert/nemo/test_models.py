@@ -167,7 +167,7 @@ def heads_of(vocabulary: int) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("path", ["nemo:abc_tokenizer.model", "/home/trainer/tokenizer.model", None])
+@pytest.mark.parametrize("path", ["nemo:abc_tokenizer.model", "/data/trainer/tokenizer.model", None])
 def test_a_sentencepiece_model_is_found_by_its_name(
     write_nemo: Writer, tmp_path: Path, model_bytes: bytes, path: str | None
 ) -> None:
