@@ -12,7 +12,8 @@ from jaxasr.errors import ConfigError
 from jaxasr.heads.ctc import CTC
 from jaxasr.heads.transducer import Transducer
 from jaxasr.layers.dropout import Dropout
-from jaxasr.model import Model, ModelConfig
+from jaxasr.model import Model
+from jaxasr.model_config import ModelConfig
 from jaxasr.training.augmentation import spec_augment
 from jaxasr.training.losses import choose_frames_at_once, ctc_loss, transducer_loss
 from jaxasr.training.recipe import Recipe
