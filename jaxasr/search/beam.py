@@ -139,7 +139,7 @@ class TransducerBeam:
 
         def going(loop: tuple[Int[Array, ""], _Pool, _Pool, _Nodes]) -> Bool[Array, ""]:
             said, _, staying, _ = loop
-            # Asked so that NaN goes on, and reaches the scores that are looked at in the end.
+            # Asked so that NaN goes on.
             return (said < self.head.max_symbols) & ~(staying.score < LOG_ZERO / 2).all()
 
         def say(loop: tuple[Int[Array, ""], _Pool, _Pool, _Nodes]) -> tuple[Int[Array, ""], _Pool, _Pool, _Nodes]:
@@ -205,7 +205,9 @@ class TransducerBeam:
             score = jnp.concatenate([others.score, score], axis=1)
             before = jax.tree.map(lambda *pools: jnp.concatenate(pools, axis=1), others, before)
             options = _beside(options, others)
-        best, index = lax.top_k(score, self.beam)
+        # NaN comes first, so that it reaches the scores that are looked at in the end.
+        _, index = lax.top_k(jnp.where(jnp.isnan(score), jnp.inf, score), self.beam)
+        best = _gather(score, index)
         parent, _, token, move, duration, log_prob, emit = (_gather(leaf, index) for leaf in options)
         pool: _Pool = jax.tree.map(functools.partial(_gather, places=parent), before)
         said = pool.hashes * jnp.array(_MULTIPLIERS, jnp.uint32) + token[..., None].astype(jnp.uint32) + 1

@@ -132,11 +132,11 @@ def all_alignments(head: CountingHead, frames: np.ndarray) -> dict[tuple[int, ..
 def test_a_wide_beam_finds_every_text_with_the_probability_of_all_its_alignments(
     durations: tuple[int, ...], max_symbols: int
 ) -> None:
-    """Several tokens a frame, and frames that are skipped; two tokens beside the blank, so that all of them fit."""
+    """Several tokens a frame, and frames that are skipped; two tokens beside the blank, so that all ways fit in it."""
     head = CountingHead(6, durations=durations, max_symbols=max_symbols)
-    encoded = np.random.default_rng(9).standard_normal((2, 3, VOCABULARY + len(durations))).astype(np.float32)
+    encoded = np.random.default_rng(9).standard_normal((2, 2, VOCABULARY + len(durations))).astype(np.float32)
     encoded[..., [k for k in range(VOCABULARY) if k not in (BLANK, 4, 7)]] = -200
-    lengths = np.array([3, 2], np.int32)
+    lengths = np.array([2, 1], np.int32)
     found = quick_jit(lambda x, n: search_whole(TransducerBeam(head, 200), x, n))(encoded, lengths)
     for row, length in enumerate(lengths):
         expected = all_alignments(head, encoded[row, :length])
@@ -145,7 +145,7 @@ def test_a_wide_beam_finds_every_text_with_the_probability_of_all_its_alignments
             tuple(found.tokens[row, k, : found.length[row, k]].tolist()): float(found.score[row, k])
             for k in np.flatnonzero(likely)
         }
-        assert made.keys() == expected.keys() and len(made) == likely.sum() > 6
+        assert made.keys() == expected.keys() and len(made) == likely.sum() > 2
         for text, score in expected.items():
             np.testing.assert_allclose(made[text], score, atol=1e-3)
 
