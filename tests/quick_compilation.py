@@ -1,8 +1,8 @@
 """Programs compiled without most of XLA's optimizations, which take most of the time that tests would take.
 
 Measured on an encoder and its search, on a CPU: 4.4 s of processor time instead of 14.6, and results that differ by
-4e-6 of the largest. What is said about memory, and the figures of the model in the package, are tested under
-`as_for_users`.
+4e-6 of the largest. What is said about memory, the texts of a published model and the figures of the model in the
+package are tested under `as_for_users`.
 """
 
 from __future__ import annotations
@@ -45,37 +45,23 @@ def with_flags(flags: str) -> Mapping[str, str]:
     return {**os.environ, _XLAS: f"{os.environ.get(_XLAS, '')} {flags}".strip()}
 
 
-def _patch_compile(patch: pytest.MonkeyPatch, options: Mapping[str, Any]) -> None:
-    """What is lowered and then compiled is compiled with these options of XLA."""
-    import jax
-
-    compiled = jax.stages.Lowered.compile
-
-    def with_options(lowered: jax.stages.Lowered, compiler_options: Any = None) -> jax.stages.Compiled:
-        return compiled(lowered, {**options, **(compiler_options or {})})
-
-    patch.setattr(jax.stages.Lowered, "compile", with_options)
-
-
-@contextlib.contextmanager
-def running_long() -> Iterator[None]:
-    """The programs of a recognizer that are compiled inside have the options of RUNS_LONG."""
-    with pytest.MonkeyPatch.context() as patch:
-        _patch_compile(patch, RUNS_LONG)
-        yield
-
-
 @contextlib.contextmanager
 def as_for_users() -> Iterator[None]:
     """What is lowered and compiled inside has all optimizations, here and in processes that are started inside."""
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")
+    compiled = jax.stages.Lowered.compile
     flags = os.environ.get(_XLAS, "")
+    options: dict[str, Any] = {_EMITTERS: True} if _WITHOUT in flags else {}
+
+    def optimized(lowered: jax.stages.Lowered, compiler_options: Any = None) -> jax.stages.Compiled:
+        return compiled(lowered, {**options, **(compiler_options or {})})
+
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(_JAXS, raising=False)
         patch.setenv(_XLAS, flags.replace(_WITHOUT, "").strip())
-        _patch_compile(patch, {_EMITTERS: True} if _WITHOUT in flags else {})
+        patch.setattr(jax.stages.Lowered, "compile", optimized)
         jax.config.update("jax_disable_most_optimizations", False)
         try:
             yield

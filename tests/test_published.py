@@ -14,7 +14,6 @@ from jaxasr import audio
 from jaxasr.convert import convert_checkpoint
 from jaxasr.evaluation import count_errors
 from jaxasr.manifests import read_audio, read_manifest
-from quick_compilation import running_long
 
 CHECKPOINT = "sherpa-onnx-kws-zipformer-gigaspeech-3.3M-2024-01-01-mobile"
 
@@ -29,6 +28,7 @@ def manifests(shared: Path, folder: Path) -> list[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_as_for_users")
 def test_words_and_ids_of_sherpa_onnx(shared: Path, tmp_path: Path) -> None:
     convert_checkpoint(shared / "published" / CHECKPOINT, tmp_path / "model")
     # Few buckets, since each is a program to compile; what buckets do is the subject of test_promises.py.
@@ -36,8 +36,7 @@ def test_words_and_ids_of_sherpa_onnx(shared: Path, tmp_path: Path) -> None:
     sets = {manifest: read_manifest(manifest) for manifest in manifests(shared, tmp_path / "manifests")}
     # One job for all sets: each would have programs of its own.
     utterances = [utterance for each in sets.values() for utterance in each]
-    with running_long():
-        transcripts = iter(list(recognizer.transcribe([audio.load(*read_audio(each)) for each in utterances])))
+    transcripts = recognizer.transcribe([audio.load(*read_audio(utterance)) for utterance in utterances])
     equal = total = shifted = tokens = 0
     for manifest, utterances in sets.items():
         with open(manifest, encoding="utf-8", newline="") as file:
