@@ -103,7 +103,8 @@ class EmitsAll:
     silent_ids = ()
 
     def __init__(self, head: Any) -> None:
-        self.blank_id, self.durations, self.length_offset = head.blank_id, head.durations, head.length_offset
+        self.blank_id, self.durations, self.max_symbols = head.blank_id, head.durations, head.max_symbols
+        self.length_offset = head.length_offset
         self.project, self.initial_state = head.project, head.initial_state
         self.advance, self.join = head.advance, head.join
 
