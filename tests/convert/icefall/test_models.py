@@ -117,14 +117,14 @@ def test_the_vocabulary_in_a_bpe_model(bundled: Golden, tmp_path: Path) -> None:
 
     def model(pieces: Sequence[str]) -> bytes:
         return b"".join(field(1, field(1, piece) + field(2, -1.5) + field(3, 1)) for piece in pieces) + field(
-            2, b"\x08"
+            2, b"\x08\x01"
         )
 
     (tmp_path / "bpe.model").write_bytes(model(bundled.tokens.pieces))
     assert read_tokens(tmp_path / "bpe.model", len(bundled.tokens)) == bundled.tokens
     with pytest.raises(CheckpointError, match=r"bpe\.model: has 48 pieces where 47 are needed"):
         read_tokens(tmp_path / "bpe.model", 47)
-    for content in (b"", model(["a", ""]), b"<blk> 0\n", model(["a"])[:-4], field(1, field(2, -1.5))):
+    for content in (b"", model(["a", ""]), b"<blk> 0\n", model(["a"])[:-5], field(1, field(2, -1.5))):
         (tmp_path / "bpe.model").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"bpe\.model: is no SentencePiece model"):
             read_tokens(tmp_path / "bpe.model", 48)
