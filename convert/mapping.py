@@ -83,6 +83,11 @@ def conv2d(x: np.ndarray) -> np.ndarray:
     return x.transpose(2, 3, 1, 0)
 
 
+def pointwise(x: np.ndarray) -> np.ndarray:
+    """A convolution whose window is one value, (out, in/groups, 1) or (out, in/groups, 1, 1) -> (in/groups, out)."""
+    return x.squeeze(tuple(range(2, x.ndim))).T
+
+
 def map_tensors(
     tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], ignored: Sequence[Ignored] = ()
 ) -> dict[str, np.ndarray]:

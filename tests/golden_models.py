@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxasr
@@ -122,3 +123,26 @@ def emitted(hypotheses: Any, row: int = 0) -> tuple[list[int], list[int], np.nda
         np.asarray(hypotheses.frames[row, 0, :count]).tolist(),
         np.asarray(hypotheses.log_probs[row, 0, :count]),
     )
+
+
+def check_predictor_and_joiner(golden: Golden) -> None:
+    """icefall's stateless predictor, its projection, the joiner and whole label sequences equal the stored arrays."""
+    stored, encoder = golden.arrays("decoder_joiner"), golden.arrays("encoder_single")
+    frames = encoder["espeak_sentence/encoder_proj"][stored["joiner_frames"]]
+    sequence = np.concatenate([[-1], stored["padded_tokens"]])
+
+    @quick_jit
+    def run(params: dict[str, Any]) -> tuple[jax.Array, ...]:
+        head = golden.bind(params).transducer
+        state = head.initial_state(len(stored["contexts"]))
+        for tokens in stored["contexts"].T:
+            state = head.advance(state, tokens)
+        rows = (len(state[1]), frames.shape[1])
+        logits = jax.vmap(lambda frame: head.join(jnp.broadcast_to(frame, rows), state))(frames)
+        training = head.predictor.predict(np.stack([sequence[:-1], sequence[1:]], axis=1))
+        return head.predictor.predict(stored["contexts"]), state[1], logits, training
+
+    ours = run(golden.params)
+    names = ("decoder_out", "decoder_proj", "joiner_logits", "padded_decoder_out")
+    off = {array: difference(mine, stored[array]) for array, mine in zip(names, ours, strict=True)}
+    assert max(off.values()) < 1e-5, off

@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 
 import jaxasr
-from golden_models import CLIPS, END_TO_END, PER_MODULE, Golden, difference, emitted, icefall_greedy, quick_jit
+from golden_models import (
+    CLIPS,
+    END_TO_END,
+    PER_MODULE,
+    Golden,
+    check_predictor_and_joiner,
+    difference,
+    emitted,
+    icefall_greedy,
+    quick_jit,
+)
 from jaxasr import store
 from jaxasr.encoders.icefall_conformer import PUBLISHER_PADDING, ConvEmbed, Layer, double_swish
 from jaxasr.layers.attention import SelfAttention
@@ -233,24 +243,7 @@ def test_a_batch_under_the_publishers_padding(goldens: Goldens, features: Arrays
 def test_predictor_and_joiner(goldens: Goldens, name: str) -> None:
     golden = goldens(name)
     assert golden.config.transducer.predictor.group_size == 1
-    stored, encoder = golden.arrays("decoder_joiner"), golden.arrays("encoder_single")
-    frames = encoder["espeak_sentence/encoder_proj"][stored["joiner_frames"]]
-    sequence = np.concatenate([[-1], stored["padded_tokens"]])
-
-    @quick_jit
-    def run(params: dict[str, Any]) -> tuple[jax.Array, ...]:
-        head = golden.bind(params).transducer
-        state = head.initial_state(len(stored["contexts"]))
-        for tokens in stored["contexts"].T:
-            state = head.advance(state, tokens)
-        rows = (len(state[1]), frames.shape[1])
-        logits = jax.vmap(lambda frame: head.join(jnp.broadcast_to(frame, rows), state))(frames)
-        training = head.predictor.predict(np.stack([sequence[:-1], sequence[1:]], axis=1))
-        return head.predictor.predict(stored["contexts"]), state[1], logits, training
-
-    names = ("decoder_out", "decoder_proj", "joiner_logits", "padded_decoder_out")
-    off = {array: difference(mine, stored[array]) for array, mine in zip(names, run(golden.params), strict=True)}
-    assert max(off.values()) < 1e-5, off
+    check_predictor_and_joiner(golden)
 
 
 # --- from sound to text, as sherpa-onnx prints it ---------------------------------------------------------------------

@@ -22,6 +22,7 @@ from golden_models import (
     PER_MODULE,
     STREAMING,
     Golden,
+    check_predictor_and_joiner,
     difference,
     emitted,
     icefall_greedy,
@@ -324,26 +325,7 @@ def test_all_clips_as_one_batch(goldens: Goldens, features: Arrays, name: str) -
 
 @pytest.mark.parametrize("name", GOLDENS)
 def test_predictor_and_joiner(goldens: Goldens, name: str) -> None:
-    golden = goldens(name)
-    stored, encoder = golden.arrays("decoder_joiner"), golden.arrays("encoder_single")
-    frames = encoder["espeak_sentence/encoder_proj"][stored["joiner_frames"]]
-    sequence = np.concatenate([[-1], stored["padded_tokens"]])
-
-    @quick_jit
-    def run(params: dict[str, Any]) -> tuple[jax.Array, ...]:
-        head = golden.bind(params).transducer
-        state = head.initial_state(len(stored["contexts"]))
-        for tokens in stored["contexts"].T:
-            state = head.advance(state, tokens)
-        rows = (len(state[1]), frames.shape[1])
-        logits = jax.vmap(lambda frame: head.join(jnp.broadcast_to(frame, rows), state))(frames)
-        training = head.predictor.predict(np.stack([sequence[:-1], sequence[1:]], axis=1))
-        return head.predictor.predict(stored["contexts"]), state[1], logits, training
-
-    ours = run(golden.params)
-    names = ("decoder_out", "decoder_proj", "joiner_logits", "padded_decoder_out")
-    off = {array: difference(mine, stored[array]) for array, mine in zip(names, ours, strict=True)}
-    assert max(off.values()) < 1e-5, off
+    check_predictor_and_joiner(goldens(name))
 
 
 # --- padded batches as the publisher computes them --------------------------------------------------------------------

@@ -14,7 +14,7 @@ from jaxasr.convert.formats.mapped import release
 from jaxasr.convert.icefall import heads
 from jaxasr.convert.icefall.chunks import Frames, choose_chunks, refuse_chunks, trained_with
 from jaxasr.convert.icefall.front_end import front_end_rules
-from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, linear, map_tensors, same
+from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, linear, map_tensors, pointwise, same
 from jaxasr.convert.protocol import Options
 from jaxasr.encoders.icefall_conformer_config import IcefallConformerConfig
 from jaxasr.errors import CheckpointError, ConfigError
@@ -23,11 +23,6 @@ from jaxasr.model_config import ModelConfig
 FRAME_SECONDS = 0.04  # between encoded frames, in which chunks are counted
 
 # --- names -----------------------------------------------------------------------------------------------------------
-
-
-def _pointwise(x: np.ndarray) -> np.ndarray:
-    """A convolution of width 1, (out, in, 1) -> (in, out)."""
-    return x[:, :, 0].T
 
 
 def _head_bias(x: np.ndarray) -> np.ndarray:
@@ -59,7 +54,7 @@ TABLE: tuple[Rule, ...] = (
     Rule(LAYER + r"\.self_attn\.pos_bias_u", IN_LAYER + "attention.content_bias", _head_bias),
     Rule(LAYER + r"\.self_attn\.pos_bias_v", IN_LAYER + "attention.position_bias", _head_bias),
     *(
-        Rule(LAYER + re.escape(f".{name}.weight"), f"{IN_LAYER}{ours}.kernel", _pointwise)
+        Rule(LAYER + re.escape(f".{name}.weight"), f"{IN_LAYER}{ours}.kernel", pointwise)
         for name, ours in POINTWISE.items()
     ),
     *(Rule(LAYER + re.escape(f".{name}.bias"), f"{IN_LAYER}{ours}.bias", same) for name, ours in POINTWISE.items()),

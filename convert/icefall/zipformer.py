@@ -14,7 +14,7 @@ from jaxasr.configs import named_configs
 from jaxasr.convert.icefall import heads
 from jaxasr.convert.icefall.chunks import Frames, choose_chunks, refuse_chunks, trained_with
 from jaxasr.convert.icefall.front_end import front_end_rules
-from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, conv2d, linear, map_tensors, same
+from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, conv2d, linear, map_tensors, pointwise, same
 from jaxasr.convert.protocol import Options
 from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.errors import CheckpointError, ConfigError, listing
@@ -66,7 +66,7 @@ TABLE: tuple[Rule, ...] = (
     Rule(
         r"encoder_embed\.convnext\.pointwise_conv(?P<n>[12])\.weight",
         "encoder.embed.convnext.pointwise{n}.kernel",
-        lambda x: x[:, :, 0, 0].T,
+        pointwise,
     ),
     Rule(r"encoder_embed\.convnext\.pointwise_conv(?P<n>[12])\.bias", "encoder.embed.convnext.pointwise{n}.bias", same),
     Rule(r"encoder_embed\.out_norm\.(?P<name>bias|log_scale)", "encoder.embed.norm.{name}", same),

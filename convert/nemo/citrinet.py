@@ -10,9 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
-import numpy as np
-
-from jaxasr.convert.mapping import Ignored, Rule, conv1d, linear, same
+from jaxasr.convert.mapping import Ignored, Rule, conv1d, linear, pointwise, same
 from jaxasr.convert.nemo.settings import Section
 from jaxasr.encoders.citrinet_config import Activation, BlockConfig, CitrinetConfig
 from jaxasr.errors import CheckpointError
@@ -57,7 +55,7 @@ def rules(config: CitrinetConfig) -> Sequence[Rule]:
         kinds.setdefault(places, []).append(str(number))
     residual, path = r"encoder\.encoder\.(?P<block>\d+)\.res\.(?P<n>\d+)\.", "encoder.blocks.{block}.residuals.{n}."
     table = [
-        Rule(residual + r"0\.(?:conv\.)?weight", path + "conv.kernel", _pointwise),
+        Rule(residual + r"0\.(?:conv\.)?weight", path + "conv.kernel", pointwise),
         *_norm(residual + r"1\.", path),
     ]
     for places, numbers in kinds.items():
@@ -74,9 +72,9 @@ def _block(places: _Places, mconv: str) -> list[Rule]:
         ours = f"{path}units.{unit}."
         if places.separable:
             table.append(Rule(f"{mconv}{first}{weight}", ours + "depthwise.kernel", conv1d))
-            table.append(Rule(f"{mconv}{first + 1}{weight}", ours + "conv.kernel", _pointwise))
+            table.append(Rule(f"{mconv}{first + 1}{weight}", ours + "conv.kernel", pointwise))
         else:
-            layout = _pointwise if places.pointwise else conv1d
+            layout = pointwise if places.pointwise else conv1d
             table.append(Rule(f"{mconv}{first}{weight}", ours + "conv.kernel", layout))
         table += _norm(rf"{mconv}{first + places.norm}\.", ours)
     return [
@@ -94,11 +92,6 @@ def _norm(name: str, path: str) -> list[Rule]:
         Rule(name + "running_mean", path + "norm.mean", same),
         Rule(name + "running_var", path + "norm.variance", same),
     ]
-
-
-def _pointwise(x: np.ndarray) -> np.ndarray:
-    """(out, in/groups, 1) -> (in/groups, out)."""
-    return x.squeeze(2).T
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxasr.convert.mapping import Ignored, Rule, conv1d, conv2d, linear, same
-from jaxasr.convert.nemo.settings import Section
+from jaxasr.convert.mapping import Ignored, Rule, conv1d, conv2d, linear, pointwise, same
+from jaxasr.convert.nemo.settings import Section, is_pair
 from jaxasr.encoders.conformer_config import UNLIMITED, ConformerConfig
 from jaxasr.errors import CheckpointError, listing
 
@@ -50,11 +51,11 @@ def rules(config: ConformerConfig) -> tuple[Rule, ...]:
         *_front_end(config),
         *_both(LAYER, NORMS, IN_LAYER, "scale", same),
         *_both(LAYER, LINEARS, IN_LAYER, "kernel", linear),
-        *_both(LAYER, POINTWISE, IN_LAYER, "kernel", _pointwise1d),
+        *_both(LAYER, POINTWISE, IN_LAYER, "kernel", pointwise),
         *_both(LAYER, {"conv.depthwise_conv": "conv.depthwise"}, IN_LAYER, "kernel", conv1d),
-        *(Rule(LAYER + _quoted(name), IN_LAYER + ours, np.ravel) for name, ours in POSITION_BIASES.items()),
+        *(Rule(LAYER + re.escape(name), IN_LAYER + ours, np.ravel) for name, ours in POSITION_BIASES.items()),
         *(
-            Rule(LAYER + _quoted(f"conv.batch_norm.{name}"), f"{IN_LAYER}conv.norm.{ours}", same)
+            Rule(LAYER + re.escape(f"conv.batch_norm.{name}"), f"{IN_LAYER}conv.norm.{ours}", same)
             for name, ours in STATISTICS.items()
         ),
         *_both(r"encoder\.", {"out_proj": "out_proj"}, "encoder.", "kernel", linear),
@@ -79,7 +80,7 @@ def _front_end(config: ConformerConfig) -> list[Rule]:
     for stage in range(1, config.stages):
         if config.front_end == "separable":
             table += _both(names, {f"conv.{3 * stage - 1}": f"convs.{stage}.depthwise"}, ours, "kernel", conv2d)
-            table += _both(names, {f"conv.{3 * stage}": f"convs.{stage}.pointwise"}, ours, "kernel", _pointwise2d)
+            table += _both(names, {f"conv.{3 * stage}": f"convs.{stage}.pointwise"}, ours, "kernel", pointwise)
         else:
             table += _both(names, {f"conv.{2 * stage}": f"convs.{stage}"}, ours, "kernel", conv2d)
     return table + _both(names, {"out": "out"}, ours, "kernel", channels_last)
@@ -93,24 +94,10 @@ def _both(
         row
         for name, ours in names.items()
         for row in (
-            Rule(prefix + _quoted(f"{name}.weight"), f"{our_prefix}{ours}.{weight}", layout),
-            Rule(prefix + _quoted(f"{name}.bias"), f"{our_prefix}{ours}.bias", same),
+            Rule(prefix + re.escape(f"{name}.weight"), f"{our_prefix}{ours}.{weight}", layout),
+            Rule(prefix + re.escape(f"{name}.bias"), f"{our_prefix}{ours}.bias", same),
         )
     ]
-
-
-def _quoted(name: str) -> str:
-    return name.replace(".", r"\.")
-
-
-def _pointwise1d(x: np.ndarray) -> np.ndarray:
-    """(out, in, 1) -> (in, out)."""
-    return x[:, :, 0].T
-
-
-def _pointwise2d(x: np.ndarray) -> np.ndarray:
-    """(out, in, 1, 1) -> (in, out)."""
-    return x[:, :, 0, 0].T
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -195,7 +182,7 @@ def _context(section: Section) -> tuple[int, int]:
     if value is None:
         return UNLIMITED, UNLIMITED
     pair = value[0] if isinstance(value, list) and value and isinstance(value[0], list) else value
-    if not _is_pair(pair):
+    if not is_pair(pair):
         raise section.refuse("att_context_size", "neither two numbers of frames nor a list of such")
     return pair[0], pair[1]
 
@@ -206,10 +193,6 @@ def _conv_context(section: Section, kernel: int) -> tuple[int, int] | None:
         return None
     if value == CAUSAL:
         return kernel - 1, 0
-    if not _is_pair(value):
+    if not is_pair(value):
         raise section.refuse("conv_context_size", f"neither {CAUSAL} nor two numbers of frames")
     return value[0], value[1]
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(frames) is int for frames in value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jaxasr.convert.nemo.settings import is_pair
 from jaxasr.convert.protocol import Options
 from jaxasr.errors import ConfigError
 
@@ -51,8 +52,4 @@ def choose_context(
 def _contexts(value: Any) -> list[tuple[int, int]]:
     """The pairs of frames before and after, of which there may be one or several; what is none is left out."""
     pairs = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
-    return [
-        (pair[0], pair[1])
-        for pair in pairs
-        if isinstance(pair, list) and len(pair) == 2 and all(type(frames) is int for frames in pair)
-    ]
+    return [(pair[0], pair[1]) for pair in pairs if is_pair(pair)]

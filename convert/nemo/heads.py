@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxasr.convert.mapping import Ignored, Rule, linear, same
+from jaxasr.convert.mapping import Ignored, Rule, linear, pointwise, same
 from jaxasr.convert.nemo.settings import Section
 from jaxasr.errors import CheckpointError
 from jaxasr.heads.configs import CTCConfig, TransducerConfig
@@ -22,13 +22,8 @@ _LSTM = r"decoder\.prediction\.dec_rnn\.lstm\."
 _OUTPUT = r"joint\.joint_net\.[12]\."  # 2 behind a dropout, 1 without
 
 
-def _pointwise(x: np.ndarray) -> np.ndarray:
-    """A convolution of width 1, (out, in, 1) -> (in, out)."""
-    return x.squeeze(2).T
-
-
 TABLE = (
-    Rule(r"(ctc_)?decoder\.decoder_layers\.0\.weight", "ctc.output.kernel", _pointwise),
+    Rule(r"(ctc_)?decoder\.decoder_layers\.0\.weight", "ctc.output.kernel", pointwise),
     Rule(r"(ctc_)?decoder\.decoder_layers\.0\.bias", "ctc.output.bias", same),
     Rule(r"decoder\.prediction\.embed\.weight", "transducer.predictor.embedding", same),
     Rule(_LSTM + r"weight_ih_l(?P<n>\d+)", "transducer.predictor.layers.{n}.input.kernel", linear),

@@ -176,6 +176,11 @@ class Section:
         return self.refuse(key, f"model_config.yaml should have {wanted} there")
 
 
+def is_pair(value: Any) -> bool:
+    """Whether a value is two whole numbers, as contexts are written."""
+    return isinstance(value, list) and len(value) == 2 and all(type(frames) is int for frames in value)
+
+
 def last_part(target: Any) -> str:
     """The class in a dotted name such as nemo.collections.asr.modules.ConformerEncoder; "" for what is no text."""
     return target.rpartition(".")[2] if isinstance(target, str) else ""

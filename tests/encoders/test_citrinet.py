@@ -16,10 +16,9 @@ from jaxasr.configs import named_configs
 from jaxasr.encoders import citrinet
 from jaxasr.encoders.citrinet import Citrinet, Convolution, Depthwise, GroupNorm, SqueezeExcite, shuffle_groups
 from jaxasr.encoders.citrinet_config import BlockConfig, CitrinetConfig
-from jaxasr.layers.dropout import Dropout
 from jaxasr.model import AbstractModel
 from jaxasr.store import flatten, read_config
-from random_modules import build, random_module
+from random_modules import build, noting_dropout, random_module
 
 # Unequal everything, so that a swapped axis shows.
 SMALL = CitrinetConfig(
@@ -199,21 +198,10 @@ def test_rows_of_every_length_are_as_if_alone() -> None:
 
 
 def test_dropout_follows_every_activation(monkeypatch: pytest.MonkeyPatch) -> None:
-    places: list[tuple[int, ...]] = []
-
-    class Noted(Dropout):
-        """A dropout that drops nothing and notes where it is called: `key` is the path of members to it."""
-
-        def __call__(self, x: jax.Array, place: int) -> jax.Array:
-            places.append((*self.key, place))
-            return x
-
-        def within(self, number: int) -> Noted:
-            return Noted(self.rate, (*self.key, number))
-
     monkeypatch.setattr(citrinet, "run_layer", lambda graph, state, *inputs: nnx.merge(graph, state)(*inputs))
     model = nnx.eval_shape(lambda: Citrinet(SMALL, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
     frames, lengths = jnp.zeros((1, 9, 6)), jnp.array([9])
-    jax.eval_shape(lambda state: nnx.merge(graph, state)(frames, lengths, Noted(jnp.asarray(0.1), ()))[0], state)
+    noting, places = noting_dropout()
+    jax.eval_shape(lambda state: nnx.merge(graph, state)(frames, lengths, noting)[0], state)
     assert places == [(0, 0), (1, 0), (1, 1), (1, 2), (2, 0)]

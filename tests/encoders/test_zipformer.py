@@ -18,7 +18,7 @@ from jaxasr.encoders.zipformer import Downsample, Zipformer, match_channels
 from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.encoders.zipformer_layer import Layer
 from jaxasr.layers.dropout import Dropout
-from random_modules import build, random_module
+from random_modules import build, noting_dropout, random_module
 
 # Unequal everything, so that a swapped axis or stack shows.
 CONFIG = ZipformerConfig(
@@ -182,20 +182,9 @@ def test_dropout_draws_for_every_stack_layer_and_module(monkeypatch: pytest.Monk
     assert min(difference(plain, one), difference(plain, other), difference(one, other)) > 1e-3
     assert difference(plain, encode(Dropout(jnp.asarray(0.0), jax.random.key(0)))) < 1e-6
 
-    places: list[tuple[int, ...]] = []
-
-    class Noted(Dropout):
-        """A dropout that drops nothing and notes where it is called: `key` is the path of members to it."""
-
-        def __call__(self, x: jax.Array, place: int) -> jax.Array:
-            places.append((*self.key, place))
-            return x
-
-        def within(self, number: int) -> Noted:
-            return Noted(self.rate, (*self.key, number))
-
     monkeypatch.setattr(zipformer, "run_layer", lambda graph, state, *inputs: nnx.merge(graph, state)(*inputs))
-    jax.eval_shape(lambda: model(frames, lengths, Noted(rate, ())))
+    noting, places = noting_dropout()
+    jax.eval_shape(lambda: model(frames, lengths, noting))
     layers = [(stack, layer) for stack, count in enumerate(CONFIG.num_layers) for layer in range(count)]
     assert sorted(places) == [(*layer, place) for layer in layers for place in range(8)]
 
