@@ -72,12 +72,12 @@ def test_what_save_to_does_not_write_is_refused_in_one_line(
 ) -> None:
     members, said = HOSTILE[name]
     path = write_nemo(mode=mode, members=members)
-    before = {each: each.stat().st_mtime_ns for each in tmp_path.parent.rglob("*")}
+    before = {each: each.lstat().st_mtime_ns for each in tmp_path.parent.rglob("*")}
     with pytest.raises(CheckpointError) as refusal:
         read_archive(path, [])
     message = str(refusal.value)
     assert message.startswith(str(path)) and said in message and "\n" not in message
-    assert {each: each.stat().st_mtime_ns for each in tmp_path.parent.rglob("*")} == before
+    assert {each: each.lstat().st_mtime_ns for each in tmp_path.parent.rglob("*")} == before
 
 
 def test_members_that_are_too_large_are_refused(write_nemo: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
