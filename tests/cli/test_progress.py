@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from rich.progress import Progress
 
+from jaxasr import waiting
 from jaxasr.cli import progress
 
 
@@ -94,6 +96,17 @@ def test_a_terminal_sees_what_is_waited_for(on_a_terminal: Callable[[list[str]],
     assert [stage for stage, _ in itertools.groupby(stages)] == [
         "transcribing", "compiling for clips of up to 12 s: once for this machine", "transcribing"
     ]  # fmt: skip
+
+
+def test_a_wait_stands_in_the_place_of_the_title() -> None:
+    with Progress(disable=True) as bar:
+        meter = progress.Meter(bar, "listening")
+        logger = logging.Logger(waiting.LOGGER)
+        logger.addHandler(meter)
+        logger.info("boiling %d", 3)
+        assert bar.tasks[0].description == "boiling 3"
+        logger.info("no longer boiling", extra={waiting.OVER: True})
+        assert bar.tasks[0].description == "listening"
 
 
 def test_a_pipe_hears_nothing_of_it() -> None:
