@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int]  # rows, samples
 
+COMPILED_AT_ONCE = 2  # XLA's passes over a program take one core, its code generation all of them
 QUIET_SECONDS = 1.0  # for which parameters may be read before it is told
 
 
@@ -78,7 +79,8 @@ class Programs:
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._by_row = NamedSharding(mesh, PartitionSpec("batch"))
         self._lock = threading.RLock()
-        self._compiling = threading.Lock()  # held while a program is compiled, when others may run
+        # Held while a program is compiled, when others may run. More at once take longer and more memory.
+        self._compiling = threading.Semaphore(COMPILED_AT_ONCE)
         self._promised: dict[Shape, _Promise] = {}  # by who compiles them at this moment
         self._params: Parameters | None = None  # on the devices
         self._given: Future[Parameters] | None = Future()  # as they were given, until they are on the devices
@@ -248,7 +250,9 @@ class Programs:
             return  # whose lock a thread of the parent may hold for ever
         if self._reader is not None:
             self._reader.join()
-        with self._compiling, self._lock:
+        with self._lock, contextlib.ExitStack() as stack:
+            for _ in range(COMPILED_AT_ONCE):
+                stack.enter_context(self._compiling)
             self._params = self._given = self._source = None
             self.compiled = {}
 

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Self, overload
 
@@ -47,7 +46,7 @@ Progress = Callable[[float, float], None]
 
 @dataclasses.dataclass(frozen=True)
 class _Spoken:
-    """What a window's best hypothesis says: ids (L,), log-probabilities (L,); times, durations (L,) in seconds of the clip."""
+    """What a window's best hypothesis says: ids, log-probabilities, times and durations (s, in the clip), each (L,)."""
 
     ids: np.ndarray
     times: np.ndarray
@@ -326,25 +325,26 @@ class Recognizer:
         return round(audio.silence_before * SAMPLE_RATE), round(audio.silence_after * SAMPLE_RATE)
 
     def _run(self, batches: list[Batch], clips: list[Clip]) -> Iterator[tuple[Batch, Hypotheses]]:
-        """Every batch with its hypotheses; the next is prepared, and its program compiled, while the device works."""
+        """Every batch with its hypotheses; the next is prepared, and its program compiled, while the device works.
+
+        The second program is compiled beside the first.
+        """
         before, after = self._silence()
         samples = [clip.samples for clip in clips]
         running: tuple[Batch, Hypotheses] | None = None
-        stop: threading.Event | None = None
+        shapes = [(batch.rows, batch.samples) for batch in batches]
+        stop = self.programs.compile_ahead(shape for shape in shapes if shape != shapes[0])
         try:
             for batch in batches:
                 waveforms, lengths = assemble(batch, samples, before=before, after=after)
                 started = batch, self.programs.run(waveforms, lengths, self.blank_penalty)
-                if stop is None:
-                    stop = self.programs.compile_ahead((each.rows, each.samples) for each in batches)
                 if running is not None:
                     yield running
                 running = started
             if running is not None:
                 yield running
         finally:
-            if stop is not None:
-                stop.set()
+            stop.set()
 
     def _best(self, batch: Batch, hypotheses: Hypotheses) -> dict[Window, _Spoken]:
         """The best hypothesis of each window. Raises ModelError if activations overflowed."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import jaxasr.testing
+from jaxasr.planner import COSTS, Costs
 from jaxasr.programs import Programs
 from jaxasr.search import GreedyConfig
 
@@ -165,20 +166,37 @@ def test_reading_is_told_where_it_takes_long(logged: list[str], at_info: None, m
 
 
 def test_a_job_is_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recognizer names all shapes of a group when the first batch has been started."""
+    """A recognizer names the further shapes of a group before it compiles the first one."""
     ahead: list[list[tuple[int, int]]] = []
     compile_ahead = Programs.compile_ahead
 
     def noted(self: Programs, shapes: Iterable[tuple[int, int]]) -> threading.Event:
         ahead.append(list(shapes))
-        assert ahead[-1][0] in self.compiled
+        assert not self.compiled
         return compile_ahead(self, ahead[-1])
 
     monkeypatch.setattr(Programs, "compile_ahead", noted)
-    noise = np.random.default_rng(0).normal(size=16000).astype(np.float32)
+    monkeypatch.setitem(COSTS, "cpu", Costs(program=0.0, length=0.0, batch=0.0, work=1.0))  # two lengths, two programs
+    noise = np.random.default_rng(0).normal(size=48000).astype(np.float32)
     with jaxasr.testing.tiny_recognizer(batch_seconds=0.5) as recognizer:
-        assert len(list(recognizer.transcribe([noise, noise[:9000]]))) == 2
-        assert set(ahead[0]) == set(recognizer.programs.compiled)
+        assert len(list(recognizer.transcribe([noise, noise[:16000]]))) == 2
+        assert len(set(recognizer.programs.compiled) - set(ahead[0])) == 1 == len(set(ahead[0]))
+
+
+def test_two_programs_are_compiled_at_once(programs: Programs, slow: Slow) -> None:
+    slow.let_go = {shape: threading.Event() for shape in (FIRST, SECOND, THIRD)}
+    threads = [threading.Thread(target=programs.compile, args=shape) for shape in (FIRST, SECOND, THIRD)]
+    for thread in threads:
+        thread.start()
+    while len(slow.begun) < 2:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(slow.begun) == 2
+    for event in slow.let_go.values():
+        event.set()
+    for thread in threads:
+        thread.join(30)
+    assert set(programs.compiled) == {FIRST, SECOND, THIRD}
 
 
 def test_a_process_that_ends_waits_for_one_program_at_most() -> None:

@@ -1,0 +1,167 @@
+"""Converts reference models as a user would, transcribes their recordings and prints how far both agree, as Markdown.
+
+    python docs/models/agreement.py REFERENCES            prints the table
+    python docs/models/agreement.py REFERENCES --write    writes it into docs/models/README.md
+
+REFERENCES holds audio/ and a folder a model: the publisher's files with what the original made of the recordings
+(sherpa_onnx.json of sherpa-onnx; texts.json and golden.npz of NeMo). The models are small and have random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxasr
+from jaxasr.audio import load
+
+PAGE = Path(__file__).resolve().parent / "README.md"
+_TABLE = re.compile(r"(<!-- agreement -->\n).*?(<!-- end -->)", re.DOTALL)
+LONGEST = 8 * 16000  # samples of a recording
+# The time of a token may differ by the roundings of its decimals alone.
+SAME_TIME = 2e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What an original made of recordings: by the recording's name text, tokens, times (s), encoded frames (T, D).
+
+    `source`: the checkpoint, a file or a folder; `options` of the conversion; `head`: the one that was searched.
+    """
+
+    source: Path
+    options: Mapping[str, Any]
+    original: str
+    head: str | None
+    heard: Mapping[str, Mapping[str, Any]]
+
+
+def sherpa_onnx(folder: Path) -> Iterator[Reference]:
+    """icefall's checkpoint and its exports in float32 and int8, by greedy search of sherpa-onnx."""
+    stored = json.loads((folder / "sherpa_onnx.json").read_text("utf-8"))
+    original = f"{stored['package']} {stored['version']}"
+    recipe = {"config": folder / "config.yaml"}
+    encoded: dict[str, np.ndarray] = {}
+    if not (folder / "encoder_chunk_mask.npz").exists():  # else whole utterances differ
+        with np.load(folder / "encoder_single.npz") as arrays:
+            encoded = {name.split("/")[0]: arrays[name][0] for name in arrays.files if name.endswith("/encoder_out")}
+    exports = [(folder / "pretrained.pt", "greedy_search", recipe), (folder, "greedy_search", {})]
+    exports += [(folder, "int8 greedy_search", {"precision": "int8"})]
+    for source, run, options in exports:
+        heard = {
+            clip: {"text": of["text"], "tokens": of["tokens"], "times": of["timestamps"]}
+            for clip, of in stored["runs"][run].items()
+        }
+        if "int8" not in run:  # sherpa-onnx rounds activations to int8 too: its encoded frames are not those stored
+            heard = {clip: of | {"encoded": encoded.get(clip)} for clip, of in heard.items()}
+        yield Reference(source, options, original, None, heard)
+
+
+def nemo(folder: Path) -> Iterator[Reference]:
+    """A .nemo archive by each of its heads, files one by one."""
+    texts = json.loads((folder / "texts.json").read_text("utf-8"))
+    with np.load(folder / "golden.npz") as arrays:
+        stored = dict(arrays)
+    for head, prefix in (("transducer", "rnnt"), ("ctc", "ctc")):
+        if any(name.endswith(f"/{prefix}_ids") for name in stored):
+            heard = {
+                clip: {
+                    "text": text,
+                    "ids": stored[f"{clip}/{prefix}_ids"].tolist(),
+                    "frames": stored[f"{clip}/{prefix}_frames"],
+                    "encoded": stored[f"{clip}/enc"][0].T[: int(stored[f"{clip}/enc_len"][0])],
+                }
+                for clip, text in texts.get(f"{head}_head", texts)["files_batch1"].items()
+            }
+            yield Reference(folder / "model.nemo", {}, "NeMo 3.0.0", head, heard)
+
+
+def references(folder: Path) -> Iterator[Reference]:
+    """All models of a folder whose originals' results are stored in a form that is known here."""
+    for model in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if (model / "encoder_single.npz").exists():
+            yield from sherpa_onnx(model)
+        elif (model / "golden.npz").exists():
+            yield from nemo(model)
+
+
+def compare(reference: Reference, audio: Path, directory: Path) -> str:
+    """The row of a table."""
+    jaxasr.convert_checkpoint(reference.source, directory, **reference.options)
+    files = [audio / f"{clip}.wav" for clip in reference.heard]
+    with jaxasr.load_model(directory, head=reference.head, shortest_seconds=LONGEST / 16000) as recognizer:
+        transcripts = list(recognizer.transcribe(files))
+        config, model = recognizer.config, recognizer.model
+    encode = jax.jit(model.encode)
+    texts = tokens = 0
+    times, encoded = [True], [0.0]
+    for heard, file, transcript in zip(reference.heard.values(), files, transcripts, strict=True):
+        texts += transcript.text == heard["text"]
+        same = transcript.tokens == heard["tokens"] if "tokens" in heard else transcript.token_ids == heard["ids"]
+        tokens += same
+        if same:
+            theirs = heard["times"] if "times" in heard else heard["frames"] * config.seconds_per_frame
+            times.append(np.allclose(transcript.timestamps, theirs, rtol=0, atol=SAME_TIME))
+        if heard.get("encoded") is not None:
+            samples = load(file)
+            waveform = np.zeros((1, LONGEST), np.float32)
+            waveform[0, : len(samples)] = samples
+            ours, _ = encode(waveform, np.array([len(samples)], np.int32))
+            frames = np.asarray(ours)[0, : len(heard["encoded"])]
+            encoded.append(float(np.abs(frames - heard["encoded"]).max() / np.abs(heard["encoded"]).max()))
+    count = len(reference.heard)
+    suffix = ".int8.onnx" if "precision" in reference.options else ".onnx"
+    kind = reference.source.suffix or suffix
+    cells = (
+        f"{config.encoder.kind}{', causal' if config.encoder.facts().get('causal') else ''}",
+        f"`{kind}`",
+        reference.head or next(iter(config.heads)),
+        reference.original,
+        f"{max(encoded):.1e}" if len(encoded) > 1 else "",
+        f"{tokens} of {count}",
+        "same" if all(times) else "differ",
+        f"{texts} of {count}",
+    )
+    row = "| " + " | ".join(cells) + " |"
+    print(row, file=sys.stderr)
+    return row
+
+
+def table(folder: Path) -> str:
+    """The rows of all references of a folder."""
+    rows = [
+        "| encoder | from | head | original | encoded frames, largest difference | same tokens | their times | "
+        "same texts |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, reference in enumerate(references(folder)):
+            rows.append(compare(reference, folder / "audio", Path(scratch) / str(number)))
+    return "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("references", type=Path)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    jaxasr.configure_process()
+    made = table(options.references)
+    if options.write:
+        PAGE.write_text(_TABLE.sub(lambda part: part[1] + made + part[2], PAGE.read_text("utf-8")), "utf-8")
+    else:
+        print(made, end="")
+
+
+if __name__ == "__main__":
+    main()
