@@ -120,9 +120,7 @@ def map_tensors(
     return mapped
 
 
-def match_parameters(
-    mapped: Mapping[str, np.ndarray], config: ModelConfig | DetectorConfig
-) -> dict[str, np.ndarray]:
+def match_parameters(mapped: Mapping[str, np.ndarray], config: ModelConfig | DetectorConfig) -> dict[str, np.ndarray]:
     """`mapped` in the order of the parameters of the configured model, each of which it must hold, and nothing else.
 
     CheckpointError lists what is missing, has no place, or has the wrong shape, type or values that are not finite.

@@ -13,7 +13,7 @@ from jaxasr.encoders import ENCODERS, EncoderConfig, LocalEncoderConfig
 from jaxasr.features import FEATURES, FeaturesConfig
 from jaxasr.heads.configs import ClassifierConfig
 
-# Seconds beside the encoder's context that a front end hears around a frame: half a Fourier window, frames put together.
+# Seconds around a frame that a front end hears: half a Fourier window, or neighbours that are put together.
 FRONT_END_CONTEXT = 0.1
 
 
@@ -81,7 +81,9 @@ class DetectorConfig:
             )
         if self.window is None:
             if not isinstance(self.encoder, LocalEncoderConfig):
-                raise ValueError(f"a {self.encoder.kind} hears all of a recording: frames need an encoder with a context")
+                raise ValueError(
+                    f"a {self.encoder.kind} hears all of a recording: frames need an encoder with a context"
+                )
             if not (math.isfinite(self.longest) and self.row_samples > 2 * self._context):
                 least = 2 * self._context / SAMPLE_RATE
                 raise ValueError(f"longest must be more than {least:g} s, what the encoder hears, not {self.longest}")

@@ -193,7 +193,7 @@ def open_detector(directory: str | os.PathLike[str], *, verify: bool = True) -> 
         _verify_file(folder, CONFIG, manifest["files"])
     config = load_any_config(folder)
     if not isinstance(config, DetectorConfig):
-        raise ModelError(f"{folder} is a recogniser, not a voice activity detector: use it with load_model")
+        raise ModelError(f"{folder} is a recogniser, not a voice activity detector: jaxasr.load_model takes it")
     return StoredDetector(folder=folder, config=config, manifest=manifest)
 
 
@@ -216,7 +216,7 @@ def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
     """
     config = load_any_config(directory)
     if isinstance(config, DetectorConfig):
-        raise ModelError(f"{directory} is a voice activity detector, not a recogniser: use it with load_detector")
+        raise ModelError(f"{directory} is a voice activity detector, not a recogniser: jaxasr.load_detector takes it")
     return config
 
 
@@ -224,8 +224,9 @@ def load_any_config(directory: str | os.PathLike[str]) -> ModelConfig | Detector
     """The configuration of a model directory, a recogniser's or a detector's."""
     path = Path(directory) / CONFIG
     mapping = read_yaml(path)
-    detector = isinstance(mapping, Mapping) and "classifier" in mapping
-    return from_mapping(DetectorConfig if detector else ModelConfig, mapping, str(path))
+    if isinstance(mapping, Mapping) and "classifier" in mapping:
+        return from_mapping(DetectorConfig, mapping, str(path))
+    return from_mapping(ModelConfig, mapping, str(path))
 
 
 def read_config(path: Path) -> ModelConfig:

@@ -110,7 +110,9 @@ def _window(
 ) -> WindowConfig | None:
     """How windows are classified; None where frames are."""
     if "crop_or_pad_augment" in settings and settings["crop_or_pad_augment"] is not None:
-        raise CheckpointError("crop_or_pad_augment: a classifier of clips of one length is no detector that jaxasr knows")
+        raise CheckpointError(
+            "crop_or_pad_augment: a classifier of clips of one length is no detector that jaxasr knows"
+        )
     decoder = Section(settings, "decoder")
     if decoder.target == FRAME_TARGET:
         return None
@@ -121,8 +123,8 @@ def _window(
     trailing = isinstance(front_end, NemoMelConfig) and front_end.framing == "zeros" and masked
     window = WindowConfig(pooling=_POOLINGS[pooling], trailing_frames=int(trailing))
     notes.append(
-        f"windows of {window.seconds:g} s every {window.step:g} s: an archive does not state them, and NeMo's detectors "
-        "are trained with these"
+        f"windows of {window.seconds:g} s, as NeMo's detectors are trained with, every {window.step:g} s: an archive "
+        "states neither"
     )
     return window
 

@@ -57,7 +57,8 @@ def read_detector(path: Path) -> Checkpoint:
         labels = [OUTPUTS[name] for name in nodes[_place(nodes, "Split")].outputs]
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: its graph is not that of a frame classifier as jaxasr knows it ({error}): convert the .nemo archive"
+            f"{path}: its graph is not that of a frame classifier as jaxasr knows it ({error}): convert the .nemo "
+            "archive instead"
         ) from None
     encoder = {"_target_": "ConvASREncoder", "feat_in": front_end.bins, "activation": "relu", "jasper": blocks}
     settings = {

@@ -49,6 +49,6 @@ def design_cosines(config: NemoMFCCConfig) -> np.ndarray:
     """The orthonormal cosine transform of type II, (mel bins, coefficients) float32."""
     bins = config.mel.bins
     phases = np.pi / bins * np.outer(np.arange(bins) + 0.5, np.arange(config.coefficients))
-    cosines = np.cos(phases) * np.sqrt(2 / bins)
+    cosines: np.ndarray = np.cos(phases) * np.sqrt(2 / bins)
     cosines[:, 0] /= np.sqrt(2)
     return cosines.astype(np.float32)

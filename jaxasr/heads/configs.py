@@ -1,4 +1,4 @@
-"""What heads are made of: sizes of CTC heads, classifiers, transducers and their predictors, whose table stands here."""
+"""What heads are made of: sizes of CTC heads, classifiers, transducers and predictors, and the table of the last."""
 
 from __future__ import annotations
 

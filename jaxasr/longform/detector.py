@@ -36,7 +36,7 @@ class Detector:
         self._rows = max(1, int(seconds * audio.SAMPLE_RATE) // config.row_samples)
         with programs_kept(), usual_settings():
             abstract = AbstractDetector(config)
-            self._params = jax.device_put(params, jax.local_devices()[0])
+            self.params = jax.device_put(params, jax.local_devices()[0])
             self._run = jax.jit(lambda params, waveforms, lengths: abstract.fill(params)(waveforms, lengths))
 
     @property
@@ -69,6 +69,6 @@ class Detector:
             waveforms[number, before : before + len(inside)] = inside
             lengths[number] = row.stop - row.start
         with programs_kept(), usual_settings():
-            probabilities = np.asarray(self._run(self._params, waveforms, lengths))
+            probabilities = np.asarray(self._run(self.params, waveforms, lengths))
         for number, row in enumerate(rows):
             yield probabilities[number, row.skip : row.skip + row.count]
