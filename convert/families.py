@@ -66,14 +66,18 @@ def detect(
 
 
 def _claimed_once(candidates: list[Candidate]) -> list[Candidate]:
-    """The candidates, of those over the same files one: the first that owns their content, else the first."""
-    claims: dict[tuple[PurePosixPath, ...], list[Candidate]] = {}
+    """The candidates, of those of several families over one file one: that which owns its content, else the first."""
+    chosen: list[Candidate] = []
+    claims: dict[PurePosixPath, int] = {}  # a file to the place of the candidate that has it
     for candidate in candidates:
-        claims.setdefault(candidate.files, []).append(candidate)
-    chosen = []
-    for same in claims.values():
-        owned = (each for each in same if len(same) > 1 and (owns := FAMILIES[each.family].owns) and owns(each))
-        chosen.append(next(owned, same[0]))
+        places = {claims[file] for file in candidate.files if file in claims}
+        rivals = [place for place in places if chosen[place].family != candidate.family]
+        owns = FAMILIES[candidate.family].owns
+        if not rivals:
+            claims.update(dict.fromkeys(candidate.files, len(chosen)))
+            chosen.append(candidate)
+        elif owns is not None and owns(candidate):
+            chosen[min(rivals)] = candidate
     return chosen
 
 

@@ -119,11 +119,11 @@ class DetectorConfig:
         else:
             context = self._context
             inner = length - 2 * context
-            for first in range(0, samples, inner):
+            total = self.row_frames(samples)
+            for first in range(0, total * self._step, inner):
                 start, stop = max(0, first - context), min(samples, first + inner + context)
-                skip = (first - start) // self._step
-                last = first + inner >= samples
-                yield Row(start, stop, skip, self.row_frames(stop - start) - skip if last else inner // self._step)
+                skip, done = (first - start) // self._step, first // self._step
+                yield Row(start, stop, skip, min(inner // self._step, total - done))
 
     @property
     def _step(self) -> int:

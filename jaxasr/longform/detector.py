@@ -23,8 +23,8 @@ CPU_BATCH_SECONDS, BATCH_SECONDS = 20.0, 1200.0
 class Detector:
     """How probable speech is, step by step through a recording. Threads may share it.
 
-    `config` describes it. `frame_seconds`: seconds from one probability to the next; number `t` is about the time
-    around `t * frame_seconds`. `load_detector` makes one from a folder.
+    `config` describes it, `params` are its arrays on the device. `frame_seconds`: seconds from one probability to the
+    next; number `t` is about the time around `t * frame_seconds`. `load_detector` makes one from a folder.
     """
 
     def __init__(self, config: DetectorConfig, params: Parameters) -> None:

@@ -16,6 +16,7 @@ from jaxasr.configs import named_configs
 from jaxasr.configuration import from_mapping, to_mapping
 from jaxasr.detector_config import DetectorConfig, WindowConfig
 from jaxasr.errors import AudioError, ConfigError, ModelError
+from jaxasr.features.kaldi_config import KaldiConfig
 from jaxasr.longform import detector as module
 from jaxasr.longform.detector import Detector
 from jaxasr.store import read_config
@@ -58,9 +59,18 @@ def test_pieces_give_what_the_whole_gives(frames: Detector, samples: np.ndarray)
     assert len(whole) == len(samples) // 160 // 2 + len(samples) // 160 % 2
 
 
-@pytest.mark.parametrize("size", [1, 159, 160, 5000, 31999, 32000, 32001, 41280, 41281, 41760, 41920])
-def test_rows_give_every_frame_once(frames: Detector, size: int) -> None:
-    config = dataclasses.replace(frames.config, longest=2.0)
+SIZES = [1, 159, 160, 5000, 31999, 32000, 32001, 36480, 41280, 41281, 41760, 41920, *range(60000, 61000, 83)]
+
+
+@pytest.mark.parametrize("features", [{}, {"framing": "reflected"}, None])
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_give_every_frame_once(frames: Detector, size: int, features: dict[str, Any] | None) -> None:
+    """Whatever front ends count: also where the last frames need more samples than a hop."""
+    if features is None:
+        front_end: Any = KaldiConfig(bins=40, snip_edges=True)
+    else:
+        front_end = dataclasses.replace(frames.config.features, **features)  # type: ignore[type-var]
+    config = dataclasses.replace(frames.config, longest=2.0, features=front_end)
     rows = list(config.rows(size))
     assert sum(row.count for row in rows) == config.row_frames(size) and min(row.count for row in rows) >= 0
     assert all(row.skip + row.count <= config.row_frames(row.stop - row.start) for row in rows)

@@ -72,7 +72,7 @@ def test_arrays_of_the_front_end_are_designed_where_there_are_none(write_nemo: W
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another model": (
         {"target": "nemo.collections.asr.models.EncDecSpeakerLabelModel"},
-        "a EncDecSpeakerLabelModel is no recogniser or detector that jaxasr knows; known are EncDecCTCModel, EncDecCTCM",
+        "a EncDecSpeakerLabelModel is no recogniser or detector that jaxasr knows; known are EncDecCTCModel, EncDec",
     ),
     "another encoder": (
         {"encoder___target_": "nemo.collections.asr.modules.SqueezeformerEncoder"},
