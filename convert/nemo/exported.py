@@ -121,6 +121,7 @@ def _encoder(graph: OnnxGraph, nodes: Sequence[OnnxNode]) -> tuple[list[dict[str
     sources = {node.inputs[0] for node in depthwise.values()}
     residuals = {node.inputs[0]: node for node in pointwise if node.inputs[0] in sources}
     added = {name for node in nodes if node.op_type == "Add" for name in node.inputs}
+    activated = added | {name for node in nodes if node.op_type == "Relu" for name in node.inputs}
     blocks: list[dict[str, Any]] = []
     tensors: dict[str, np.ndarray] = {}
     opened = False
@@ -128,6 +129,8 @@ def _encoder(graph: OnnxGraph, nodes: Sequence[OnnxNode]) -> tuple[list[dict[str
         if node.inputs[0] in sources:
             continue
         deep = depthwise.get(node.inputs[0], node)
+        if node.attributes.get("activation") != b"Relu" and node.outputs[0] not in activated:
+            raise ValueError("a block without ReLU")
         shape = _shape(graph, deep, node)
         residual = residuals.get(deep.inputs[0])
         if not opened:

@@ -192,7 +192,8 @@ def exported(path: Path, *, fused: bool = True, **changes: Any) -> tuple[Path, d
             weights[f"{name}.bias"] = rng.standard_normal(out).astype(np.float32)
             inputs.append(constant(weights[f"{name}.bias"]))
         if relu and fused and not deep:
-            return add("FusedConv", *inputs, attributes=attributes, domain="com.microsoft")
+            kind = onnx.field(1, "activation") + onnx.field(4, changes.get("activation", "Relu")) + onnx.field(20, 3)
+            return add("FusedConv", *inputs, attributes=(*attributes, kind), domain="com.microsoft")
         found = add("Conv", *inputs, attributes=attributes)
         return add("Relu", found) if relu and not deep else found
 
@@ -286,6 +287,7 @@ def test_the_outputs_say_which_class_is_speech(tmp_path: Path) -> None:
         ({"shift": 0.1}, "its convolutions are no Fourier transform of 16-bit samples"),
         ({"extra": "LSTM"}, "it has LSTM"),
         ({"dilation": 2}, "a convolution with other padding"),
+        ({"activation": "Tanh"}, "a block without ReLU"),
     ],
 )
 def test_other_graphs_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
