@@ -13,7 +13,8 @@ from jaxasr.convert.protocol import PRECISIONS, Candidate, Family
 from jaxasr.errors import CheckpointError, ConfigError
 from jaxasr.files import refuse_pointer
 
-# The only list of families. Several may claim a file whose name says little: the first of them is taken.
+# The only list of families. Several may claim a file whose name says little: one that knows it by its content is taken,
+# else the first.
 FAMILIES: dict[str, Family] = {family.name: family for family in (icefall.FAMILY, nemo.FAMILY)}
 
 DEPTH = 3  # folders below the one named that are searched, as publishers nest them: exp/, data/lang/, snapshots
@@ -54,14 +55,30 @@ def detect(
     for each in _asked(family):
         names |= _companions(folder, each.companions)
     try:
-        candidates = list(find(names, precision, named, family))
+        candidates = [dataclasses.replace(each, folder=folder) for each in find(names, precision, named, family)]
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     if not candidates:
         holds = "is" if named else "holds"
         raise CheckpointError(f"{path} {holds} no checkpoint that jaxasr knows: expected {expected(family)}")
-    chosen, *others = (dataclasses.replace(candidate, folder=folder) for candidate in candidates)
+    chosen, *others = _claimed_once(candidates)
     return chosen, tuple(others)
+
+
+def _claimed_once(candidates: list[Candidate]) -> list[Candidate]:
+    """The candidates, of those of several families over one file one: that which owns its content, else the first."""
+    chosen: list[Candidate] = []
+    claims: dict[PurePosixPath, int] = {}  # a file to the place of the candidate that has it
+    for candidate in candidates:
+        places = {claims[file] for file in candidate.files if file in claims}
+        rivals = [place for place in places if chosen[place].family != candidate.family]
+        owns = FAMILIES[candidate.family].owns
+        if not rivals:
+            claims.update(dict.fromkeys(candidate.files, len(chosen)))
+            chosen.append(candidate)
+        elif owns is not None and owns(candidate):
+            chosen[min(rivals)] = candidate
+    return chosen
 
 
 def expected(family: str | None = None) -> str:

@@ -20,6 +20,7 @@ from jaxasr.errors import CheckpointError, listing
 if TYPE_CHECKING:
     import jax
 
+    from jaxasr.detector_config import DetectorConfig
     from jaxasr.model_config import ModelConfig
 
 FAULTS_SHOWN = 20  # in one message
@@ -119,15 +120,17 @@ def map_tensors(
     return mapped
 
 
-def match_parameters(mapped: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
-    """`mapped` in the order of the parameters of `Model(config)`, each of which it must hold, and nothing else.
+def match_parameters(mapped: Mapping[str, np.ndarray], config: ModelConfig | DetectorConfig) -> dict[str, np.ndarray]:
+    """`mapped` in the order of the parameters of the configured model, each of which it must hold, and nothing else.
 
     CheckpointError lists what is missing, has no place, or has the wrong shape, type or values that are not finite.
     """
-    from jaxasr.model import AbstractModel
+    from jaxasr.detector_config import DetectorConfig
+    from jaxasr.model import AbstractDetector, AbstractModel
     from jaxasr.store import flatten
 
-    wanted = {path: leaf.shape for path, leaf in flatten(AbstractModel(config).parameters).items()}
+    abstract = AbstractDetector(config) if isinstance(config, DetectorConfig) else AbstractModel(config)
+    wanted = {path: leaf.shape for path, leaf in flatten(abstract.parameters).items()}
     faults = [f"{path} {wanted[path]} is missing" for path in wanted if path not in mapped]
     for path, array in mapped.items():
         if path not in wanted:

@@ -12,6 +12,7 @@ from jaxasr.convert.mapping import Checkpoint
 if TYPE_CHECKING:
     import numpy as np
 
+    from jaxasr.detector_config import DetectorConfig
     from jaxasr.model_config import ModelConfig
     from jaxasr.text.tokens import TokenTable
 
@@ -76,11 +77,14 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """A model directory's contents: `arrays` by the path of the parameter, still as the files hold them."""
+    """A model directory's contents: `arrays` by the path of the parameter, still as the files hold them.
 
-    config: ModelConfig
+    A detector has no `tokens`.
+    """
+
+    config: ModelConfig | DetectorConfig
     arrays: dict[str, np.ndarray]
-    tokens: TokenTable
+    tokens: TokenTable | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,8 @@ class Family:
     `find(names, precision, named)`: the candidates among `names`, the preferred one first, by names alone. With `named`
     only the one that this file belongs to, whatever it is called; CheckpointError where parts of it are missing.
     `read(candidate, options)`: its tensors and settings. `convert(checkpoint, options)`: a whole model.
+    `owns(candidate)`: whether the content of its files, on this machine, is this family's. It is asked where another
+    family claims the same files, and then decides.
     """
 
     name: str
@@ -100,3 +106,4 @@ class Family:
     read: Callable[[Candidate, Options], Checkpoint]
     convert: Callable[[Checkpoint, Options], Converted]
     companions: tuple[str, ...] = ()
+    owns: Callable[[Candidate], bool] | None = None

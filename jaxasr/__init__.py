@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxasr.convert import convert_checkpoint as convert_checkpoint
     from jaxasr.errors import JaxasrError as JaxasrError
+    from jaxasr.loading import load_detector as load_detector
     from jaxasr.loading import load_model as load_model
     from jaxasr.process import configure_process as configure_process
     from jaxasr.recognizer import Recognizer as Recognizer
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 # Public names and the module that holds each; resolved on first use, so that `import jaxasr` stays light.
 _HOME = {
     "load_model": "jaxasr.loading",
+    "load_detector": "jaxasr.loading",
     "Recognizer": "jaxasr.recognizer",
     "Transcript": "jaxasr.transcripts",
     "Segment": "jaxasr.transcripts",

@@ -1,4 +1,4 @@
-"""From a name or a path to a ready recognizer."""
+"""From a name or a path to a ready recognizer or detector."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxasr import store
 from jaxasr.errors import ConfigError, ModelError
 from jaxasr.recognizer import Recognizer
+
+if TYPE_CHECKING:
+    from jaxasr.longform.detector import Detector  # Flax, which a recognizer whose programs are kept does not need
 
 logger = logging.getLogger("jaxasr")
 
@@ -100,6 +104,22 @@ def load_model(
         recognizer.close()
         raise
     return recognizer
+
+
+def load_detector(name_or_path: str | os.PathLike[str], *, verify: bool = True) -> Detector:
+    """Load a voice activity detector: `load_detector("detector")("talk.wav")` gives probabilities of speech.
+
+    It takes a recording of any length, as `Recognizer.transcribe` takes one, and gives an array (frames,) float32 of
+    values in 0..1; its `frame_seconds` are the seconds from one to the next. Raises a JaxasrError whose message is one
+    line.
+
+    `name_or_path`: a model directory that `jaxasr convert` made of a detector, or a published detector's name.
+    `verify`: check the hash of every file and array.
+    """
+    stored = store.open_detector(locate(name_or_path), verify=verify)
+    from jaxasr.longform.detector import Detector
+
+    return Detector(stored.config, stored.params(verify=verify))
 
 
 def locate(name_or_path: str | os.PathLike[str], precision: str = "float32") -> Path:

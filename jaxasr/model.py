@@ -1,17 +1,19 @@
-"""A whole recogniser as one Flax module: features, encoder, heads."""
+"""A whole recogniser, or a detector of speech, as one Flax module: features, encoder, heads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxasr.detector_config import DetectorConfig
 from jaxasr.encoders import ENCODERS
 from jaxasr.features import FEATURES
+from jaxasr.heads.classifier import Classifier
 from jaxasr.heads.ctc import CTC
 from jaxasr.heads.transducer import Transducer
 from jaxasr.model_config import ModelConfig, Parameters
@@ -61,20 +63,64 @@ class Model(nnx.Module):
         return search_whole(SEARCHES.make(config, self.heads, blank_penalty), encoded, lengths)
 
 
-class AbstractModel:
-    """A model's structure without numbers: made once, then filled inside a traced function at no cost per call."""
+class SpeechDetector(nnx.Module):
+    """Waveforms (B, S) at 16 kHz to probabilities of speech; every part can also be called by itself."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DetectorConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self._graph, self._state = nnx.split(nnx.eval_shape(lambda: Model(config, rngs=_AnyKey())))
+        self.features = FEATURES.make(config.features, rngs=rngs)
+        self.encoder = ENCODERS.make(config.encoder, rngs=rngs)
+        self.classifier = Classifier(config.classifier, config.encoder.output_dim, rngs=rngs)
+
+    def __call__(self, waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
+        """waveforms (B, S) float32, lengths (B,) in samples -> probabilities (B, T) float32, (B, 1) of whole windows.
+
+        Of a row the first `config.row_frames` of its length count. A window is S samples, whatever its length.
+        """
+        frames, frame_lengths = self.features(waveforms, lengths)
+        window = self.config.window
+        if window is None:
+            return self.classifier(self.encoder(frames, frame_lengths)[0])
+        frames = jnp.pad(frames, ((0, 0), (0, window.trailing_frames), (0, 0)))
+        encoded, _ = self.encoder(frames, frame_lengths)
+        # Over all frames, masked ones too, as the classifier was trained: in all windows they are as many.
+        pooled = encoded.max(1) if window.pooling == "max" else encoded.mean(1)
+        return self.classifier(pooled[:, None])
+
+
+Module = TypeVar("Module", bound=nnx.Module)
+
+
+class AbstractModule(Generic[Module]):
+    """A module's structure without numbers: made once, then filled inside a traced function at no cost per call."""
+
+    def __init__(self, make: Callable[[nnx.Rngs], Module]) -> None:
+        self._graph, self._state = nnx.split(nnx.eval_shape(lambda: make(_AnyKey())))
         self.parameters: dict[str, Any] = _named(nnx.to_pure_dict(self._state))
         """Shapes and types of every parameter, nested by name as a model directory stores them."""
 
-    def fill(self, parameters: Parameters) -> Model:
-        """The model over nested `parameters`, to call it or parts of it."""
+    def fill(self, parameters: Parameters) -> Module:
+        """The module over nested `parameters`, to call it or parts of it."""
         state = jax.tree.map(lambda leaf: leaf, self._state)
         nnx.replace_by_pure_dict(state, nnx.restore_int_paths(parameters))
-        return nnx.merge(self._graph, state)
+        filled: Module = nnx.merge(self._graph, state)
+        return filled
+
+
+class AbstractModel(AbstractModule[Model]):
+    """A recogniser without numbers."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        super().__init__(lambda rngs: Model(config, rngs=rngs))
+
+
+class AbstractDetector(AbstractModule[SpeechDetector]):
+    """A detector without numbers."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        self.config = config
+        super().__init__(lambda rngs: SpeechDetector(config, rngs=rngs))
 
 
 def named_parameters(model: Model) -> Parameters:

@@ -1,5 +1,7 @@
 """A model directory: config.yaml, params/ (Orbax), tokens.txt, README.md (the card) and manifest.json.
 
+That of a detector of speech has no tokens.txt, and its config.yaml a `classifier`.
+
 The directory is written to a sibling and renamed, so that an interruption leaves either nothing or a whole one. The
 manifest holds the SHA-256, shape and type of every array and the SHA-256 of every other file; loading checks them.
 """
@@ -24,6 +26,7 @@ import yaml
 from jaxasr import mapped
 from jaxasr.caches import FORMAT
 from jaxasr.configuration import from_mapping, to_mapping
+from jaxasr.detector_config import DetectorConfig
 from jaxasr.errors import ModelError, listing, printable
 from jaxasr.files import file_hash, read_yaml, reason, refuse_pointer, require_utf8, writing_folder
 from jaxasr.model_config import ModelConfig, Parameters
@@ -54,33 +57,41 @@ class ModelCard:
     licence: str = "that of the source"
     trained: bool = False
 
-    def text(self, config: ModelConfig, parameters: int) -> str:
+    def text(self, config: ModelConfig | DetectorConfig, parameters: int) -> str:
         """The README.md of the directory."""
         files = [(printable(name).replace("|", "\\|"), size, digest) for name, size, digest in self.source]
         rows = "\n".join(f"| {name} | {size:,} | `{digest}` |" for name, size, digest in files)
         notes = "\n".join(f"- {printable(line)}" for line in self.summary) or "- nothing of note"
         origin, process = ("Trained on", "Training") if self.trained else ("Converted from", "Conversion")
-        heads = " and ".join(config.heads)
+        if isinstance(config, DetectorConfig):
+            what = f"A voice activity detector for jaxasr: {config.encoder.kind} encoder, {parameters:,} parameters"
+            what += f", a probability of speech every {config.frame_seconds:g} s"
+            use = "Use it with `jaxasr.load_detector`"
+        else:
+            what = f"A speech recogniser for jaxasr: {config.encoder.kind} encoder, {' and '.join(config.heads)}"
+            what += f", {parameters:,} parameters, vocabulary {config.vocabulary_size:,}"
+            use = "Measure agreement with `jaxasr evaluate MANIFEST.tsv --model .`"
         return (
-            f"# {printable(self.name)}\n\nA speech recogniser for jaxasr: {config.encoder.kind} encoder, {heads}, "
-            f"{parameters:,} parameters, vocabulary {config.vocabulary_size:,}.\n\n"
+            f"# {printable(self.name)}\n\n{what}.\n\n"
             f"Origin: {printable(self.origin)}. Licence: {printable(self.licence)}.\n\n"
             f"## {origin}\n\n| file | bytes | SHA-256 |\n|---|---|---|\n{rows}\n\n## {process}\n\n{notes}\n\n"
-            f"## Agreement\n\n{'' if self.trained else _TRANSPOSED}"
-            "Measure agreement with `jaxasr evaluate MANIFEST.tsv --model .`\n"
+            f"## Agreement\n\n{'' if self.trained else _TRANSPOSED}{use}\n"
         )
 
 
 def save(
     directory: str | os.PathLike[str],
-    config: ModelConfig,
+    config: ModelConfig | DetectorConfig,
     params: Mapping[str, Any],
-    tokens: TokenTable,
+    tokens: TokenTable | None,
     card: ModelCard,
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a model directory. `params` is a nested dictionary of arrays; ModelError where it cannot be written."""
+    """Write a model directory. ModelError where it cannot be written.
+
+    `params`: a nested dictionary of arrays. `tokens`: the vocabulary; None of a detector, which has none.
+    """
     target = Path(directory)
     require_utf8(target, ModelError)
     if target.exists():
@@ -92,7 +103,8 @@ def save(
             raise ModelError(f"{target} exists and is no model directory: overwrite will not remove it")
     with writing_folder(target, ModelError) as folder:
         (folder / CONFIG).write_text(_yaml(config), encoding="utf-8")
-        tokens.write(folder / TOKENS)
+        if tokens is not None:
+            tokens.write(folder / TOKENS)
         leaves = flatten(params)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
         if shutil.disk_usage(folder).free < size:
@@ -104,19 +116,17 @@ def save(
             "format": FORMAT,
             "name": card.name,
             "source": [dict(zip(("file", "bytes", "sha256"), row, strict=True)) for row in card.source],
-            "files": {name: file_hash(folder / name) for name in (CONFIG, TOKENS)},
+            "files": {name: file_hash(folder / name) for name in (CONFIG, TOKENS) if (folder / name).exists()},
             "arrays": _describe_arrays(leaves),
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredModel:
-    """An opened model directory: everything but its arrays, which `params` reads."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """An opened model directory, whose arrays `params` reads."""
 
     folder: Path
-    config: ModelConfig
-    tokens: TokenTable
     manifest: Mapping[str, Any]
 
     @property
@@ -147,14 +157,44 @@ class StoredModel:
         return unflatten(arrays)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredModel(_Stored):
+    """An opened model directory of a recogniser: everything but its arrays, which `params` reads."""
+
+    config: ModelConfig
+    tokens: TokenTable
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredDetector(_Stored):
+    """An opened model directory of a detector: everything but its arrays, which `params` reads."""
+
+    config: DetectorConfig
+
+
 def open_model(directory: str | os.PathLike[str], *, verify: bool = True) -> StoredModel:
-    """Read and check all of a model directory but its arrays; ModelError and ConfigError name what is wrong."""
+    """Read and check all of a recogniser's directory but its arrays; ModelError and ConfigError name what is wrong."""
     folder = Path(directory)
     manifest = _read_manifest(folder)
     if verify:
-        _verify_files(folder, manifest["files"])
+        _verify_file(folder, CONFIG, manifest["files"])
     config = load_config(folder)
-    return StoredModel(folder, config, TokenTable.read(folder / TOKENS, config.vocabulary_size), manifest)
+    if verify:
+        _verify_file(folder, TOKENS, manifest["files"])
+    tokens = TokenTable.read(folder / TOKENS, config.vocabulary_size)
+    return StoredModel(folder=folder, config=config, tokens=tokens, manifest=manifest)
+
+
+def open_detector(directory: str | os.PathLike[str], *, verify: bool = True) -> StoredDetector:
+    """Read and check all of a detector's directory but its arrays; ModelError and ConfigError name what is wrong."""
+    folder = Path(directory)
+    manifest = _read_manifest(folder)
+    if verify:
+        _verify_file(folder, CONFIG, manifest["files"])
+    config = load_any_config(folder)
+    if not isinstance(config, DetectorConfig):
+        raise ModelError(f"{folder} is a recogniser, not a voice activity detector: jaxasr.load_model takes it")
+    return StoredDetector(folder=folder, config=config, manifest=manifest)
 
 
 def load(directory: str | os.PathLike[str], *, verify: bool = True) -> tuple[ModelConfig, Parameters, TokenTable]:
@@ -170,8 +210,23 @@ def load(directory: str | os.PathLike[str], *, verify: bool = True) -> tuple[Mod
 
 
 def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
-    """The configuration of a model directory; ConfigError where there is none or a key is wrong."""
-    return read_config(Path(directory) / CONFIG)
+    """The configuration of a recogniser's directory; ConfigError where there is none or a key is wrong.
+
+    ModelError for the directory of a detector.
+    """
+    config = load_any_config(directory)
+    if isinstance(config, DetectorConfig):
+        raise ModelError(f"{directory} is a voice activity detector, not a recogniser: jaxasr.load_detector takes it")
+    return config
+
+
+def load_any_config(directory: str | os.PathLike[str]) -> ModelConfig | DetectorConfig:
+    """The configuration of a model directory, a recogniser's or a detector's."""
+    path = Path(directory) / CONFIG
+    mapping = read_yaml(path)
+    if isinstance(mapping, Mapping) and "classifier" in mapping:
+        return from_mapping(DetectorConfig, mapping, str(path))
+    return from_mapping(ModelConfig, mapping, str(path))
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -188,7 +243,7 @@ def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """What `jaxasr info` shows of a model directory, without reading its arrays."""
     folder = Path(directory)
     manifest = _read_manifest(folder)
-    config = load_config(folder)
+    config = load_any_config(folder)
     arrays = [(entry["shape"], entry["dtype"]) for entry in manifest["arrays"].values()]
     return {
         "kind": "model directory",
@@ -199,17 +254,24 @@ def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def facts(config: ModelConfig, arrays: Sequence[tuple[Sequence[int], str]]) -> dict[str, Any]:
+def facts(config: ModelConfig | DetectorConfig, arrays: Sequence[tuple[Sequence[int], str]]) -> dict[str, Any]:
     """What `jaxasr info` shows of any model: its configuration in short, and the sum of its arrays (shape, type)."""
+    sums = {
+        "parameters": sum(math.prod(shape) for shape, _ in arrays),
+        "dtype": ", ".join(sorted({dtype for _, dtype in arrays})),
+    }
+    architecture = {"name": config.name, "architecture": config.encoder.kind}
+    if isinstance(config, DetectorConfig):
+        heard = {"longest_s": config.longest} if config.window is None else {"window_s": config.window.seconds}
+        steps = {"detects": "speech", "frame_s": config.frame_seconds, **heard}
+        return {**architecture, **steps, **sums, **config.encoder.facts()}
     return {
-        "name": config.name,
-        "architecture": config.encoder.kind,
+        **architecture,
         "heads": list(config.heads),
         "search": config.search.kind,
         "head": searched_head(config.search, config.heads),
         "beam": config.search.beam,
-        "parameters": sum(math.prod(shape) for shape, _ in arrays),
-        "dtype": ", ".join(sorted({dtype for _, dtype in arrays})),
+        **sums,
         "vocabulary": config.vocabulary_size,
         **config.encoder.facts(),
         "silence_before_s": config.audio.silence_before,
@@ -327,15 +389,14 @@ def _is_manifest(manifest: Any) -> bool:
         return False
 
 
-def _verify_files(folder: Path, files: Mapping[str, str]) -> None:
-    for name in (CONFIG, TOKENS):
-        refuse_pointer(folder / name, ModelError)
-        try:
-            digest = file_hash(folder / name)
-        except OSError as error:
-            raise ModelError(f"{folder / name} cannot be read ({reason(error)}): convert the model again") from None
-        if digest != files.get(name):
-            raise ModelError(f"{folder / name} is not what was converted (its hash differs): convert the model again")
+def _verify_file(folder: Path, name: str, files: Mapping[str, str]) -> None:
+    refuse_pointer(folder / name, ModelError)
+    try:
+        digest = file_hash(folder / name)
+    except OSError as error:
+        raise ModelError(f"{folder / name} cannot be read ({reason(error)}): convert the model again") from None
+    if digest != files.get(name):
+        raise ModelError(f"{folder / name} is not what was converted (its hash differs): convert the model again")
 
 
 def _verify_arrays(folder: Path, described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -351,5 +412,5 @@ def _describe_arrays(leaves: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _yaml(config: ModelConfig) -> str:
+def _yaml(config: ModelConfig | DetectorConfig) -> str:
     return yaml.safe_dump(to_mapping(config), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)

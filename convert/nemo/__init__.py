@@ -1,4 +1,4 @@
-"""The wing of NVIDIA's NeMo: recognisers from .nemo archives."""
+"""The wing of NVIDIA's NeMo: recognisers and detectors from .nemo archives, a detector's ONNX export."""
 
 from __future__ import annotations
 
@@ -11,4 +11,5 @@ FAMILY = Family(
     find=candidates.find,
     read=models.read,
     convert=models.convert,
+    owns=models.owns,
 )

@@ -1,4 +1,4 @@
-"""A .nemo archive to a whole model: its parts read, a configuration derived or taken, the tables applied.
+"""A .nemo archive, or a detector's export, to a whole model: parts read, a configuration derived, tables applied.
 
 The names of NeMo's classes choose among what is known here; nothing is instantiated by them.
 """
@@ -32,6 +32,10 @@ def read(candidate: Candidate, options: Options) -> Checkpoint:
     if options.average:
         raise ConfigError("average is for training checkpoints (.pt)")
     (path,) = candidate.paths
+    if path.suffix == ".onnx":
+        from jaxasr.convert.nemo import exported
+
+        return exported.read_detector(path)
     notes: list[str] = []
     archive = archives.read_archive(path, notes)
     settings = read_settings(archive.texts[archives.CONFIG], f"{path}: {archives.CONFIG}")
@@ -42,12 +46,22 @@ def read(candidate: Candidate, options: Options) -> Checkpoint:
     return Checkpoint(archive.tensors, {**settings, _ARCHIVE: archive}, notes, [path], facts)
 
 
+def owns(candidate: Candidate) -> bool:
+    """Whether a file that others claim too is an archive or a detector's export, by its content."""
+    from jaxasr.convert.nemo import exported
+
+    (path,) = candidate.paths
+    return path.suffix == ".nemo" or exported.is_detector(path)
+
+
 def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     """The model that an archive and the options describe; what was assumed is added to the checkpoint's notes."""
-    from jaxasr.convert.nemo import contexts, features, heads, tokenizers
+    from jaxasr.convert.nemo import contexts, detectors, features, heads, tokenizers
     from jaxasr.model_config import ModelConfig
 
     settings, notes = checkpoint.settings, checkpoint.notes
+    if detectors.is_detector(settings):
+        return detectors.convert(checkpoint, options)
     _refuse_strangers(settings, options)
     part = _encoder_part(settings)
     tensors = heads.with_summed_biases(checkpoint.tensors)
@@ -79,10 +93,13 @@ def _refuse_strangers(settings: Mapping[str, Any], options: Options) -> None:
     """CheckpointError for another model than a recogniser, ConfigError for options that no archive can follow."""
     if options.recipe is not None:
         raise ConfigError(f"{options.config_file}: an archive holds its own recipe; config takes one of ours")
+    from jaxasr.convert.nemo import detectors
+
     target = last_part(settings.get("target"))
     if target and target not in MODELS:
         raise CheckpointError(
-            f"a {printable(target, 80)} is no recogniser that jaxasr knows; known are {', '.join(MODELS)}"
+            f"a {printable(target, 80)} is no recogniser or detector that jaxasr knows; known are "
+            f"{', '.join((*MODELS, *detectors.MODELS))}"
         )
 
 

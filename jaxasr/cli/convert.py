@@ -67,8 +67,13 @@ def convert(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model directory OUT_DIR.")] = False,
 ) -> None:
-    """Make a model directory from a published checkpoint: icefall .pt or ONNX, NeMo .nemo. Nothing in it is run."""
+    """Make a model directory from a published checkpoint: icefall .pt or ONNX, NeMo .nemo. Nothing in it is run.
+
+    Of NeMo's voice activity detectors it makes a directory that jaxasr.load_detector takes.
+    """
+    from jaxasr import store
     from jaxasr.convert import convert_checkpoint
+    from jaxasr.detector_config import DetectorConfig
 
     card = convert_checkpoint(
         source,
@@ -83,4 +88,8 @@ def convert(
     )
     for line in card.summary:
         show(line)
-    show(f"{printable(out_dir)} is ready: jaxasr transcribe AUDIO --model {shlex.quote(str(out_dir))}")
+    if isinstance(store.load_any_config(out_dir), DetectorConfig):
+        use = f"jaxasr.load_detector({str(out_dir)!r})(AUDIO) in Python gives probabilities of speech"
+    else:
+        use = f"jaxasr transcribe AUDIO --model {shlex.quote(str(out_dir))}"
+    show(f"{printable(out_dir)} is ready: {use}")

@@ -46,6 +46,16 @@ class EncoderConfig(Protocol):
         ...
 
 
+@runtime_checkable
+class LocalEncoderConfig(EncoderConfig, Protocol):
+    """The configuration of an encoder that hears few frames around each, so that long audio can be run in pieces."""
+
+    @property
+    def context(self) -> int:
+        """Feature frames on either side that an encoded frame depends on, but for statistics of the utterance."""
+        ...
+
+
 class Encoder(Protocol):
     """An encoder: a Flax module, whose batch gives what single utterances give."""
 

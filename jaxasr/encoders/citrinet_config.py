@@ -146,6 +146,16 @@ class CitrinetConfig:
         """Feature frames from one encoded frame to the next."""
         return math.prod(stride for block in self.blocks for stride in block.strides)
 
+    @property
+    def context(self) -> int:
+        """Feature frames on either side that an encoded frame depends on, but for statistics of the utterance."""
+        context, jump = 0, 1
+        for block in self.blocks:
+            for stride in block.strides:
+                context += jump * max(block.pads[0], block.reach - block.pads[0])
+                jump *= stride
+        return context
+
     def encoded_length(self, frames: Count) -> Count:
         """Encoded frames of so many feature frames, for integers and arrays."""
         if not self.conv_mask:

@@ -10,6 +10,7 @@ from jaxasr.arrays import Count
 from jaxasr.configuration import Table, deferred
 from jaxasr.features.kaldi_config import KaldiConfig
 from jaxasr.features.nemo_config import NemoMelConfig
+from jaxasr.features.nemo_mfcc_config import NemoMFCCConfig
 
 
 class FeaturesConfig(Protocol):
@@ -53,5 +54,6 @@ FEATURES: Table[Features] = Table(
     {
         "kaldi": (KaldiConfig, deferred("jaxasr.features.kaldi", "KaldiFbank")),
         "nemo_mel": (NemoMelConfig, deferred("jaxasr.features.nemo", "NemoMel")),
+        "nemo_mfcc": (NemoMFCCConfig, deferred("jaxasr.features.nemo_mfcc", "NemoMFCC")),
     }
 )

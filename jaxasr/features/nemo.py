@@ -49,6 +49,9 @@ class NemoMel(nnx.Module):
         config = self.config
         lengths = jnp.asarray(lengths, jnp.int32)
         signal = zero_beyond(waveforms, lengths)
+        if config.subtract_mean:
+            mean = signal.sum(1) / jnp.maximum(lengths, 1)
+            signal = zero_beyond(signal - mean[:, None], lengths)
         if config.shortest:
             signal, lengths = _centre_short_ones(config, signal, lengths)
         total, counts = config.frame_count(signal.shape[1]), config.frame_count(lengths)
@@ -127,8 +130,8 @@ def _normalize(
 
 
 def design_window(config: NemoMelConfig) -> np.ndarray:
-    """The window (window_length,) float32; torch's symmetric ones."""
-    length = config.window_length
+    """The window (window_length,) float32; torch's ones."""
+    length = config.window_length + config.periodic
     match config.window:
         case "hann":
             values = np.hanning(length)
@@ -140,11 +143,11 @@ def design_window(config: NemoMelConfig) -> np.ndarray:
             values = np.bartlett(length)
         case "none":
             values = np.ones(length)
-    return values.astype(np.float32)
+    return values[: config.window_length].astype(np.float32)
 
 
 def design_filterbank(config: NemoMelConfig) -> np.ndarray:
-    """The triangles (fft_length / 2 + 1, bins) float32 on librosa's mel scale, Slaney's."""
+    """The triangles (fft_length / 2 + 1, bins) float32 on one of librosa's mel scales."""
     import librosa.filters
 
     triangles = librosa.filters.mel(
@@ -153,6 +156,7 @@ def design_filterbank(config: NemoMelConfig) -> np.ndarray:
         n_mels=config.bins,
         fmin=config.low_freq,
         fmax=config.high_freq,
+        htk=config.mel_scale == "htk",
         norm=None if config.mel_norm == "none" else config.mel_norm,
     )
     return np.ascontiguousarray(triangles.T, np.float32)

@@ -9,8 +9,9 @@ from jaxasr.arrays import Count
 
 Window = Literal["hann", "hamming", "blackman", "bartlett", "none"]
 # What stands beyond the ends of a clip, and how many frames count: "zeros" since NeMo 2.5, samples // hop_length;
-# "reflected" from 1.0 to 2.4, one frame more. A checkpoint does not say with which it was trained.
-Framing = Literal["zeros", "reflected"]
+# "reflected" from 1.0 to 2.4, one frame more. A checkpoint does not say with which it was trained. "zeros_all": zeros
+# beyond the ends as well, and as many frames as "reflected", as exports with a front end of their own have them.
+Framing = Literal["zeros", "reflected", "zeros_all"]
 Normalization = Literal["per_feature", "all_features", "none"]
 
 
@@ -30,9 +31,12 @@ class NemoMelConfig:
     bins: int = 80
     low_freq: float = 0.0  # Hz
     high_freq: float = 8000.0  # Hz
+    mel_scale: Literal["slaney", "htk"] = "slaney"
     mel_norm: Literal["slaney", "none"] = "slaney"  # "slaney": every triangle has the area 1
-    window: Window = "hann"  # symmetric
+    window: Window = "hann"
+    periodic: bool = False  # whether the window is that of a period; else it is symmetric
     framing: Framing = "zeros"
+    subtract_mean: bool = False  # of a clip's samples, before all else
     preemphasis: float = 0.97  # 0 for none
     mag_power: float = 2.0  # of the magnitudes before the mel triangles
     log: bool = True

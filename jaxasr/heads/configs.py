@@ -1,4 +1,4 @@
-"""What heads are made of: sizes of CTC heads, transducers and their predictors, and the table of predictors."""
+"""What heads are made of: sizes of CTC heads, classifiers, transducers and predictors, and the table of the last."""
 
 from __future__ import annotations
 
@@ -28,6 +28,26 @@ class CTCConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.blank_id < self.vocabulary_size:
             raise ValueError(f"blank_id {self.blank_id} does not lie in the vocabulary of {self.vocabulary_size}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierConfig:
+    """Size of a detector's classifier: linear `layers`, ReLU between them, and a softmax over `classes`.
+
+    `nonspeech`: the classes that are no speech; all others together are.
+    """
+
+    classes: int = 2
+    nonspeech: tuple[int, ...] = (0,)
+    layers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.layers < 1:
+            raise ValueError(f"layers must be positive, not {self.layers}")
+        if not set(self.nonspeech) < set(range(self.classes)) or not self.nonspeech:
+            raise ValueError(
+                f"nonspeech must hold some of the {self.classes} classes and not all of them: {self.nonspeech}"
+            )
 
 
 @runtime_checkable  # a field of a dataclass, which the shape checker of tests looks at

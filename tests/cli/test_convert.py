@@ -123,3 +123,17 @@ def test_a_source_that_is_not_there(run: Run, tmp_path: Path) -> None:
     result = run("convert", tmp_path / "absent.pt", tmp_path / "out")
     assert (result.code, result.out, len(result.lines)) == (1, "", 1)
     assert "absent.pt" in result.err and list(tmp_path.iterdir()) == []
+
+
+def test_a_detector_is_shown_and_is_no_recogniser(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("convert", DATA / "nemo-detectors/frames.nemo", out)
+    assert (result.code, result.err) == (0, "")
+    use = f"jaxasr.load_detector('{out}')(AUDIO) in Python gives probabilities of speech"
+    assert result.out.splitlines()[-1] == f"{out} is ready: {use}"
+    assert {"detects: speech", "frame: 0.02 s", "longest: 30 s"} <= set(run("info", out).out.splitlines())
+    for command in (("transcribe", REPOSITORY / "tests/samples/digits.wav"), ("bench",), ("compile",)):
+        arguments = (*command, out) if command == ("compile",) else (*command, "--model", out)
+        refused = run(*arguments)
+        assert (refused.code, refused.out, len(refused.lines)) == (1, "", 1), command
+        assert f"{out} is a voice activity detector, not a recogniser: jaxasr.load_detector takes it" in refused.err

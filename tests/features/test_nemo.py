@@ -26,6 +26,10 @@ OPTIONS = {
     "clamp": dataclasses.replace(PLAIN, log_guard="clamp", log_guard_value=1e-3),
     "no logarithm": dataclasses.replace(PLAIN, log=False, mag_power=1.0, normalize="none"),
     "no preemphasis": dataclasses.replace(PLAIN, preemphasis=0.0, window="hamming", window_length=320),
+    "an export's own": dataclasses.replace(
+        PLAIN, framing="zeros_all", subtract_mean=True, normalize="none", log_guard_value=1e-7, periodic=True
+    ),
+    "HTK's triangles": dataclasses.replace(PLAIN, mel_scale="htk", mel_norm="none", preemphasis=0.0),
     "odd window": dataclasses.replace(PLAIN, window="none", window_length=401, framing="reflected"),
 }
 
@@ -33,12 +37,11 @@ OPTIONS = {
 def reference(config: NemoMelConfig, samples: np.ndarray) -> np.ndarray:
     """Frames (T, bins) of one clip in float64: the whole Fourier transform's length is framed, as torch.stft does."""
     x = samples.astype(np.float64)
+    x -= x.mean() if config.subtract_mean else 0.0
     x = np.concatenate([x[:1], x[1:] - config.preemphasis * x[:-1]])
     half = config.fft_length // 2
-    if config.framing == "zeros":
-        padded, count = np.pad(x, half), len(x) // config.hop_length
-    else:
-        padded, count = np.pad(x, half, mode="reflect"), len(x) // config.hop_length + 1
+    padded = np.pad(x, half, mode="reflect") if config.framing == "reflected" else np.pad(x, half)
+    count = len(x) // config.hop_length + (config.framing != "zeros")
     window = np.zeros(config.fft_length)
     left = (config.fft_length - config.window_length) // 2
     window[left : left + config.window_length] = design_window(config)
@@ -165,3 +168,10 @@ def test_the_design_is_what_checkpoints_hold(shared: Path, name: str, bins: int)
 def test_impossible_options_are_named(changes: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         from_mapping(NemoMelConfig, {"kind": "nemo_mel", **changes}, "config.yaml")
+
+
+def test_a_constant_offset_is_subtracted_where_that_is_asked_for(clips: list[np.ndarray]) -> None:
+    config = dataclasses.replace(PLAIN, subtract_mean=True, normalize="none")
+    waveforms, lengths = batched(clips)
+    run = jax.jit(NemoMel(config))
+    np.testing.assert_allclose(run(waveforms + 0.5, lengths)[0], run(waveforms, lengths)[0], atol=1e-4)

@@ -72,7 +72,7 @@ def test_arrays_of_the_front_end_are_designed_where_there_are_none(write_nemo: W
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another model": (
         {"target": "nemo.collections.asr.models.EncDecSpeakerLabelModel"},
-        "a EncDecSpeakerLabelModel is no recogniser that jaxasr knows; known are EncDecCTCModel, EncDecCTCModelBPE",
+        "a EncDecSpeakerLabelModel is no recogniser or detector that jaxasr knows; known are EncDecCTCModel, EncDec",
     ),
     "another encoder": (
         {"encoder___target_": "nemo.collections.asr.modules.SqueezeformerEncoder"},
@@ -84,8 +84,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "vggnet",
     ),
     "another front end": (
-        {"preprocessor___target_": "nemo.collections.asr.modules.AudioToMFCCPreprocessor"},
-        "preprocessor._target_ is '.*AudioToMFCCPreprocessor': no front end that jaxasr knows",
+        {"preprocessor___target_": "nemo.collections.asr.modules.AudioToSpectrogramPreprocessor"},
+        "preprocessor._target_ is '.*AudioToSpectrogramPreprocessor': no front end that jaxasr knows",
     ),
     "an unknown option": ({"preprocessor__spectral": True}, "preprocessor.spectral is True: an option that"),
     "spliced frames": ({"preprocessor__frame_splicing": 3}, "preprocessor.frame_splicing is 3"),

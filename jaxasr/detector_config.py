@@ -1,0 +1,140 @@
+"""The configuration that describes a whole detector of speech. It needs no Flax."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from jaxasr.arrays import ceil_div
+from jaxasr.audio import SAMPLE_RATE
+from jaxasr.encoders import ENCODERS, EncoderConfig, LocalEncoderConfig
+from jaxasr.features import FEATURES, FeaturesConfig
+from jaxasr.heads.configs import ClassifierConfig
+
+# Seconds around a frame that a front end hears: half a Fourier window, or neighbours that are put together.
+FRONT_END_CONTEXT = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowConfig:
+    """How a classifier of whole windows is used: one of `seconds` every `step` seconds, heard by itself.
+
+    A window stands in the middle of its time, so that the first and the last ones reach beyond the recording, where
+    they hear zeros. `pooling`: its frames become one by their mean or their maxima. `trailing_frames`: frames of zeros
+    after those of the front end, pooled with them.
+    """
+
+    seconds: float = 0.63
+    step: float = 0.1
+    pooling: Literal["mean", "max"] = "mean"
+    trailing_frames: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "step"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) * SAMPLE_RATE >= 1):
+                raise ValueError(f"window.{name} must be a number of seconds, not {getattr(self, name)}")
+        if self.trailing_frames < 0:
+            raise ValueError(f"window.trailing_frames must not be negative, not {self.trailing_frames}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a detector hears at once: samples `start` to `stop` of a recording, zeros where there are none.
+
+    Its probabilities from number `skip` on are `count` ones of the recording's.
+    """
+
+    start: int
+    stop: int
+    skip: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectorConfig:
+    """A whole detector, as config.yaml of its directory writes it; its key `classifier` tells it from a recogniser's.
+
+    Without a `window` every encoded frame is classified. Recordings of up to `longest` seconds are then heard whole,
+    longer ones in pieces that overlap by what the encoder hears around a frame: no frame depends on the pieces, but for
+    statistics that a front end or an encoder takes of a whole input, which are those of a piece. Raises ValueError
+    where two parts do not agree.
+    """
+
+    name: str
+    encoder: Annotated[EncoderConfig, ENCODERS]
+    features: Annotated[FeaturesConfig, FEATURES]
+    classifier: ClassifierConfig
+    window: WindowConfig | None = None
+    longest: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.features.output_dim != self.encoder.input_dim:
+            raise ValueError(
+                f"the features have {self.features.output_dim} bins, but the encoder's input_dim is "
+                f"{self.encoder.input_dim}"
+            )
+        if self.features.sample_rate != SAMPLE_RATE:
+            raise ValueError(
+                f"features.sample_rate is {self.features.sample_rate}, but recordings come at {SAMPLE_RATE} Hz"
+            )
+        if self.window is None:
+            if not isinstance(self.encoder, LocalEncoderConfig):
+                raise ValueError(
+                    f"a {self.encoder.kind} hears all of a recording: frames need an encoder with a context"
+                )
+            if not (math.isfinite(self.longest) and self.row_samples > 2 * self._context):
+                least = 2 * self._context / SAMPLE_RATE
+                raise ValueError(f"longest must be more than {least:g} s, what the encoder hears, not {self.longest}")
+
+    @property
+    def frame_seconds(self) -> float:
+        """Seconds from one probability to the next."""
+        return self._step / SAMPLE_RATE
+
+    @property
+    def row_samples(self) -> int:
+        """Samples of the longest row."""
+        if self.window is not None:
+            return round(self.window.seconds * SAMPLE_RATE)
+        return round(self.longest * SAMPLE_RATE) // self._step * self._step
+
+    def row_frames(self, samples: int) -> int:
+        """Probabilities that a row of so many samples gives."""
+        if self.window is not None:
+            return 1
+        return self.encoder.encoded_length(self.features.frame_count(samples))
+
+    def rows(self, samples: int) -> Iterator[Row]:
+        """The rows of a recording of so many samples; their probabilities one after another are the recording's."""
+        length = self.row_samples
+        if samples == 0:
+            return
+        if self.window is not None:
+            for start in range(-(length // 2), samples + 1 - length // 2, self._step):
+                yield Row(start, start + length, 0, 1)
+        elif samples <= length:
+            yield Row(0, samples, 0, self.row_frames(samples))
+        else:
+            context = self._context
+            inner = length - 2 * context
+            total = self.row_frames(samples)
+            for first in range(0, total * self._step, inner):
+                start, stop = max(0, first - context), min(samples, first + inner + context)
+                skip, done = (first - start) // self._step, first // self._step
+                yield Row(start, stop, skip, min(inner // self._step, total - done))
+
+    @property
+    def _step(self) -> int:
+        """Samples from one probability to the next."""
+        if self.window is not None:
+            return round(self.window.step * SAMPLE_RATE)
+        return round(self.features.frame_seconds * SAMPLE_RATE) * self.encoder.subsampling
+
+    @property
+    def _context(self) -> int:
+        """Samples on either side of a piece that its frames depend on, in whole steps."""
+        assert isinstance(self.encoder, LocalEncoderConfig)
+        seconds = self.encoder.context * self.features.frame_seconds + FRONT_END_CONTEXT
+        return ceil_div(math.ceil(seconds * SAMPLE_RATE), self._step) * self._step

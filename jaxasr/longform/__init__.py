@@ -1,0 +1,1 @@
+"""Long recordings: where in them somebody speaks."""
