@@ -35,8 +35,8 @@ class NemoMel(nnx.Module):
         self.config = config
         # A callback runs where numbers are wanted, not where shapes suffice: librosa takes seconds to import.
         shape = jax.ShapeDtypeStruct((config.lines, config.bins), jnp.float32)
-        self.filterbank = nnx.Param(jax.pure_callback(lambda: design_filterbank(config), shape))
-        self.window = None if config.window == "none" else nnx.Param(jnp.asarray(design_window(config)))
+        self.filterbank = nnx.Variable(jax.pure_callback(lambda: design_filterbank(config), shape))
+        self.window = None if config.window == "none" else nnx.Variable(jnp.asarray(design_window(config)))
 
     def __call__(
         self, waveforms: Float[Array, "B S"], lengths: Int[Array, " B"], *, key: jax.Array | None = None
@@ -69,13 +69,12 @@ class NemoMel(nnx.Module):
             signal = jnp.pad(zero_beyond(signal, lengths), ((0, 0), (left, right)))
         frames = overlapping_frames(signal, total, config.window_length, config.hop_length)
         if self.window is not None:
-            frames = frames * jax.lax.stop_gradient(self.window[...])
+            frames = frames * self.window[...]
         spectrum = jnp.fft.rfft(frames, config.fft_length)  # (B, T, lines)
         power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
         if config.mag_power != 2:
             power = power ** (config.mag_power / 2)
-        filterbank = jax.lax.stop_gradient(self.filterbank[...])
-        energies = jnp.matmul(power, filterbank, precision=jax.lax.Precision.HIGHEST)
+        energies = jnp.matmul(power, self.filterbank[...], precision=jax.lax.Precision.HIGHEST)
         if config.log:
             add = config.log_guard == "add"
             guard = jnp.float32(config.log_guard_value)
