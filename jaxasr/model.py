@@ -73,7 +73,8 @@ class AbstractModel:
 
     def split(self, parameters: Parameters) -> tuple[Parameters, Parameters]:
         """Nested parameters in two: those that gradients train, and the others, which are statistics and constants."""
-        trained, others = {}, {}
+        trained: dict[tuple[str, ...], Any] = {}
+        others: dict[tuple[str, ...], Any] = {}
         for path, value in traverse_util.flatten_dict(parameters).items():
             (trained if path in self._trained else others)[path] = value
         return traverse_util.unflatten_dict(trained), traverse_util.unflatten_dict(others)
@@ -101,7 +102,9 @@ def named_parameters(model: Model, kind: type[nnx.Variable[Any]] = nnx.Variable)
 
 def merged(*trees: Parameters) -> Parameters:
     """Nested parameters put together; where two hold the same one, that of the later."""
-    return traverse_util.unflatten_dict({path: leaf for tree in trees for path, leaf in traverse_util.flatten_dict(tree).items()})
+    flat = {path: leaf for tree in trees for path, leaf in traverse_util.flatten_dict(tree).items()}
+    nested: Parameters = traverse_util.unflatten_dict(flat)
+    return nested
 
 
 class _AnyKey(nnx.Rngs):

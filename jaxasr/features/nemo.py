@@ -69,12 +69,13 @@ class NemoMel(nnx.Module):
             signal = jnp.pad(zero_beyond(signal, lengths), ((0, 0), (left, right)))
         frames = overlapping_frames(signal, total, config.window_length, config.hop_length)
         if self.window is not None:
-            frames = frames * self.window[...]
+            frames = frames * jax.lax.stop_gradient(self.window[...])
         spectrum = jnp.fft.rfft(frames, config.fft_length)  # (B, T, lines)
         power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
         if config.mag_power != 2:
             power = power ** (config.mag_power / 2)
-        energies = jnp.matmul(power, self.filterbank[...], precision=jax.lax.Precision.HIGHEST)
+        filterbank = jax.lax.stop_gradient(self.filterbank[...])
+        energies = jnp.matmul(power, filterbank, precision=jax.lax.Precision.HIGHEST)
         if config.log:
             add = config.log_guard == "add"
             guard = jnp.float32(config.log_guard_value)

@@ -24,6 +24,7 @@ class BatchNorm(nnx.Module):
     statistics. In training (after `train()`) by those of the batch over the frames within `lengths`, towards which
     the stored ones move by BATCH_SHARE: as torch.nn.BatchNorm1d, whose stored variance is the unbiased one, but that
     frames beyond a row's length do not count. Rows may lie on several devices: the statistics are those of all rows.
+    Gradients do not reach the stored ones.
     """
 
     def __init__(self, features: int, epsilon: float, *, rngs: nnx.Rngs) -> None:
@@ -37,7 +38,7 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: Float[Array, "B T C"], lengths: Int[Array, " B"]) -> Float[Array, "B T C"]:
         # In float32: a narrow product would round what the mean then takes away.
         wide = x.astype(jnp.float32)
-        mean, variance = self.mean[...], self.variance[...]
+        mean, variance = jax.lax.stop_gradient((self.mean[...], self.variance[...]))
         if not self.use_running_average:
             mean, variance = self._of_the_batch(wide, lengths)
         factor = self.scale[...] * jax.lax.rsqrt(variance + self.epsilon)

@@ -17,6 +17,7 @@ def run_layer(layer: nnx.Module, *inputs: Any) -> Float[Array, "B T D"]:
 
     Statistics that the call replaces, as those of batch norms in training, are replaced in `layer`.
     """
+    output: jax.Array
     output, statistics = _run(*nnx.split(layer), *inputs)
     if statistics:
         nnx.update(layer, statistics)
@@ -31,5 +32,7 @@ def _run(
     layer = nnx.merge(graph, state)
     output = layer(*inputs)
     # Those alone: a layer that a caller holds from outside of its own trace must not be written to.
-    replaced = nnx.state(layer, lambda _, value: isinstance(value, nnx.BatchStat) and id(value.get_value()) not in given)
+    replaced = nnx.state(
+        layer, lambda _, value: isinstance(value, nnx.BatchStat) and id(value.get_value()) not in given
+    )
     return output, replaced

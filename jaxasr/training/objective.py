@@ -102,7 +102,7 @@ def batch_losses(
     frames, frame_lengths = model.features(waveforms, lengths)
     dropout = None
     if key is not None:
-        model.encoder.train()  # batch norms
+        model.set_attributes(use_running_average=False, raise_if_not_found=False)  # of batch norms
         mask_key, dropout_key = jax.random.split(key)
         frames = spec_augment(recipe.augmentation, frames, frame_lengths, mask_key, strength)
         if recipe.dropout:

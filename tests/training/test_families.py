@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -19,11 +18,10 @@ import tones
 from jaxasr import store
 from jaxasr.configuration import from_mapping
 from jaxasr.manifests import read_manifest
-from jaxasr.model import AbstractModel, merged
+from jaxasr.model import AbstractModel
 from jaxasr.model_config import ModelConfig
 from jaxasr.recognizer import Recognizer
 from jaxasr.training.loop import Trainer, new_parameters
-from jaxasr.training.objective import batch_losses, total_loss
 from jaxasr.training.recipe import Recipe
 from jaxasr.training.runs import LOG, MODEL
 from quick_compilation import with_flags
@@ -95,39 +93,34 @@ def leaves(tree: Any) -> dict[str, np.ndarray]:
 
 
 def is_lost(name: str, text: str) -> bool:
-    """Biases that change nothing: of keys, the same for all of a softmax; before a batch norm, which takes means away."""
+    """Biases that change nothing: of keys, as a softmax sees differences; before a batch norm, which removes means."""
     return name.endswith("attention.key.bias") or (text == CONFORMER and name.endswith("conv.depthwise.bias"))
 
 
 @pytest.mark.parametrize("text", [CONFORMER, CTC_ONLY, ICEFALL, CITRINET], ids=["hybrid", "ctc", "icefall", "citrinet"])
 def test_gradients_reach_all_that_is_trained(manifest: Path, tmp_path: Path, text: str) -> None:
-    recipe = recipe_of(text)
-    run = trainer(manifest, tmp_path, recipe)
-    config = tones.model_config(recipe)
-    abstract = AbstractModel(config)
-    trained, others = abstract.split(run.state["parameters"])
-    batch = next(run.batches(0)).arrays()
-
-    def loss_of(trained: Any, key: jax.Array) -> jax.Array:
-        model = abstract.fill(merged(trained, others))
-        losses = batch_losses(model, recipe, *batch, key=key, dtype=jnp.dtype("float32"), strength=1.0)
-        return total_loss(recipe, losses.per_token())
-
-    gradients = leaves(jax.jit(jax.grad(loss_of))(trained, jax.random.key(0)))
-    largest = max(np.abs(gradient).max() for gradient in gradients.values())
-    assert np.isfinite(largest)
-    reached = {name for name, gradient in gradients.items() if np.abs(gradient).max() > 1e-6 * largest}
-    assert {name for name in gradients if name not in reached} == {name for name in gradients if is_lost(name, text)}
-
-    optimized = {leaf.shape for leaf in jax.tree.leaves(run.state["optimizer"])}
-    assert optimized <= {(), *(leaf.shape for leaf in gradients.values())}
+    """By the step that `jaxasr train` takes: AdamW's moving means are a tenth of the first gradients, clipped alike."""
+    run = trainer(manifest, tmp_path, recipe_of(text))
+    _, others = AbstractModel(run.config).split(run.state["parameters"])
     kept = {name.rpartition(".")[2] for name in leaves(others)}
-    assert kept == {
-        CONFORMER: {"mean", "variance", "filterbank", "window"},
-        CTC_ONLY: {"filterbank"},
-        ICEFALL: set(),
-        CITRINET: {"mean", "variance", "filterbank", "window"},
-    }[text]
+    assert (
+        kept
+        == {
+            CONFORMER: {"mean", "variance", "filterbank", "window"},
+            CTC_ONLY: {"filterbank"},
+            ICEFALL: set(),
+            CITRINET: {"mean", "variance", "filterbank", "window"},
+        }[text]
+    )
+    trained = set(leaves(run.state["parameters"])) - set(leaves(others))
+
+    run.state, facts = run.update(run.state, *run.arguments(0, next(run.batches(0))))
+    assert set(facts["losses"]) == {"ctc", "transducer"} & set(run.config.heads) and np.isfinite(float(facts["loss"]))
+    gradients = leaves(run.state["optimizer"][1][0].mu)
+    assert set(gradients) == trained
+    largest = max(np.abs(gradient).max() for gradient in gradients.values())
+    unreached = {name for name, gradient in gradients.items() if np.abs(gradient).max() <= 1e-6 * largest}
+    assert unreached == {name for name in gradients if is_lost(name, text)}
 
 
 def test_statistics_run_along_and_constants_stay(straight: Trainer, hybrid: Any) -> None:
@@ -183,9 +176,7 @@ def test_a_model_in_16_bits_keeps_statistics_and_constants(manifest: Path, hybri
     assert {str(leaf.dtype) for name, leaf in leaves(stored).items() if name not in wide} == {"float16"}
 
 
-def test_two_devices_have_the_statistics_of_one(
-    manifest: Path, straight: Trainer, hybrid: Any, tmp_path: Path
-) -> None:
+def test_two_devices_have_the_statistics_of_one(manifest: Path, straight: Trainer, hybrid: Any, tmp_path: Path) -> None:
     """Two devices in a process of their own, where the CPU is two, and each has half of every batch."""
     script = f"""
 import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]!r}
