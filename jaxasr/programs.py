@@ -22,6 +22,7 @@ from jaxasr.caches import programs_kept
 from jaxasr.devices import Policy, check_process, is_lost, policy, usual_settings
 from jaxasr.errors import ConfigError, ModelError
 from jaxasr.model_config import ModelConfig, Parameters
+from jaxasr.process import return_freed_memory
 from jaxasr.search import SearchConfig
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.waiting import Wait
@@ -202,6 +203,7 @@ class Programs:
             try:
                 with self._compiling, programs_kept(), usual_settings():
                     self.compiled[shape] = self._lower(*shape, lambda: promise.wait.note(long=True)).compile()
+                return_freed_memory()  # a fifth of a gigabyte for a large model, needed once a program
                 promise.set_result(self.compiled[shape])
             except BaseException as error:  # whatever it is, others wait for it
                 promise.set_exception(error)

@@ -47,10 +47,11 @@ Progress = Callable[[float, float], None]
 
 @dataclasses.dataclass(frozen=True)
 class _Spoken:
-    """What a window's best hypothesis says: ids (L,), times (L,) in seconds of the clip, log-probabilities (L,)."""
+    """What a window's best hypothesis says: ids (L,), log-probabilities (L,); times, durations (L,) in seconds of the clip."""
 
     ids: np.ndarray
     times: np.ndarray
+    durations: np.ndarray
     log_probs: np.ndarray
 
 
@@ -109,6 +110,7 @@ class Recognizer:
         self.blank_penalty = float(blank_penalty)
         self._parameters = parameters
         self._spell = SPELLINGS.make(config.spelling(chosen))
+        self._durations = config.predicts_durations(chosen)
 
     @property
     def model(self) -> Model:
@@ -346,9 +348,8 @@ class Recognizer:
 
     def _best(self, batch: Batch, hypotheses: Hypotheses) -> dict[Window, _Spoken]:
         """The best hypothesis of each window. Raises ModelError if activations overflowed."""
-        found = (hypotheses.tokens, hypotheses.frames, hypotheses.log_probs, hypotheses.length, hypotheses.score)
         with usual_settings():
-            ids, frames, log_probs, lengths, scores = (each[:, 0] for each in jax.device_get(found))
+            ids, frames, durations, log_probs, lengths, scores = (each[:, 0] for each in jax.device_get(hypotheses))
         spoken = {}
         for row, window in enumerate(batch.windows):
             # After an overflow the score is NaN although the tokens are valid ids.
@@ -360,11 +361,13 @@ class Recognizer:
             count, start = lengths[row], window.start / SAMPLE_RATE
             offset = start - self.config.audio.silence_before
             times = np.maximum(frames[row, :count] * self.config.seconds_per_frame + offset, start)
-            spoken[window] = _Spoken(ids[row, :count], times, log_probs[row, :count])
+            lasting = durations[row, :count] * self.config.seconds_per_frame
+            spoken[window] = _Spoken(ids[row, :count], times, lasting, log_probs[row, :count])
         return spoken
 
     def _transcript(self, clip: Clip, parts: list[_Spoken]) -> Transcript:
         ids = [int(i) for part in parts for i in part.ids]
+        lasting = [round(float(each), 4) for part in parts for each in part.durations] if self._durations else []
         text, tokens = self._spell([self.tokens[i] for i in ids], self.tokens.byte_coding)
         return Transcript(
             audio=clip.name,
@@ -373,6 +376,7 @@ class Recognizer:
             tokens=tokens,
             token_ids=ids,
             timestamps=[round(float(time), 4) for part in parts for time in part.times],
+            durations=lasting,
             log_probs=[float(log_prob) for part in parts for log_prob in part.log_probs],
             channel=clip.channel,
         )

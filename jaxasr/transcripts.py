@@ -7,7 +7,7 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxasr.errors import JaxasrError
 
@@ -17,7 +17,8 @@ SEGMENT_COLUMNS = 2 * LINE_COLUMNS
 SEGMENT_SECONDS = 7.0
 # A pause longer than this, from token to token, begins another segment.
 PAUSE_SECONDS = 1.0
-# Tokens have a start but no end: a word is taken to end with the next token, at most this long after its last one.
+# Most models give a token a start but no end: a word is then taken to end with the next token, at most this long after
+# its last one.
 LAST_TOKEN_SECONDS = 0.5
 # A subtitle must last to be valid: no word is shorter than this, also where its token stands at the audio's very end.
 SHORTEST_SECONDS = 0.04
@@ -77,6 +78,7 @@ class Transcript:
     `token_ids`: the tokens' numbers in the model's table.
     `timestamps`: the begin (s) of the frame that emitted each token.
     `log_probs`: of each token, under the search's softmax at temperature 1.
+    `durations`: how long each token lasts (s), where the model predicts it (TDT); otherwise empty.
     `channel`: the number of the recording's channel that was heard, from 1 on; None for the mean of all.
     """
 
@@ -87,6 +89,7 @@ class Transcript:
     token_ids: list[int]
     timestamps: list[float]
     log_probs: list[float]
+    durations: list[float] = field(default_factory=list)
     channel: int | None = None
 
     @property
@@ -118,7 +121,7 @@ class Transcript:
         first, last = owners[begin], owners[end - 1]
         start = min(max(times[first], 0.0), max(duration - SHORTEST_SECONDS, 0.0))
         final = max(times[last], start)
-        stop = final + LAST_TOKEN_SECONDS
+        stop = final + (self.durations[last] if self.durations else LAST_TOKEN_SECONDS)
         if last + 1 < len(times):
             stop = min(stop, times[last + 1])
         stop = max(min(stop, duration), start + SHORTEST_SECONDS)

@@ -54,7 +54,7 @@ class Document:
 def json_line(transcript: Transcript) -> str:
     """One JSON object and a newline: audio, duration (s), text, tokens, token_ids, timestamps (s), log_probs.
 
-    After audio comes channel, where a channel was asked for.
+    After audio comes channel, where a channel was asked for; after timestamps durations (s), where the model has them.
     """
     fields = {
         "audio": transcript.audio,
@@ -64,6 +64,7 @@ def json_line(transcript: Transcript) -> str:
         "tokens": list(transcript.tokens),
         "token_ids": [int(token_id) for token_id in transcript.token_ids],
         "timestamps": [round(float(time), 6) for time in transcript.timestamps],
+        **({"durations": [round(float(each), 6) for each in transcript.durations]} if transcript.durations else {}),
         "log_probs": [round(float(value), 6) for value in transcript.log_probs],
     }
     return json_text(fields) + "\n"

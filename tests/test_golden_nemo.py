@@ -152,4 +152,24 @@ def test_transcripts(shared: Path, nemo: Any, name: str) -> None:
             times = stored[f"{clip}/{prefix}_frames"] * SECONDS.get(name, 0.08)
             np.testing.assert_allclose(transcript.timestamps, times, atol=1e-4)
             assert len(transcript.tokens) == len(transcript.token_ids)
+            durations = stored.get(f"{clip}/{prefix}_durations", np.zeros(0)) * SECONDS.get(name, 0.08)
+            np.testing.assert_allclose(transcript.durations, durations, atol=1e-4)
     assert "files_batch1" in texts or {"transducer_head", "ctc_head"} <= texts.keys()
+
+
+@pytest.mark.parametrize("name", ["citrinet-tiny", "conformer-ctc-tiny", "fastconformer-tdt-tiny"])
+def test_times_of_a_ctc_head_as_nemo_has_them(nemo: Any, results: Any, name: str) -> None:
+    """A token from the previous token's frame to its own: NeMo's timestamps, under `token_frames: previous`."""
+    golden = nemo(name)
+    *_, encoded, lengths, _ = results(name)
+    texts = json.loads((golden.folder / "texts.json").read_text("utf-8"))
+    head = dataclasses.replace(golden.config.ctc, token_frames="previous")
+    model = abstract_model(dataclasses.replace(golden.config, ctc=head)).fill(golden.params)
+    found = quick_jit(lambda *arrays: model.search(*arrays, GreedyConfig(head="ctc")))(encoded, lengths)
+    for row, clip in enumerate(CLIPS):
+        expected = texts.get("ctc_head", texts)["timestamps"][clip]["timestamp"]["char"]
+        count = int(found.length[row, 0])
+        begins, lasting = (np.asarray(each[row, 0]) for each in (found.frames, found.durations))
+        assert begins[:count].tolist() == [token["start_offset"] for token in expected], clip
+        assert (begins + lasting)[:count].tolist() == [token["end_offset"] for token in expected], clip
+        assert not begins[count:].any()

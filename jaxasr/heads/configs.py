@@ -14,10 +14,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class CTCConfig:
-    """Size of a CTC head; the vocabulary includes the blank."""
+    """Size of a CTC head; the vocabulary includes the blank.
+
+    `token_frames`: the frame that a search gives a token: its own, the first of its run; or the one before, as NeMo's
+    timestamps have it: a token begins at the previous token's own frame (the first one a frame early) and ends at its
+    own.
+    """
 
     vocabulary_size: int
     blank_id: int = 0
+    token_frames: Literal["own", "previous"] = "own"
 
     def __post_init__(self) -> None:
         if not 0 <= self.blank_id < self.vocabulary_size:

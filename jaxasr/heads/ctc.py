@@ -32,5 +32,10 @@ class CTC(nnx.Module):
         """Ids that the head emits, blank included."""
         return self.config.vocabulary_size
 
+    @property
+    def token_frames(self) -> str:
+        """own or previous: the frame that a search gives a token."""
+        return self.config.token_frames
+
     def __call__(self, encoded: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         return jax.nn.log_softmax(self.output(encoded).astype(jnp.float32), axis=-1)

@@ -144,7 +144,8 @@ class CTCState(NamedTuple):
 class CTCGreedy:
     """The best path of a CTC head with repeats merged and blanks removed: N = 1.
 
-    A token's frame is the first of its run. `blank_penalty` () is taken off the blank before renormalising.
+    A token's frame is the first of its run, unless the head's `token_frames` says otherwise. `blank_penalty` () is
+    taken off the blank before renormalising.
     """
 
     head: CTCHead
@@ -168,4 +169,10 @@ class CTCGreedy:
 
     def finish(self, state: CTCState) -> Hypotheses:
         """The tokens found; the score is the sum of their log-probabilities."""
-        return state.found.scored(state.found.log_probs.sum(axis=-1))
+        found = state.found
+        if self.head.token_frames == "previous":
+            first = jnp.maximum(found.frames[..., :1] - 1, 0)
+            valid = jnp.arange(found.frames.shape[-1]) < found.length[..., None]
+            begins = jnp.where(valid, jnp.concatenate([first, found.frames[..., :-1]], axis=-1), 0)
+            found = found._replace(frames=begins, durations=found.frames - begins)
+        return found.scored(found.log_probs.sum(axis=-1))

@@ -66,6 +66,11 @@ class CTCHead(Protocol):
     def blank_id(self) -> int: ...
 
     @property
+    def token_frames(self) -> str:
+        """own or previous: the frame that a search gives a token."""
+        ...
+
+    @property
     def vocabulary_size(self) -> int: ...
 
     def __call__(self, encoded: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
