@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, traverse_util
 from jax.typing import DTypeLike
 
 from jaxasr.detector_config import DetectorConfig
@@ -99,6 +100,20 @@ class AbstractModule(Generic[Module]):
         self.parameters: dict[str, Any] = _named(nnx.to_pure_dict(self._state))
         """Shapes and types of every parameter, nested by name as a model directory stores them."""
 
+    def split(self, parameters: Parameters) -> tuple[Parameters, Parameters]:
+        """Nested parameters in two: those that gradients train, and the others, which are statistics and constants."""
+        trained: dict[tuple[str, ...], Any] = {}
+        others: dict[tuple[str, ...], Any] = {}
+        for path, value in traverse_util.flatten_dict(parameters).items():
+            (trained if path in self._trained else others)[path] = value
+        return traverse_util.unflatten_dict(trained), traverse_util.unflatten_dict(others)
+
+    @functools.cached_property
+    def _trained(self) -> frozenset[tuple[str, ...]]:
+        """The paths of what gradients train."""
+        model = nnx.merge(self._graph, self._state)
+        return frozenset(traverse_util.flatten_dict(named_parameters(model, nnx.Param)))
+
     def fill(self, parameters: Parameters) -> Module:
         """The module over nested `parameters`, to call it or parts of it."""
         state = jax.tree.map(lambda leaf: leaf, self._state)
@@ -123,9 +138,19 @@ class AbstractDetector(AbstractModule[SpeechDetector]):
         super().__init__(lambda rngs: SpeechDetector(config, rngs=rngs))
 
 
-def named_parameters(model: Model) -> Parameters:
-    """A model's parameters, nested by name as a model directory stores them and `AbstractModel.fill` takes them."""
-    return _named(nnx.to_pure_dict(nnx.state(model)))
+def named_parameters(model: nnx.Module, kind: type[nnx.Variable[Any]] = nnx.Variable) -> Parameters:
+    """A model's parameters, nested by name as a model directory stores them and `AbstractModel.fill` takes them.
+
+    `kind`: those of one kind alone, such as nnx.BatchStat, the running averages of batch norms.
+    """
+    return _named(nnx.to_pure_dict(nnx.state(model, kind)))
+
+
+def merged(*trees: Parameters) -> Parameters:
+    """Nested parameters put together; where two hold the same one, that of the later."""
+    flat = {path: leaf for tree in trees for path, leaf in traverse_util.flatten_dict(tree).items()}
+    nested: Parameters = traverse_util.unflatten_dict(flat)
+    return nested
 
 
 class _AnyKey(nnx.Rngs):

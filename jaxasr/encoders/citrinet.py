@@ -54,7 +54,7 @@ class Citrinet(nnx.Module):
     ) -> tuple[Float[Array, "B _ D"], Int[Array, " B"]]:
         """frames (B, T, bins), lengths (B,) in frames -> encoded (B, T', D), lengths (B,).
 
-        `dropout` is for training: it acts after every activation. Batch norms keep their statistics in training too.
+        `dropout` is for training: it acts after every activation.
         """
         encoded = self.block_outputs(frames, lengths, dropout)[-1]
         # Trailing frames that only statistics count are no encoded frames.
@@ -71,9 +71,8 @@ class Citrinet(nnx.Module):
         inputs = [x]
         for index, (block, config) in enumerate(zip(self.blocks, self.config.blocks, strict=True)):
             sources = [inputs[index - back] for back in config.residual]
-            graph, state = nnx.split(block)
             drop = dropout.within(index) if dropout else None
-            inputs.append(run_layer(graph, state, inputs[-1], sources, valid, present, drop))
+            inputs.append(run_layer(block, inputs[-1], sources, valid, present, drop))
             valid, present = config.output_length(valid), config.output_length(present)
         return inputs[1:]
 
@@ -149,7 +148,7 @@ class Unit(nnx.Module):
         if self.depthwise is not None:
             x = zero_beyond(self.depthwise(x), self.output_length(valid))
         x = self.conv(x)
-        x = self.norm(x, self.output_length(present)) if isinstance(self.norm, GroupNorm) else self.norm(x)
+        x = self.norm(x, self.output_length(present))
         return shuffle_groups(x, self.config.groups) if self.config.groups > 1 else x
 
 

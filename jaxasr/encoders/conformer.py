@@ -62,7 +62,7 @@ class Conformer(nnx.Module):
         mask = self.mask(lengths, steps)
         for index, layer in enumerate(self.layers):
             own = dropout.within(index) if dropout else None
-            x = run_layer(*nnx.split(layer), x, mask, positions, lengths, own)
+            x = run_layer(layer, x, mask, positions, lengths, own)
         return self._projected(x), lengths
 
     def mask(self, lengths: Int[Array, " B"], steps: int) -> Bool[Array, "B _ {steps}"]:

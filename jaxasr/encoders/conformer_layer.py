@@ -135,18 +135,20 @@ class ConvModule(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B T D"]:
         x = zero_beyond(self._gate(x), lengths)
-        return self._convolve(jnp.pad(x, ((0, 0), self.padding, (0, 0))))
+        return self._convolve(jnp.pad(x, ((0, 0), self.padding, (0, 0))), lengths)
 
     def step(
         self, state: Float[Array, "B left D"], x: Float[Array, "B T D"], lengths: Int[Array, " B"]
     ) -> tuple[Float[Array, "B left D"], Float[Array, "B T D"]]:
         """One chunk: state (B, width - 1, D), the frames before x, of a causal convolution."""
         state, x = extend_cache(state, zero_beyond(self._gate(x), lengths))
-        return state, self._convolve(x)
+        return state, self._convolve(x, lengths)
 
     def _gate(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         x, gate = jnp.split(self.in_proj(x), 2, axis=-1)
         return x * jax.nn.sigmoid(gate)
 
-    def _convolve(self, x: Float[Array, "B T D"]) -> Float[Array, "B _ D"]:
-        return self.out_proj(jax.nn.silu(self.norm(self.depthwise(x))))
+    def _convolve(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B _ D"]:
+        x = self.depthwise(x)
+        x = self.norm(x, lengths) if isinstance(self.norm, BatchNorm) else self.norm(x)
+        return self.out_proj(jax.nn.silu(x))

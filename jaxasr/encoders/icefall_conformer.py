@@ -71,7 +71,7 @@ class IcefallConformer(nnx.Module):
         positions = relative_positions(steps, 0, self.config.encoder_dim)
         for index, layer in enumerate(self.layers):
             own = dropout.within(index) if dropout else None
-            x = run_layer(*nnx.split(layer), x, positions, mask, lengths, own)
+            x = run_layer(layer, x, positions, mask, lengths, own)
         return x, decoded
 
     def initial_state(self, batch: int, dtype: DTypeLike = jnp.float32) -> State:

@@ -130,7 +130,7 @@ class Stack(nnx.Module):
         scale_lengths = lengths if self.config.padding == "isolated" else jnp.full_like(lengths, x.shape[1])
         for index, layer in enumerate(self.layers):
             own = dropout.within(index) if dropout else None
-            x = run_layer(*nnx.split(layer), x, positions, mask, lengths, scale_lengths, own)
+            x = run_layer(layer, x, positions, mask, lengths, scale_lengths, own)
         return self._restore(original, x, steps)
 
     def initial_state(self, batch: int, dtype: DTypeLike) -> list[State]:

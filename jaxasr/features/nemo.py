@@ -35,8 +35,8 @@ class NemoMel(nnx.Module):
         self.config = config
         # A callback runs where numbers are wanted, not where shapes suffice: librosa takes seconds to import.
         shape = jax.ShapeDtypeStruct((config.lines, config.bins), jnp.float32)
-        self.filterbank = nnx.Param(jax.pure_callback(lambda: design_filterbank(config), shape))
-        self.window = None if config.window == "none" else nnx.Param(jnp.asarray(design_window(config)))
+        self.filterbank = nnx.Variable(jax.pure_callback(lambda: design_filterbank(config), shape))
+        self.window = None if config.window == "none" else nnx.Variable(jnp.asarray(design_window(config)))
 
     def __call__(
         self, waveforms: Float[Array, "B S"], lengths: Int[Array, " B"], *, key: jax.Array | None = None

@@ -12,8 +12,27 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
+def run_layer(layer: nnx.Module, *inputs: Any) -> Float[Array, "B T D"]:
+    """A layer's call, traced once for all layers of the same structure; XLA then inlines it.
+
+    Statistics that the call replaces, as those of batch norms in training, are replaced in `layer`.
+    """
+    output: jax.Array
+    output, statistics = _run(*nnx.split(layer), *inputs)
+    if statistics:
+        nnx.update(layer, statistics)
+    return output
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def run_layer(graph: nnx.GraphDef[Any], state: nnx.State[Any, Any], *inputs: Any) -> Float[Array, "B T D"]:
-    """A layer's call, traced once for all layers of the same structure; XLA then inlines it."""
-    called: jax.Array = nnx.merge(graph, state)(*inputs)
-    return called
+def _run(
+    graph: nnx.GraphDef[Any], state: nnx.State[Any, Any], *inputs: Any
+) -> tuple[Float[Array, "B T D"], nnx.State[Any, Any]]:
+    given = {id(leaf) for leaf in jax.tree.leaves(state)}  # before the call: the layer may share its variables
+    layer = nnx.merge(graph, state)
+    output = layer(*inputs)
+    # Those alone: a layer that a caller holds from outside of its own trace must not be written to.
+    replaced = nnx.state(
+        layer, lambda _, value: isinstance(value, nnx.BatchStat) and id(value.get_value()) not in given
+    )
+    return output, replaced

@@ -23,7 +23,7 @@ from jaxasr.caches import programs_kept
 from jaxasr.devices import Policy, policy
 from jaxasr.errors import AudioError, ConfigError, TrainingError, listing
 from jaxasr.evaluation import Errors
-from jaxasr.model import AbstractModel, Model, named_parameters
+from jaxasr.model import AbstractModel, Model, merged, named_parameters
 from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.data import Corpus, TrainingBatch, prefetch
@@ -88,19 +88,21 @@ def update(step: Step, state: State, learning_rate: jax.Array, *batch: jax.Array
     strength = recipe.curriculum.strength(done)
     abstract_model = AbstractModel(step.config)
 
-    def objective(parameters: Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
-        model = abstract_model.fill(step.policy.cast(parameters))
+    trained, others = abstract_model.split(state["parameters"])
+
+    def objective(trained: Parameters) -> tuple[jax.Array, tuple[dict[str, jax.Array], Parameters]]:
+        model = abstract_model.fill(step.policy.cast(merged(trained, others)))
         sums = batch_losses(model, recipe, *batch, key=key, dtype=step.policy.activations, strength=strength)
         losses = sums.per_token()
-        return total_loss(recipe, losses), losses
+        return total_loss(recipe, losses), (losses, named_parameters(model, nnx.BatchStat))
 
-    (loss, losses), gradients = jax.value_and_grad(objective, has_aux=True)(state["parameters"])
+    (loss, (losses, statistics)), gradients = jax.value_and_grad(objective, has_aux=True)(trained)
     optimizer = step.optimizer(learning_rate)
-    changes, optimizer_state = optimizer.update(gradients, state["optimizer"], state["parameters"])
-    parameters = optax.apply_updates(state["parameters"], changes)
-    # The averaging decay ramps up, so early weights are forgotten quickly.
+    changes, optimizer_state = optimizer.update(gradients, state["optimizer"], trained)
+    parameters = merged(optax.apply_updates(trained, changes), others, statistics)
+    # The averaging decay ramps up, so early weights are forgotten quickly. A mean of constants is exactly the constant.
     decay = jnp.minimum(recipe.average, (1.0 + done) / (10.0 + done))
-    averaged = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state["averaged"], parameters)
+    averaged = jax.tree.map(lambda mean, new: mean + (1 - decay) * (new - mean), state["averaged"], parameters)
     new = {"step": done + 1, "parameters": parameters, "averaged": averaged, "optimizer": optimizer_state}
     return new, {"loss": loss, "losses": losses, "gradient_norm": optax.tree.norm(gradients)}
 
@@ -153,7 +155,7 @@ class Trainer:
                 "step": jnp.zeros((), jnp.int32),
                 "parameters": parameters,
                 "averaged": jax.tree.map(jnp.array, parameters),
-                "optimizer": self.step.optimizer(0.0).init(parameters),
+                "optimizer": self.step.optimizer(0.0).init(AbstractModel(config).split(parameters)[0]),
             },
             self._everywhere,
         )
@@ -240,9 +242,10 @@ class Trainer:
         return step
 
     def export(self) -> Path:
-        """Write the averaged model to a model directory, and give its folder."""
+        """Write the averaged model to a model directory, and give its folder; what is not trained stays float32."""
+        trained, others = AbstractModel(self.config).split(jax.device_get(self.averaged))
         dtype = np.dtype(self.recipe.stored)
-        parameters = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), self.averaged)
+        parameters = merged(jax.tree.map(lambda leaf: leaf.astype(dtype), trained), others)
         card = self.card or store.ModelCard(self.config.name, ())
         store.save(self.folder.model, self.config, parameters, self.tokens, card, overwrite=True)
         return self.folder.model

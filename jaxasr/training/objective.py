@@ -95,12 +95,14 @@ def batch_losses(
     """The losses of a batch at every head.
 
     waveforms (B, S) float32 of lengths (B,) in samples, labels (B, U) of lengths (B,); rows of length 0 cost nothing.
-    `key` decides the recipe's masks and dropout, which have `strength` in 0..1; without a key there are none. `dtype`
-    is the type of the encoder's activations.
+    `key` decides the recipe's masks and dropout, which have `strength` in 0..1; without a key there are none, and batch
+    norms take their stored statistics instead of moving them in `model`. `dtype` is the type of the encoder's
+    activations.
     """
     frames, frame_lengths = model.features(waveforms, lengths)
     dropout = None
     if key is not None:
+        model.set_attributes(use_running_average=False, raise_if_not_found=False)  # of batch norms
         mask_key, dropout_key = jax.random.split(key)
         frames = spec_augment(recipe.augmentation, frames, frame_lengths, mask_key, strength)
         if recipe.dropout:

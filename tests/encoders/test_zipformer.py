@@ -17,6 +17,7 @@ from jaxasr.encoders import zipformer
 from jaxasr.encoders.zipformer import Downsample, Zipformer, match_channels
 from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.encoders.zipformer_layer import Layer
+from jaxasr.layers import repeated
 from jaxasr.layers.dropout import Dropout
 from random_modules import build, noting_dropout, random_module
 
@@ -182,7 +183,7 @@ def test_dropout_draws_for_every_stack_layer_and_module(monkeypatch: pytest.Monk
     assert min(difference(plain, one), difference(plain, other), difference(one, other)) > 1e-3
     assert difference(plain, encode(Dropout(jnp.asarray(0.0), jax.random.key(0)))) < 1e-6
 
-    monkeypatch.setattr(zipformer, "run_layer", lambda graph, state, *inputs: nnx.merge(graph, state)(*inputs))
+    monkeypatch.setattr(zipformer, "run_layer", lambda layer, *inputs: layer(*inputs))
     noting, places = noting_dropout()
     jax.eval_shape(lambda: model(frames, lengths, noting))
     layers = [(stack, layer) for stack, count in enumerate(CONFIG.num_layers) for layer in range(count)]
@@ -199,7 +200,7 @@ def test_a_stack_traces_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         return call(layer, x, *inputs)
 
     monkeypatch.setattr(Layer, "__call__", counted)
-    zipformer.run_layer.clear_cache()
+    repeated._run.clear_cache()
     config = dataclasses.replace(CONFIG, num_layers=(3, 2, 4))
     graph, state = nnx.split(nnx.eval_shape(lambda: Zipformer(config, rngs=nnx.Rngs(0))))
     frames, lengths = jnp.zeros((2, 60, config.input_dim)), jnp.array([60, 41], jnp.int32)
