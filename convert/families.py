@@ -69,6 +69,13 @@ def expected(family: str | None = None) -> str:
     return "; or ".join(each.expected for each in _asked(family))
 
 
+def refuse(path: Path) -> None:
+    """CheckpointError for a file of a repository by which any family refuses all of it."""
+    for each in FAMILIES.values():
+        if each.refuse is not None:
+            each.refuse(path)
+
+
 def list_names(folder: Path, depth: int) -> set[PurePosixPath]:
     """The files in `folder` and up to `depth` folders below it, relative to `folder`.
 

@@ -92,6 +92,8 @@ class Family:
     `find(names, precision, named)`: the candidates among `names`, the preferred one first, by names alone. With `named`
     only the one that this file belongs to, whatever it is called; CheckpointError where parts of it are missing.
     `read(candidate, options)`: its tensors and settings. `convert(checkpoint, options)`: a whole model.
+    `refuse(path)`: raises CheckpointError for a file by which `read` would refuse the whole candidate. The files of a
+    hub are asked one by one, so that the weights of another kind of model are not downloaded.
     """
 
     name: str
@@ -100,3 +102,4 @@ class Family:
     read: Callable[[Candidate, Options], Checkpoint]
     convert: Callable[[Checkpoint, Options], Converted]
     companions: tuple[str, ...] = ()
+    refuse: Callable[[Path], None] | None = None

@@ -1,4 +1,4 @@
-"""Parity with Transformers on the models of tests/data/transformers-tiny, and with NeMo's archive of the same weights."""
+"""Parity with Transformers on the models of tests/data/transformers-tiny; with NeMo's archive of the same weights."""
 
 from __future__ import annotations
 

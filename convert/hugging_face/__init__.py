@@ -11,4 +11,5 @@ FAMILY = Family(
     find=candidates.find,
     read=models.read,
     convert=models.convert,
+    refuse=models.refuse,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jaxasr.convert.formats.json_objects import read_object
@@ -96,6 +97,12 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     mapped["features.filterbank"] = design_filterbank(features_config)
     mapped["features.window"] = design_window(features_config)
     return Converted(config, match_parameters(mapped, config), tokens)
+
+
+def refuse(path: Path) -> None:
+    """CheckpointError for the config.json of another model than a recogniser; other files pass."""
+    if path.name == candidates.CONFIG:
+        _refuse_strangers(read_object(path))
 
 
 def _refuse_strangers(model: Mapping[str, Any]) -> None:

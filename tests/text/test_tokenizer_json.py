@@ -1,4 +1,4 @@
-"""Decoders of tokenizer.json against what the package tokenizers printed (tests/data/transformers-tiny/decoders.json)."""
+"""Decoders of tokenizer.json against what the package tokenizers printed (transformers-tiny/decoders.json)."""
 
 from __future__ import annotations
 
