@@ -8,14 +8,14 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
-from jaxasr.convert import icefall, nemo
+from jaxasr.convert import hugging_face, icefall, nemo
 from jaxasr.convert.protocol import PRECISIONS, Candidate, Family
 from jaxasr.errors import CheckpointError, ConfigError
 from jaxasr.files import refuse_pointer
 
 # The only list of families. Several may claim a file whose name says little: one that knows it by its content is taken,
 # else the first.
-FAMILIES: dict[str, Family] = {family.name: family for family in (icefall.FAMILY, nemo.FAMILY)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (icefall.FAMILY, nemo.FAMILY, hugging_face.FAMILY)}
 
 DEPTH = 3  # folders below the one named that are searched, as publishers nest them: exp/, data/lang/, snapshots
 
@@ -84,6 +84,13 @@ def _claimed_once(candidates: list[Candidate]) -> list[Candidate]:
 def expected(family: str | None = None) -> str:
     """What checkpoints of the families consist of, for messages."""
     return "; or ".join(each.expected for each in _asked(family))
+
+
+def refuse(path: Path) -> None:
+    """CheckpointError for a file of a repository by which any family refuses all of it."""
+    for each in FAMILIES.values():
+        if each.refuse is not None:
+            each.refuse(path)
 
 
 def list_names(folder: Path, depth: int) -> set[PurePosixPath]:

@@ -98,6 +98,8 @@ class Family:
     `read(candidate, options)`: its tensors and settings. `convert(checkpoint, options)`: a whole model.
     `owns(candidate)`: whether the content of its files, on this machine, is this family's. It is asked where another
     family claims the same files, and then decides.
+    `refuse(path)`: raises CheckpointError for a file by which `read` would refuse the whole candidate. The files of a
+    hub are asked one by one, so that the weights of another kind of model are not downloaded.
     """
 
     name: str
@@ -107,3 +109,4 @@ class Family:
     convert: Callable[[Checkpoint, Options], Converted]
     companions: tuple[str, ...] = ()
     owns: Callable[[Candidate], bool] | None = None
+    refuse: Callable[[Path], None] | None = None

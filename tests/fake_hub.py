@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 # Files that the real hub keeps in large-file storage: it states their sha256; of the others, git's blob hash.
-LARGE = (".onnx", ".pt", ".nemo", ".model")
+LARGE = (".onnx", ".pt", ".nemo", ".model", ".safetensors")
 
 
 class FakeHub:

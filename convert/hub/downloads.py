@@ -26,11 +26,11 @@ from typing import Any
 
 from jaxasr import __version__
 from jaxasr.caches import FORMAT, cache_folder
-from jaxasr.convert.families import expected, find
+from jaxasr.convert.families import expected, find, refuse
 from jaxasr.convert.hub.client import Hub, Remote, connect
 from jaxasr.convert.hub.names import COMMIT, Request, parse
 from jaxasr.convert.hub.published import PublishedFile
-from jaxasr.errors import DownloadError, printable
+from jaxasr.errors import CheckpointError, DownloadError, printable
 from jaxasr.files import writing_file
 
 _RECORD = "hub.json"
@@ -144,6 +144,10 @@ def download(request: Request, root: Path, endpoint: str | None = None) -> Path:
         earlier = _recorded(request, root, remote.commit)
         for file in files:
             paths[file.path], record[file.path] = _download(hub, remote, file, earlier.get(file.path), endpoint)
+            try:
+                refuse(paths[file.path])
+            except CheckpointError as error:
+                raise DownloadError(f"{request.name}: {error}") from None
     try:
         return _link(request, root, remote.commit, paths, record)
     except OSError as error:

@@ -67,7 +67,7 @@ def convert(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model directory OUT_DIR.")] = False,
 ) -> None:
-    """Make a model directory from a published checkpoint: icefall .pt or ONNX, NeMo .nemo. Nothing in it is run.
+    """Make a model directory from a published checkpoint: .pt, ONNX, .nemo or safetensors. Nothing in it is run.
 
     Of NeMo's voice activity detectors it makes a directory that jaxasr.load_detector takes.
     """

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 class LSTMPredictor(nnx.Module):
     """Embedding of the last token and LSTM layers over all of them; the state is a tuple of the layers' states.
 
-    Before the first token the layers hear a vector of zeros, once. NeMo writes that vector into the blank's row of the
-    table too; a search never looks the blank up.
+    Before the first token the layers hear a vector of zeros, once, or the blank's row of the table: `begin` of the
+    configuration. NeMo writes zeros into that row too. A search looks no blank up.
     """
 
     def __init__(self, config: LSTMConfig, vocabulary_size: int, blank_id: int, *, rngs: nnx.Rngs) -> None:
-        self.config = config
+        self.config, self.blank_id = config, blank_id
         table = jax.random.normal(rngs.params(), (vocabulary_size, config.dim), jnp.float32)
         self.embedding = nnx.Param(table.at[blank_id].set(0.0))
         self.layers = nnx.List([LSTMLayer(config.dim, config.dim, rngs=rngs) for _ in range(config.layers)])
@@ -38,8 +38,8 @@ class LSTMPredictor(nnx.Module):
         return 1
 
     def start(self, batch: int) -> tuple[tuple[LSTMState, ...], Float[Array, "{batch} P"]]:
-        """Nothing said yet: the states after a vector of zeros, and the output (B, P)."""
-        nothing = jnp.zeros_like(embed(self.embedding[...], jnp.zeros((batch,), jnp.int32)))
+        """Nothing said yet: the states after what goes before the first token, and the output (B, P)."""
+        nothing = self._nothing(batch)
         return self._step(tuple(layer.start(batch, nothing.dtype) for layer in self.layers), nothing)
 
     def step(
@@ -50,10 +50,15 @@ class LSTMPredictor(nnx.Module):
 
     def __call__(self, labels: Int[Array, "B U"]) -> Float[Array, "B U+1 P"]:
         """labels (B, U) -> (B, U + 1, P), layer after layer."""
-        x = jnp.pad(embed(self.embedding[...], labels), ((0, 0), (1, 0), (0, 0)))
+        x = jnp.concatenate([self._nothing(len(labels))[:, None], embed(self.embedding[...], labels)], axis=1)
         for layer in self.layers:
             x = layer(x)
         return x
+
+    def _nothing(self, batch: int) -> Float[Array, "{batch} P"]:
+        """What the layers hear before the first token."""
+        blank = embed(self.embedding[...], jnp.full((batch,), self.blank_id, jnp.int32))
+        return blank if self.config.begin == "blank" else jnp.zeros_like(blank)
 
     def _step(
         self, state: tuple[LSTMState, ...], x: Float[Array, "B P"]

@@ -8,11 +8,15 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LSTMConfig:
-    """An LSTM predictor: `dim` channels of the embedding and of each of its `layers`."""
+    """An LSTM predictor: `dim` channels of the embedding and of each of its `layers`.
+
+    `begin`: what the layers hear before the first token, a vector of zeros or the blank's row of the embedding.
+    """
 
     kind: Literal["lstm"] = "lstm"
     dim: int = 640
     layers: int = 1
+    begin: Literal["zeros", "blank"] = "zeros"
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.layers < 1:

@@ -32,6 +32,16 @@ def test_the_start_is_a_vector_of_zeros_heard_once() -> None:
     assert np.abs(output).max() > 0
 
 
+def test_it_may_begin_with_the_blanks_row() -> None:
+    module = build(LSTMPredictor, LSTMConfig(dim=6, begin="blank"), VOCABULARY, BLANK)
+    (layer,) = module.layers
+    row = jnp.broadcast_to(module.embedding[...][BLANK], (2, 6))
+    expected = layer.step(layer.start(2, jnp.dtype("float32")), row)
+    _, output = module.start(2)
+    np.testing.assert_array_equal(output, expected.hidden)
+    np.testing.assert_allclose(module(np.zeros((2, 0), np.int32))[:, 0], output, atol=1e-6)
+
+
 def test_a_new_table_has_zeros_for_the_blank() -> None:
     table = LSTMPredictor(LSTMConfig(dim=6), VOCABULARY, BLANK, rngs=nnx.Rngs(0)).embedding[...]
     np.testing.assert_array_equal(table[BLANK], 0)

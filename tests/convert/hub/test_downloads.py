@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 import jaxasr
+from conftest import DATA
 from fake_hub import FakeHub, serve
+from jaxasr import store
 from jaxasr.caches import cache_folder
 from jaxasr.convert.families import FAMILIES
 from jaxasr.convert.hub import names
@@ -342,6 +344,24 @@ def test_repositories_that_hold_nothing_known_are_left_alone(hub: FakeHub) -> No
     with pytest.raises(DownloadError, match="neither a folder here nor a public repository") as error:
         fetch("someone/nothing")
     one_line(error)
+
+
+def test_a_model_of_another_kind_is_refused_before_its_weights_are_downloaded(hub: FakeHub) -> None:
+    files = {"config.json": b'{"model_type": "whisper"}', "model.safetensors": b"x" * 5000, "tokenizer.json": b"{}"}
+    hub.publish("someone/whisper", files)
+    with pytest.raises(DownloadError, match="someone/whisper: config.json: model_type is 'whisper': no recogniser"):
+        convert_once("someone/whisper")
+    assert hub.downloads() == ["config.json"]
+
+
+def test_a_model_of_transformers_by_its_name(hub: FakeHub) -> None:
+    folder = DATA / "transformers-tiny/ctc"
+    published = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "expected.json")
+    hub.publish("someone/parakeet-ctc-tiny", {name: (folder / name).read_bytes() for name in published})
+    directory = convert_once("someone/parakeet-ctc-tiny")
+    assert hub.downloads() == list(published[:4])
+    assert store.load_config(directory).name == "parakeet-ctc-tiny"
+    assert convert_once("someone/parakeet-ctc-tiny") == directory and len(hub.downloads()) == 4
 
 
 @pytest.mark.parametrize(
