@@ -8,13 +8,14 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
-from jaxasr.convert import icefall, nemo
+from jaxasr.convert import funasr, icefall, nemo
 from jaxasr.convert.protocol import PRECISIONS, Candidate, Family
 from jaxasr.errors import CheckpointError, ConfigError
 from jaxasr.files import refuse_pointer
 
-# The only list of families. Several may claim a file whose name says little: the first of them is taken.
-FAMILIES: dict[str, Family] = {family.name: family for family in (icefall.FAMILY, nemo.FAMILY)}
+# The only list of families. Several may claim a file whose name says little: the first of them is taken, so that the
+# one that asks for most companions stands first.
+FAMILIES: dict[str, Family] = {family.name: family for family in (funasr.FAMILY, icefall.FAMILY, nemo.FAMILY)}
 
 DEPTH = 3  # folders below the one named that are searched, as publishers nest them: exp/, data/lang/, snapshots
 

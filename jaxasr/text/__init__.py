@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from jaxasr.configuration import Table
+from jaxasr.text.funasr import FunasrConfig, FunasrSpelling
 from jaxasr.text.nemo import NemoConfig, NemoSpelling
 from jaxasr.text.sherpa_onnx import SherpaOnnxConfig, SherpaOnnxSpelling
 from jaxasr.text.tokens import ByteCoding
@@ -28,5 +29,9 @@ class Spelling(Protocol):
 
 # Every spelling by its `kind`: made as (config).
 SPELLINGS: Table[Spelling] = Table(
-    {"sherpa_onnx": (SherpaOnnxConfig, SherpaOnnxSpelling), "nemo": (NemoConfig, NemoSpelling)}
+    {
+        "sherpa_onnx": (SherpaOnnxConfig, SherpaOnnxSpelling),
+        "nemo": (NemoConfig, NemoSpelling),
+        "funasr": (FunasrConfig, FunasrSpelling),
+    }
 )
