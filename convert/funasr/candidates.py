@@ -24,14 +24,10 @@ def find(
     A named file may be called otherwise, as one out of a training (model.pt.ep10).
     """
     known = set(names)
-    if named is not None:
-        weights = [named]
-    else:
-        weights = [name for name in names if name.name in WEIGHTS and ".." not in name.parts]
-    for name in sorted(weights, key=lambda name: (len(name.parts), name.parent, WEIGHTS.index(name.name)) if named is None else (0,)):
+    found = [name for name in names if name.name in WEIGHTS and ".." not in name.parts] if named is None else [named]
+    for name in sorted(found, key=lambda name: (len(name.parts), name.parent, name.name != WEIGHTS[0])):
         beside = [name.parent / companion for companion in COMPANIONS]
         if known.issuperset(beside) and name not in beside:
             tokens = [name.parent / each for each in TOKENS if name.parent / each in known]
-            yield Candidate(
-                _KIND, (name, *beside), tokens=tokens[0] if tokens else None, other_tokens=tuple(tokens[1:])
-            )
+            files = (name, *beside)
+            yield Candidate(_KIND, files, tokens=tokens[0] if tokens else None, other_tokens=tuple(tokens[1:]))

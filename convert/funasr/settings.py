@@ -100,8 +100,8 @@ class FrontEndOptions:
 
 # Options of the training, of files that lie elsewhere, and of forms that are not run here.
 WITHOUT_EFFECT = frozenset(
-    "dropout_rate positional_dropout_rate attention_dropout_rate self_attention_dropout_rate src_attention_dropout_rate "
-    "pos_enc_class padding_idx interctc_layer_idx interctc_use_conditioning tf2torch_tensor_name_prefix_torch "
+    "dropout_rate positional_dropout_rate attention_dropout_rate self_attention_dropout_rate "
+    "src_attention_dropout_rate pos_enc_class padding_idx interctc_layer_idx interctc_use_conditioning tf2torch_tensor_name_prefix_torch "
     "tf2torch_tensor_name_prefix_tf embed_tensor_name_prefix_tf embeds_id concat_embeds idim dropout tail_mask "
     "dither cmvn_file filter_length_min filter_length_max positionwise_conv_kernel_size wo_input_layer input_size "
     "vocab_size encoder_output_size lora_list lora_rank lora_alpha lora_dropout chunk_multiply_factor".split()
@@ -109,7 +109,7 @@ WITHOUT_EFFECT = frozenset(
 
 
 def options(cls: type[Options], settings: Mapping[str, Any], key: str) -> Options:
-    """The mapping `key` of config.yaml as `cls`; CheckpointError for what is no mapping, ConfigError for its options."""
+    """The mapping `key` of config.yaml as `cls`; CheckpointError where it is none, ConfigError for a wrong option."""
     found = settings.get(key)
     if found is None:
         found = {}

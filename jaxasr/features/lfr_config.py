@@ -13,7 +13,7 @@ from jaxasr.features.kaldi_config import KaldiConfig
 class LfrConfig:
     """Frames of a filterbank, `stacked` of them to one, `shift` apart (FunASR's lfr_m and lfr_n).
 
-    The default filterbank is FunASR's. Its dither is 0 here; FunASR's own default is 1, which makes the original random.
+    The default filterbank is FunASR's, but for its dither: that is 1 by default, which makes the original random.
     """
 
     kind: Literal["lfr"] = "lfr"

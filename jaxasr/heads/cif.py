@@ -140,9 +140,9 @@ class SecondHead(nnx.Module):
         self.output = Linear(2 * dim if config.recurrent else dim, 1, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B S"]:
-        batch, steps, dim = x.shape
+        batch, frames, dim = x.shape
         lengths = lengths * self.config.upsampling
-        steps = self.upsample(x).reshape(batch, steps * self.config.upsampling, dim) + self.upsample_bias[...]
+        steps = self.upsample(x).reshape(batch, frames * self.config.upsampling, dim) + self.upsample_bias[...]
         if self.forward is not None and self.backward is not None:
             back = reverse_rows(self.backward(reverse_rows(steps, lengths)), lengths)
             steps = jnp.concatenate([self.forward(steps), back], axis=-1)

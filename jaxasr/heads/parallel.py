@@ -79,7 +79,7 @@ class Parallel(nnx.Module):
         encoded: Float[Array, "B T D"],
         lengths: Int[Array, " B"],
     ) -> Float[Array, "B L V"]:
-        """Logits (B, L, V) float32 of tokens' vectors (B, L, D), counts (B,), with all that was encoded, lengths (B,)."""
+        """Logits (B, L, V) float32 of tokens' vectors (B, L, D), counts (B,), by all that was encoded, lengths (B,)."""
         x = vectors.astype(encoded.dtype)
         for layer in self.layers:
             x = run_layer(*nnx.split(layer), x, counts, encoded, lengths)

@@ -71,8 +71,9 @@ class ParallelSearch:
         tokens, log_probs, score = _best(said) if self.beam == 1 else _n_best(self, said)
         shape = tokens.shape
         emitted = is_token(tokens, self.head) & length_mask(said.counts, shape[2])[:, None]
-        places = (jnp.broadcast_to(each[:, None], shape) for each in (said.frames, said.durations))
-        found = empty_buffers(shape[0], shape[1], shape[2]).append(Emissions(tokens, *places, log_probs, emitted))
+        frames, durations = (jnp.broadcast_to(each[:, None], shape) for each in (said.frames, said.durations))
+        emissions = Emissions(tokens, frames, durations, log_probs, emitted)
+        found = empty_buffers(*shape).append(emissions)
         sound = jnp.isfinite(zero_beyond(*state)).all((1, 2))[:, None]
         return rank(found.scored(jnp.where(sound, score, jnp.nan)), score)
 
@@ -124,5 +125,5 @@ def _n_best(search: ParallelSearch, said: _Said) -> tuple[jax.Array, jax.Array, 
     last = jnp.broadcast_to(jnp.arange(beam), (batch, beam))
     _, chosen = lax.scan(back, last, (parents, choices), reverse=True)  # (L, B, K)
     chosen = jnp.moveaxis(chosen, 0, 1)  # (B, L, K)
-    of_text = (jnp.take_along_axis(each, chosen, axis=-1).swapaxes(1, 2) for each in (ids, best))
-    return *of_text, score
+    tokens, log_probs = (jnp.take_along_axis(each, chosen, axis=-1).swapaxes(1, 2) for each in (ids, best))
+    return tokens, log_probs, score

@@ -73,6 +73,7 @@ class CTCHead(Protocol):
         ...
 
 
+@runtime_checkable
 class Fired(Protocol):
     """The tokens' vectors (B, L, D) of a parallel head, how many (B,) there are, the frame (B, L) of each."""
 
@@ -118,6 +119,7 @@ class ParallelHead(Protocol):
         ...
 
 
+@runtime_checkable
 class HasSilence(Protocol):
     """A head whose ids are not all tokens."""
 

@@ -67,18 +67,14 @@ def _items(pieces: Sequence[str], spans: Sequence[Span] | None) -> list[_Item]:
     kept = [i for i, piece in enumerate(pieces) if piece not in _DROPPED]
     bare = [_bare(pieces[i]) for i in kept]
     if bare and all(map(_compares_as_chinese, bare)):
-        times = spans or [None] * len(kept)
-        return [
-            _Item(pieces[i].replace(_SPACE, ""), (i,), time) for i, time in zip(kept, times, strict=True)
-        ]
+        times: Sequence[Span | None] = spans or [None] * len(kept)
+        return [_Item(pieces[i].replace(_SPACE, ""), (i,), time) for i, time in zip(kept, times, strict=True)]
     # Of a text that is English alone whole pieces are looked at, so that a letter before a Chinese one makes a word.
     english = bool(bare) and all(map(_is_letter, bare))
     return _abbreviated(_parted(pieces, kept, spans, english))
 
 
-def _parted(
-    pieces: Sequence[str], kept: Sequence[int], spans: Sequence[Span] | None, english: bool
-) -> list[_Item]:
+def _parted(pieces: Sequence[str], kept: Sequence[int], spans: Sequence[Span] | None, english: bool) -> list[_Item]:
     """Words and characters with the spaces between them; `english`: every piece is a word."""
     items: list[_Item] = []
     word, members = "", list[int]()  # of pieces that end in "@@", and wait
