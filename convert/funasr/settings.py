@@ -101,10 +101,11 @@ class FrontEndOptions:
 # Options of the training, of files that lie elsewhere, and of forms that are not run here.
 WITHOUT_EFFECT = frozenset(
     "dropout_rate positional_dropout_rate attention_dropout_rate self_attention_dropout_rate "
-    "src_attention_dropout_rate pos_enc_class padding_idx interctc_layer_idx interctc_use_conditioning tf2torch_tensor_name_prefix_torch "
-    "tf2torch_tensor_name_prefix_tf embed_tensor_name_prefix_tf embeds_id concat_embeds idim dropout tail_mask "
-    "dither cmvn_file filter_length_min filter_length_max positionwise_conv_kernel_size wo_input_layer input_size "
-    "vocab_size encoder_output_size lora_list lora_rank lora_alpha lora_dropout chunk_multiply_factor".split()
+    "src_attention_dropout_rate pos_enc_class padding_idx interctc_layer_idx interctc_use_conditioning "
+    "tf2torch_tensor_name_prefix_torch tf2torch_tensor_name_prefix_tf embed_tensor_name_prefix_tf embeds_id "
+    "concat_embeds idim dropout tail_mask dither cmvn_file filter_length_min filter_length_max "
+    "positionwise_conv_kernel_size wo_input_layer input_size vocab_size encoder_output_size lora_list lora_rank "
+    "lora_alpha lora_dropout chunk_multiply_factor".split()
 )
 
 
