@@ -69,6 +69,8 @@ class ModelConfig:
                 f"the features have {self.features.output_dim} bins, but the encoder's input_dim is "
                 f"{self.encoder.input_dim}"
             )
+        if self.parallel is not None and self.parallel.chunks != getattr(self.encoder, "chunks", None):
+            raise ValueError("the encoder's chunks and those of the parallel head differ")
         if self.features.sample_rate != SAMPLE_RATE:
             raise ValueError(
                 f"features.sample_rate is {self.features.sample_rate}, but recordings come at {SAMPLE_RATE} Hz"

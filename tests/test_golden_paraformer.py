@@ -101,9 +101,9 @@ def padded(rows: list[np.ndarray], steps: int) -> tuple[np.ndarray, np.ndarray]:
 def encoder_trace(encoder: Sanm, frames: jax.Array, lengths: jax.Array) -> dict[str, jax.Array]:
     """What each layer makes of frames (B, T, F)."""
     seen = {"enc_in_pos": encoder.placed(frames)}
-    x = seen["enc_in_pos"]
+    x, mask = seen["enc_in_pos"], length_mask(lengths, frames.shape[1])
     for number, layer in enumerate(encoder.layers):
-        x = seen[f"enc_block{number}"] = layer(x, lengths)
+        x = seen[f"enc_block{number}"] = layer(x, mask, mask[:, None])
     seen["enc_out"] = encoder.norm(x)
     return seen
 
@@ -123,14 +123,15 @@ def head_trace(head: Parallel, encoded: jax.Array, lengths: jax.Array) -> dict[s
         "acoustic_embeds": fired.vectors,
     }
     x = fired.vectors
+    mask, sees = head.masks(fired, lengths, encoded.shape[1])
     for number, layer in enumerate(head.layers):
-        x = seen[f"dec_decoders_{number}"] = layer(x, fired.counts, encoded, lengths)
+        x = seen[f"dec_decoders_{number}"] = layer(x, mask, encoded, sees)
     for number, memory_layer in enumerate(head.memory_layers):
-        x = seen[f"dec_decoders2_{number}"] = memory_layer(x, fired.counts)
+        x = seen[f"dec_decoders2_{number}"] = memory_layer(x, mask)
     for number, final_layer in enumerate(head.final_layers):
         x = seen[f"dec_decoders3_{number}"] = final_layer(x)
     seen["dec_hidden"] = head.norm(x)
-    seen["logits"] = head.decode(fired.vectors, fired.counts, encoded, lengths)
+    seen["logits"] = head.decode(fired, encoded, lengths)
     if cif.second is not None:
         peaks = cif.peaks(isolated, lengths, fired.counts)
         seen["us_alphas"] = peaks.weights
@@ -198,7 +199,7 @@ def test_what_the_original_does_with_padding_is_a_switch(paraformers: Paraformer
         model = golden.bind(params, padding="publisher")
         encoded, _ = model.encoder(stored["feats"], lengths)
         fired = model.parallel.fire(stored["enc_out"], lengths)
-        logits = model.parallel.decode(fired.vectors, fired.counts, stored["enc_out"], lengths)
+        logits = model.parallel.decode(fired, stored["enc_out"], lengths)
         return encoded, fired.weights, fired.counts, fired.vectors, logits
 
     encoded, weights, counts, vectors, logits = run(golden.params)
@@ -230,7 +231,7 @@ def test_from_audio_to_logits(paraformers: Paraformers, clips: dict[str, np.ndar
         frames, frame_lengths = model.features(waveforms, lengths)
         encoded, _ = model.encoder(frames, frame_lengths)
         fired = model.parallel.fire(encoded, frame_lengths)
-        logits = model.parallel.decode(fired.vectors, fired.counts, encoded, frame_lengths)
+        logits = model.parallel.decode(fired, encoded, frame_lengths)
         return fbank, counts, stacked, frames, frame_lengths, logits, fired.counts
 
     fbank, counts, stacked, frames, frame_lengths, logits, tokens = run(golden.params, waveforms[..., 0])
@@ -281,3 +282,54 @@ def test_an_utterance_in_pieces_gives_the_same_hypotheses(paraformers: Paraforme
     pieces, whole = run(golden.params)
     assert emitted(pieces)[:2] == emitted(whole)[:2]
     np.testing.assert_allclose(pieces.score, whole.score, rtol=1e-5)
+
+
+# --- the streaming model over whole utterances ------------------------------------------------------------------------
+
+ONLINE = "paraformer-online-tiny"
+ONLINE_CLIPS = ("digits_a", "espeak_sentence", "funasr-zh", "funasr-short")
+
+
+@pytest.fixture(scope="session", params=["chunked", "full"])
+def online(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The form's name, and the streaming model, converted for it: chunks by default, or none of them."""
+    directory = tmp_path_factory.mktemp("models") / f"{ONLINE}-{request.param}"
+    chunk_seconds = None if request.param == "chunked" else float("inf")
+    jaxasr.convert_checkpoint(shared / "golden" / ONLINE, directory, chunk_seconds=chunk_seconds)
+    config, params, tokens = store.load(directory)
+    return request.param, GoldenParaformer(
+        shared / "golden" / ONLINE, directory, config, jax.device_put(params), tokens
+    )
+
+
+def test_a_streaming_model_over_whole_utterances(online: tuple[str, GoldenParaformer]) -> None:
+    """From stored features in one batch: encoder blocks, masks, weights, vectors, logits and ids of each clip."""
+    form, golden = online
+    stored = [read_arrays(golden.folder / f"offline_{clip}.npz") for clip in ONLINE_CLIPS]
+    frames, lengths = padded([each["feats"] for each in stored], max(len(each["feats"]) for each in stored))
+
+    @quick_jit
+    def run(params: dict[str, Any], frames: jax.Array, lengths: jax.Array) -> Any:
+        model = golden.bind(params)
+        encoded, rows = model.encoder(frames, lengths)
+        fired = model.parallel.fire(encoded, rows)
+        seen = {"enc_out": encoded, "alphas": fired.weights, "fires": fired.running.fires}
+        seen |= {"acoustic_embeds": fired.vectors, "logits": model.parallel.decode(fired, encoded, rows)}
+        return seen, rows, fired, model.parallel.masks(fired, rows, encoded.shape[1])[1]
+
+    seen, rows, fired, sees = run(golden.params, frames, lengths)
+    for row, (clip, arrays) in enumerate(zip(ONLINE_CLIPS, stored, strict=True)):
+        theirs = {name.removeprefix(f"{form}/"): array for name, array in arrays.items() if name.startswith(form)}
+        count = int(theirs["token_num"][0])
+        assert fired.counts[row] == count and rows[row] == len(theirs["enc_out"]), clip
+        for name in seen.keys() & theirs.keys():
+            inside = slice(None)
+            if form == "chunked" and name == "enc_out":
+                inside = theirs["mask_shfit_chunk"][:, 0] > 0  # what stands in the gaps is read by nobody
+            ours = valid_part(name, seen[name][row], rows[row], count)
+            assert off(ours[inside], theirs[name][inside]) <= limit(name), (clip, name)
+        if count:
+            assert seen["logits"][row, :count].argmax(-1).tolist() == theirs["ids"].tolist()
+        if "scama_mask" in theirs:
+            np.testing.assert_array_equal(sees[row, :count, : rows[row]], theirs["scama_mask"] > 0)
+        assert (fired.frames[row, :count] < lengths[row]).all() and (np.diff(fired.frames[row, :count]) >= 0).all()

@@ -40,6 +40,8 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     from jaxasr.search import ParallelSearchConfig
     from jaxasr.text.funasr import FunasrConfig
 
+    if options.left_context_seconds is not None:
+        raise ConfigError("left_context_seconds: a Paraformer's chunks look back as it was trained; leave it out")
     if options.recipe is not None:
         raise ConfigError(f"{options.config_file}: config.yaml lies beside the weights; config takes one of ours")
     found = checkpoint.settings
@@ -47,10 +49,11 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     tensors = network.with_one_numbering(checkpoint.tensors)
     try:
         features = network.features_config(found)
-        head = network.head_config(found, tensors)
+        chunks = network.choose_chunks(found, features.frame_seconds, options.chunk_seconds)
+        head = network.head_config(found, tensors, chunks)
         config = options.config or ModelConfig(
             name=options.name,
-            encoder=network.encoder_config(found, features.output_dim),
+            encoder=network.encoder_config(found, features.output_dim, chunks),
             features=features,
             text=FunasrConfig(),
             parallel=head,

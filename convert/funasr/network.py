@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 from jaxasr.convert.funasr import settings as funasr
 from jaxasr.convert.mapping import Ignored, Rule, conv1d, linear, same
 from jaxasr.encoders.sanm_config import SanmConfig
-from jaxasr.errors import CheckpointError
+from jaxasr.errors import CheckpointError, ConfigError
 from jaxasr.features.kaldi_config import KaldiConfig
 from jaxasr.features.lfr_config import LfrConfig
 from jaxasr.heads.parallel_config import CIFConfig, ParallelConfig, PeaksConfig
+from jaxasr.layers.overlapped import Overlapped
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
@@ -146,12 +148,12 @@ def features_config(settings: Mapping[str, Any]) -> LfrConfig:
     )
 
 
-def encoder_config(settings: Mapping[str, Any], input_dim: int) -> SanmConfig:
-    """encoder_conf as our configuration, for features of `input_dim` values."""
-    funasr.meaning(settings, "encoder", funasr.ENCODERS)
-    given = funasr.options(funasr.EncoderOptions, settings, "encoder_conf")
+def encoder_config(settings: Mapping[str, Any], input_dim: int, chunks: Overlapped | None) -> SanmConfig:
+    """encoder_conf as our configuration, for features of `input_dim` values; `chunks` as `choose_chunks` gives them."""
+    given = _encoder_options(settings)
     _refuse_variants("encoder_conf", given)
-    for name, only in (("input_layer", "pe"), ("selfattention_layer_type", "sanm")):
+    layer = "pe_online" if isinstance(given, funasr.ChunkedEncoderOptions) else "pe"
+    for name, only in (("input_layer", layer), ("selfattention_layer_type", "sanm")):
         if getattr(given, name) != only:
             raise funasr.refuse("encoder_conf", name, getattr(given, name), f"known is {only}")
     if given.positionwise_layer_type != "linear":
@@ -164,10 +166,54 @@ def encoder_config(settings: Mapping[str, Any], input_dim: int) -> SanmConfig:
         kernel=given.kernel_size,
         shift=given.sanm_shfit,
         input_dim=input_dim,
+        chunks=chunks,
     )
 
 
-def head_config(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ParallelConfig:
+def choose_chunks(settings: Mapping[str, Any], frame_seconds: float, seconds: float | None) -> Overlapped | None:
+    """The chunks in which a streaming model takes whole utterances; None for a model that takes them at once.
+
+    `seconds`: new sound of a chunk, one of those that the model was trained with, by default the first; infinity for
+    no chunks. ConfigError for another.
+    """
+    given = _encoder_options(settings)
+    if not isinstance(given, funasr.ChunkedEncoderOptions):
+        if seconds is not None:
+            raise ConfigError("chunk_seconds is for models that stream: leave it out")
+        return None
+    if seconds == math.inf:
+        return None
+    kinds = [round(stride * frame_seconds, 4) for stride in given.stride]
+    if seconds is not None and seconds not in kinds:
+        raise ConfigError(f"chunk_seconds {seconds:g} is none of {', '.join(f'{kind:g}' for kind in kinds)} and inf")
+    kind = 0 if seconds is None else kinds.index(seconds)
+
+    def of_kind(name: str) -> int:
+        values: tuple[int, ...] = getattr(given, name)
+        if not values:
+            raise funasr.refuse("encoder_conf", name, values, "a value for each kind of chunk is needed")
+        return values[kind] if kind < len(values) else values[0]
+
+    if of_kind("pad_left"):
+        raise funasr.refuse("encoder_conf", "pad_left", given.pad_left, "chunks begin with new frames here")
+    return Overlapped(
+        size=of_kind("chunk_size"),
+        stride=of_kind("stride"),
+        gap=(given.kernel_size - 1) // 2,
+        encoder_look_back=of_kind("encoder_att_look_back_factor"),
+        decoder_look_back=of_kind("decoder_att_look_back_factor"),
+    )
+
+
+def _encoder_options(settings: Mapping[str, Any]) -> funasr.EncoderOptions:
+    kind = funasr.meaning(settings, "encoder", funasr.ENCODERS)
+    cls = funasr.ChunkedEncoderOptions if kind == "chunks" else funasr.EncoderOptions
+    return funasr.options(cls, settings, "encoder_conf")
+
+
+def head_config(
+    settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], chunks: Overlapped | None
+) -> ParallelConfig:
     """decoder_conf and predictor_conf as our configuration; the vocabulary has a row of the output layer a token."""
     funasr.meaning(settings, "decoder", funasr.DECODERS)
     given = funasr.options(funasr.DecoderOptions, settings, "decoder_conf")
@@ -187,6 +233,7 @@ def head_config(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) 
         num_heads=given.attention_heads,
         kernel=given.kernel_size,
         shift=given.sanm_shfit,
+        chunks=chunks,
     )
 
 

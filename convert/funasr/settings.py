@@ -20,8 +20,17 @@ MODELS = {
     "paraformer": "plain",
     "bicifparaformer": "plain",
     "bicif_paraformer": "plain",
+    "paraformerstreaming": "plain",
+    "paraformer_streaming": "plain",
+    "paraformeronline": "plain",
+    "paraformer_online": "plain",
 }
-ENCODERS = {"sanmencoder": "sanm", "sanm": "sanm"}
+ENCODERS = {
+    "sanmencoder": "whole",
+    "sanm": "whole",
+    "sanmencoderchunkopt": "chunks",
+    "sanm_chunk_opt": "chunks",
+}
 DECODERS = {"paraformersanmdecoder": "sanm", "paraformer_decoder_sanm": "sanm"}
 PREDICTORS = {
     "cifpredictor": "depthwise",
@@ -49,6 +58,17 @@ class EncoderOptions:
     concat_after: bool = False
     positionwise_layer_type: str = "linear"
     selfattention_layer_type: str = "sanm"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChunkedEncoderOptions(EncoderOptions):
+    """encoder_conf of the streaming class: the kinds of chunks that it was trained with, one beside the other."""
+
+    chunk_size: tuple[int, ...] = (16,)
+    stride: tuple[int, ...] = (10,)
+    pad_left: tuple[int, ...] = (0,)
+    encoder_att_look_back_factor: tuple[int, ...] = (1,)
+    decoder_att_look_back_factor: tuple[int, ...] = (1,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

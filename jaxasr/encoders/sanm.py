@@ -24,7 +24,7 @@ from jaxasr.layers.norms import LayerNorm
 from jaxasr.layers.repeated import run_layer
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Bool, Float, Int
 
 EPSILON = 1e-12  # of all norms
 
@@ -40,15 +40,21 @@ class Sanm(nnx.Module):
 
     def __call__(
         self, frames: Float[Array, "B T F"], lengths: Int[Array, " B"], dropout: Dropout | None = None
-    ) -> tuple[Float[Array, "B T D"], Int[Array, " B"]]:
-        """frames (B, T, F), lengths (B,) in frames -> encoded (B, T, D), lengths (B,).
+    ) -> tuple[Float[Array, "B _ D"], Int[Array, " B"]]:
+        """frames (B, T, F), lengths (B,) in frames -> encoded (B, config.encoded_length(T), D), lengths (B,).
 
         `dropout` is for training: it acts on what each module adds to its layer's residual stream.
         """
-        x = self.placed(frames)
+        x, mask = self.placed(frames), length_mask(lengths, frames.shape[1])
+        sees = mask[:, None]
+        if self.config.chunks is not None:
+            x = self.config.chunks.split(x, lengths)
+            lengths = self.config.chunks.length(lengths)
+            mask = length_mask(lengths, x.shape[1]) & self.config.chunks.inside(x.shape[1])
+            sees = mask[:, None] & self.config.chunks.encoder_mask(x.shape[1])
         for index, layer in enumerate(self.layers):
             own = dropout.within(index) if dropout else None
-            x = run_layer(*nnx.split(layer), x, lengths, own)
+            x = run_layer(*nnx.split(layer), x, mask, sees, own)
         return self.norm(x), lengths
 
     def placed(self, frames: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
@@ -68,16 +74,21 @@ class Layer(nnx.Module):
         self.feed_forward = FeedForward(config.dim, config.feedforward_dim, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B T W"], lengths: Int[Array, " B"], dropout: Dropout | None = None
+        self,
+        x: Float[Array, "B T W"],
+        mask: Bool[Array, "B T"],
+        sees: Bool[Array, "#B #T T"],
+        dropout: Dropout | None = None,
     ) -> Float[Array, "B T D"]:
+        """mask (B, T): frames that the memory reads; sees (B, 1 or T, T): those that each one attends to."""
         drop = dropout or no_dropout
-        attended = drop(self.attention(self.norm_attention(x), lengths), 0)
+        attended = drop(self.attention(self.norm_attention(x), mask, sees), 0)
         x = x + attended if self.residual else attended
         return x + drop(self.feed_forward(self.norm_feed_forward(x)), 1)
 
 
 class MemoryAttention(nnx.Module):
-    """(B, T, W), lengths (B,) -> (B, T, D): attention plus a memory over the values of all heads together."""
+    """(B, T, W) and masks as the layer's -> (B, T, D): attention plus a memory over the values of all heads."""
 
     def __init__(self, config: SanmConfig, width: int, *, rngs: nnx.Rngs) -> None:
         self.heads = config.num_heads
@@ -85,10 +96,11 @@ class MemoryAttention(nnx.Module):
         self.memory = Memory(config.dim, config.kernel, config.shift, rngs=rngs)
         self.out = Linear(config.dim, config.dim, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T W"], lengths: Int[Array, " B"]) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T W"], mask: Bool[Array, "B T"], sees: Bool[Array, "#B #T T"]
+    ) -> Float[Array, "B T D"]:
         query, key, value = jnp.split(self.query_key_value(x), 3, axis=-1)
-        mask = length_mask(lengths, x.shape[1])[:, None]
-        return self.out(attend(query, key, value, mask, self.heads)) + self.memory(value, lengths)
+        return self.out(attend(query, key, value, sees, self.heads)) + self.memory(value, mask)
 
 
 class FeedForward(nnx.Module):

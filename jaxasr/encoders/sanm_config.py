@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from jaxasr.arrays import Count
+from jaxasr.layers.overlapped import Overlapped
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,7 +14,8 @@ class SanmConfig:
     """Sizes of a SAN-M encoder; the defaults are those of Paraformer-large.
 
     `input_dim`: width of the features, from which the first layer maps to `dim`. `kernel`, `shift`: frames of each
-    memory's window, and by how many it is moved into the past.
+    memory's window, and by how many it is moved into the past. `chunks`: the utterance is encoded in overlapping
+    chunks, whose rows come out one after another, gaps included.
     """
 
     kind: Literal["sanm"] = "sanm"
@@ -24,6 +26,7 @@ class SanmConfig:
     kernel: int = 11
     shift: int = 0
     input_dim: int = 560
+    chunks: Overlapped | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "dim", "num_heads", "feedforward_dim", "kernel"):
@@ -47,9 +50,10 @@ class SanmConfig:
         return 1
 
     def encoded_length(self, frames: Count) -> Count:
-        """Encoded frames of so many feature frames, for integers and arrays."""
-        return frames
+        """Encoded frames of so many feature frames, for integers and arrays; of chunks, their rows."""
+        return frames if self.chunks is None else self.chunks.length(frames)
 
     def facts(self) -> dict[str, Any]:
         """What `jaxasr info` shows of a SAN-M encoder."""
-        return {"causal": False}
+        chunked = {} if self.chunks is None else {"chunk": self.chunks.size, "chunk_stride": self.chunks.stride}
+        return {"causal": self.chunks is not None, **chunked}

@@ -26,7 +26,7 @@ from jaxasr.layers.products import batched_product
 from jaxasr.layers.recurrent import LSTMLayer
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Bool, Float, Int
 
 # A peak of the second head stands where the running sum reaches this instead of 1, so that the last one, whose sum is
 # a whole number by construction, is not lost to rounding.
@@ -55,7 +55,8 @@ class Fired(NamedTuple):
     """What a predictor found in each row.
 
     `vectors` (B, L, D): of its tokens, zeros after the last. `counts` (B,): how many there are. `frames` (B, L): the
-    encoded frame at which each is complete. `weights` (B, T + 1): of its frames and of the tail. `running`: their sum.
+    encoded frame at which each is complete, the tail being the one after a row's last. `weights` (B, T + 1): of its
+    frames and of the tail. `running`: their sum.
     """
 
     vectors: Float[Array, "B L D"]
@@ -86,18 +87,24 @@ class CIF(nnx.Module):
         self.output = Linear(dim, 1, rngs=rngs)
         self.second = SecondHead(config.peaks, dim, rngs=rngs) if config.peaks else None
 
-    def __call__(self, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Fired:
-        """encoded (B, T, D) as the convolution and the tail shall see it, lengths (B,): at most T tokens a row."""
+    def __call__(
+        self, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], counted: Bool[Array, " T"] | None = None
+    ) -> Fired:
+        """encoded (B, T, D) as the convolution and the tail shall see it, lengths (B,): at most T tokens a row.
+
+        `counted` (T,): the frames whose weights count, all by default.
+        """
         batch, steps, _ = encoded.shape
         encoded = encoded.astype(jnp.float32)
         weights = zero_beyond(self.weights(self.convolved(encoded)), lengths)
+        weights = weights if counted is None else jnp.where(counted, weights, 0)
         tail = self.config.tail * (jnp.arange(steps + 1) == lengths[:, None])
         weights = jnp.pad(weights, ((0, 0), (0, 1))) + tail  # (B, T + 1)
         with_tail = jnp.pad(encoded, ((0, 0), (0, 1), (0, 0)))
         running = running_sum(weights)
         counts = jnp.minimum(running.counts, steps)
         vectors = zero_beyond(integrate(with_tail, running, steps), counts)
-        frames = jnp.minimum(fire_places(running, steps), jnp.maximum(lengths - 1, 0)[:, None])
+        frames = jnp.minimum(fire_places(running, steps), lengths[:, None])
         return Fired(vectors, counts, frames, weights, running)
 
     def convolved(self, encoded: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

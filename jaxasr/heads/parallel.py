@@ -22,7 +22,7 @@ from jaxasr.layers.norms import LayerNorm
 from jaxasr.layers.repeated import run_layer
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Bool, Float, Int
 
 EPSILON = 1e-12  # of all norms
 
@@ -61,33 +61,44 @@ class Parallel(nnx.Module):
     def fire(self, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Fired:
         """The tokens' vectors, not yet decoded: encoded (B, T, D), lengths (B,) -> at most T tokens a row.
 
-        `frames` are the second head's, where there is one.
+        `frames` are the second head's, where there is one, and at most the last of the row.
         """
-        if self.config.padding == "isolated":
+        config, rows = self.config, encoded.shape[1]
+        if config.padding == "isolated":
             encoded = zero_beyond(encoded, lengths)
+        last = jnp.maximum(lengths - 1, 0)[:, None]
+        if config.chunks is not None:
+            encoded = jnp.where(config.chunks.inside(rows)[:, None], encoded, 0)
+            fired = self.predictor(encoded, lengths, config.chunks.new(rows))
+            return fired._replace(frames=config.chunks.frame(jnp.minimum(fired.frames, last)))
         fired = self.predictor(encoded, lengths)
-        if self.config.predictor.peaks is None:
-            return fired
-        peaks = self.predictor.peaks(encoded, lengths, fired.counts)
-        steps = fire_places(peaks.running, encoded.shape[1]) // self.config.predictor.peaks.upsampling
-        return fired._replace(frames=jnp.minimum(steps, jnp.maximum(lengths - 1, 0)[:, None]))
+        frames = fired.frames
+        if config.predictor.peaks is not None:
+            peaks = self.predictor.peaks(encoded, lengths, fired.counts)
+            frames = fire_places(peaks.running, rows) // config.predictor.peaks.upsampling
+        return fired._replace(frames=jnp.minimum(frames, last))
 
-    def decode(
-        self,
-        vectors: Float[Array, "B L D"],
-        counts: Int[Array, " B"],
-        encoded: Float[Array, "B T D"],
-        lengths: Int[Array, " B"],
-    ) -> Float[Array, "B L V"]:
-        """Logits (B, L, V) float32 of tokens' vectors (B, L, D), counts (B,), by all that was encoded, lengths (B,)."""
-        x = vectors.astype(encoded.dtype)
+    def decode(self, fired: Fired, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B L V"]:
+        """Logits (B, L, V) float32 of the tokens that `fire` found, by all that was encoded."""
+        x = fired.vectors.astype(encoded.dtype)
+        mask, sees = self.masks(fired, lengths, encoded.shape[1])
         for layer in self.layers:
-            x = run_layer(*nnx.split(layer), x, counts, encoded, lengths)
+            x = run_layer(*nnx.split(layer), x, mask, encoded, sees)
         for memory_layer in self.memory_layers:
-            x = run_layer(*nnx.split(memory_layer), x, counts)
+            x = run_layer(*nnx.split(memory_layer), x, mask)
         for final_layer in self.final_layers:
             x = run_layer(*nnx.split(final_layer), x)
         return self.output(self.norm(x)).astype(jnp.float32)
+
+    def masks(
+        self, fired: Fired, lengths: Int[Array, " B"], rows: int
+    ) -> tuple[Bool[Array, "B L"], Bool[Array, "B _ T"]]:
+        """Which positions are tokens (B, L), and which encoded rows each of them sees (B, 1 or L, T)."""
+        size = fired.vectors.shape[1]
+        sees = length_mask(lengths, rows)[:, None]
+        if self.config.chunks is not None:
+            sees = sees & self.config.chunks.decoder_mask(fire_places(fired.running, size), rows)
+        return length_mask(fired.counts, size), sees
 
 
 class NormedFeedForward(nnx.Module):
@@ -111,8 +122,8 @@ class MemoryLayer(nnx.Module):
         self.norm_memory = LayerNorm(dim, EPSILON, rngs=rngs)
         self.memory = Memory(dim, config.kernel, shift, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L D"], counts: Int[Array, " B"]) -> Float[Array, "B L D"]:
-        return x + self.memory(self.norm_memory(self.feed_forward(x)), counts)
+    def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+        return x + self.memory(self.norm_memory(self.feed_forward(x)), mask)
 
 
 class Layer(nnx.Module):
@@ -126,16 +137,16 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        counts: Int[Array, " B"],
+        mask: Bool[Array, "B L"],
         encoded: Float[Array, "B T D"],
-        lengths: Int[Array, " B"],
+        sees: Bool[Array, "#B #L T"],
     ) -> Float[Array, "B L D"]:
-        x = self.neighbours(x, counts)
-        return x + self.attention(self.norm_attention(x), encoded, lengths)
+        x = self.neighbours(x, mask)
+        return x + self.attention(self.norm_attention(x), encoded, sees)
 
 
 class CrossAttention(nnx.Module):
-    """(B, L, D), which sees encoded (B, T, D) up to lengths (B,) -> (B, L, D)."""
+    """(B, L, D), which sees encoded (B, T, D) by a mask (B, 1 or L, T) -> (B, L, D)."""
 
     def __init__(self, dim: int, heads: int, *, rngs: nnx.Rngs) -> None:
         self.heads = heads
@@ -144,8 +155,7 @@ class CrossAttention(nnx.Module):
         self.out = Linear(dim, dim, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B L D"], encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]
+        self, x: Float[Array, "B L D"], encoded: Float[Array, "B T D"], sees: Bool[Array, "#B #L T"]
     ) -> Float[Array, "B L D"]:
         key, value = jnp.split(self.key_value(encoded), 2, axis=-1)
-        mask = length_mask(lengths, encoded.shape[1])[:, None]
-        return self.out(attend(self.query(x), key, value, mask, self.heads))
+        return self.out(attend(self.query(x), key, value, sees, self.heads))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from jaxasr.layers.overlapped import Overlapped
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PeaksConfig:
@@ -59,6 +61,8 @@ class ParallelConfig:
     others are centred. `silent_ids`: ids that are no tokens, beside the blank.
     `padding`: "publisher" computes what FunASR computes in a padded batch: the predictor reads what the encoder made of
     the padding after a row, and the tail's frame is that of the first frame of it.
+    `chunks`: the encoded frames come in overlapping chunks, of which the predictor counts the new frames, and a token
+    sees its own and some before it.
     """
 
     vocabulary_size: int
@@ -73,6 +77,7 @@ class ParallelConfig:
     blank_id: int = 0
     silent_ids: tuple[int, ...] = (1, 2)
     padding: Literal["isolated", "publisher"] = "isolated"
+    chunks: Overlapped | None = None
 
     def __post_init__(self) -> None:
         for token_id in (self.blank_id, *self.silent_ids):
@@ -82,5 +87,7 @@ class ParallelConfig:
                 )
         if self.num_layers < 1 or min(self.memory_layers, self.final_layers) < 0:
             raise ValueError("a decoder needs a layer with cross-attention, and no negative numbers of others")
+        if self.chunks is not None and self.predictor.peaks is not None:
+            raise ValueError("a predictor with peaks takes whole utterances: leave out chunks")
         if min(self.feedforward_dim, self.num_heads, self.kernel) < 1 or self.shift < 0:
             raise ValueError("feedforward_dim, num_heads and kernel must be positive, and shift not negative")

@@ -79,7 +79,7 @@ class ParallelSearch:
 
     def _say(self, state: ParallelState) -> _Said:
         fired = self.head.fire(*state)
-        logits = self.head.decode(fired.vectors, fired.counts, *state)
+        logits = self.head.decode(fired, *state)
         penalised = penalise_blank(logits, self.head.blank_id, self.blank_penalty)
         before = jnp.pad(fired.frames, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
         return _Said(jax.nn.log_softmax(penalised, axis=-1), fired.counts, fired.frames, fired.frames - before)

@@ -108,14 +108,8 @@ class ParallelHead(Protocol):
         """encoded (B, T, D), lengths (B,) -> what is to be decoded."""
         ...
 
-    def decode(
-        self,
-        vectors: Float[Array, "B L D"],
-        counts: Int[Array, " B"],
-        encoded: Float[Array, "B T D"],
-        lengths: Int[Array, " B"],
-    ) -> Float[Array, "B L V"]:
-        """Logits (B, L, V) float32 of all tokens."""
+    def decode(self, fired: Any, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B L V"]:
+        """Logits (B, L, V) float32 of all tokens that `fire` found."""
         ...
 
 

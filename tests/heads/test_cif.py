@@ -12,6 +12,7 @@ import pytest
 from golden_models import quick_jit
 from jaxasr.heads.cif import CIF, PEAK, SecondHead, fire_places, integrate, reverse_rows, running_sum
 from jaxasr.heads.parallel_config import CIFConfig, ParallelConfig, PeaksConfig
+from jaxasr.layers.overlapped import Overlapped
 from random_modules import build
 
 DIM = 6
@@ -134,6 +135,14 @@ def test_rows_are_reversed_up_to_their_lengths() -> None:
         (lambda: ParallelConfig(vocabulary_size=5, num_layers=0), "a layer with cross-attention"),
         (lambda: ParallelConfig(vocabulary_size=5, memory_layers=-1), "no negative numbers"),
         (lambda: ParallelConfig(vocabulary_size=5, shift=-1), "shift not negative"),
+        (
+            lambda: ParallelConfig(
+                vocabulary_size=5,
+                predictor=CIFConfig(peaks=PeaksConfig()),
+                chunks=Overlapped(size=2, stride=1, gap=0, encoder_look_back=0, decoder_look_back=0),
+            ),
+            "takes whole utterances",
+        ),
     ],
 )
 def test_what_sizes_cannot_be(make: Any, fault: str) -> None:

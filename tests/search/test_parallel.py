@@ -39,8 +39,8 @@ class Stub:
         frames = jnp.broadcast_to(jnp.arange(encoded.shape[1], dtype=jnp.int32) * 2, encoded.shape[:2])
         return Fired(encoded, lengths, frames)
 
-    def decode(self, vectors: jnp.ndarray, counts: jnp.ndarray, encoded: jnp.ndarray, lengths: jnp.ndarray) -> object:
-        return vectors
+    def decode(self, fired: Fired, encoded: jnp.ndarray, lengths: jnp.ndarray) -> object:
+        return fired.vectors
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jaxasr import store
 from jaxasr.convert import describe
 from jaxasr.errors import JaxasrError
 from jaxasr.heads.parallel_config import PeaksConfig
+from jaxasr.layers.overlapped import Overlapped
 from jaxasr.store import flatten
 
 Make = Callable[..., Path]
@@ -98,6 +100,53 @@ def test_a_second_head(directory: Make) -> None:
     np.testing.assert_array_equal(params["parallel.predictor.second.backward.input.bias"], sum(biases))
     upsampled = params["parallel.predictor.second.upsample.kernel"].reshape(4, 3, 4)
     np.testing.assert_array_equal(upsampled, weights["predictor.upsample_cnn.weight"].transpose(0, 2, 1))
+
+
+def streaming() -> dict[str, Any]:
+    config = settings() | {
+        "model": "ParaformerStreaming",
+        "encoder": "SANMEncoderChunkOpt",
+        "frontend": "WavFrontendOnline",
+    }
+    config["encoder_conf"] |= {
+        "input_layer": "pe_online",
+        "chunk_size": [12, 15],
+        "stride": [8, 10],
+        "pad_left": [0, 0],
+        "encoder_att_look_back_factor": [4, 2],
+        "decoder_att_look_back_factor": [1],
+    }
+    return config
+
+
+def test_a_streaming_model_takes_whole_utterances_in_chunks(directory: Make, tmp_path: Path) -> None:
+    """Those that it was trained with, the first by default; or none, as if it were the other model."""
+    folder = directory(streaming())
+    for seconds, chunks in (
+        (None, Overlapped(size=12, stride=8, gap=1, encoder_look_back=4, decoder_look_back=1)),
+        (0.2, Overlapped(size=15, stride=10, gap=1, encoder_look_back=2, decoder_look_back=1)),
+        (math.inf, None),
+    ):
+        jaxasr.convert_checkpoint(folder, tmp_path / "out", chunk_seconds=seconds, overwrite=True)
+        config = store.load_config(tmp_path / "out")
+        assert config.encoder.chunks == config.parallel.chunks == chunks
+        assert config.encoder.facts()["causal"] == (chunks is not None)
+    with pytest.raises(JaxasrError, match="chunk_seconds 0.5 is none of 0.16, 0.2 and inf"):
+        jaxasr.convert_checkpoint(folder, tmp_path / "other", chunk_seconds=0.5)
+    with pytest.raises(JaxasrError, match="look back as it was trained"):
+        jaxasr.convert_checkpoint(folder, tmp_path / "other", left_context_seconds=1.0)
+    with pytest.raises(JaxasrError, match="models that stream"):
+        jaxasr.convert_checkpoint(directory(), tmp_path / "other", chunk_seconds=0.2)
+    wrong = streaming()
+    wrong["encoder_conf"]["pad_left"] = [4, 4]
+    with pytest.raises(JaxasrError, match="chunks begin with new frames"):
+        jaxasr.convert_checkpoint(directory(wrong), tmp_path / "other")
+    text = (tmp_path / "out" / "config.yaml").read_text()
+    assert text.count("chunks: null") == 2
+    part = "chunks: {size: 5, stride: 3, gap: 2, encoder_look_back: 1, decoder_look_back: 1}"
+    (tmp_path / "mine.yaml").write_text(text.replace("chunks: null", part, 1))
+    with pytest.raises(JaxasrError, match="chunks and those of the parallel head differ"):
+        store.read_config(tmp_path / "mine.yaml")
 
 
 def changed(section: str, **values: Any) -> dict[str, Any]:
