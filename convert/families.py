@@ -8,14 +8,16 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
-from jaxasr.convert import hugging_face, icefall, nemo
+from jaxasr.convert import funasr, hugging_face, icefall, nemo
 from jaxasr.convert.protocol import PRECISIONS, Candidate, Family
 from jaxasr.errors import CheckpointError, ConfigError
 from jaxasr.files import refuse_pointer
 
 # The only list of families. Several may claim a file whose name says little: one that knows it by its content is taken,
-# else the first.
-FAMILIES: dict[str, Family] = {family.name: family for family in (icefall.FAMILY, nemo.FAMILY, hugging_face.FAMILY)}
+# else the first, so that the one that asks for most companions stands first.
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (funasr.FAMILY, icefall.FAMILY, nemo.FAMILY, hugging_face.FAMILY)
+}
 
 DEPTH = 3  # folders below the one named that are searched, as publishers nest them: exp/, data/lang/, snapshots
 

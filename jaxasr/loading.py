@@ -53,9 +53,9 @@ def load_model(
     `batch_seconds`: sound in one batch, padding included; by the device if unset.
     `shortest_seconds`: shorter clips are padded to it. With a larger one fewer programs are compiled.
     `blank_penalty`: subtracted from the blank's logit: more of it, fewer words left out.
-    `search`: how tokens are found: greedy, beam (a transducer's) or joint (that, ranked by the CTC head too); the
-        model's own if unset.
-    `head`: the role of the head to decode with, transducer or ctc; the model's own choice if unset.
+    `search`: how tokens are found: greedy, beam (a transducer's), joint (that, ranked by the CTC head too)
+        or parallel (all tokens at once, by a parallel head); the model's own if unset.
+    `head`: the role of the head to decode with, transducer, ctc or parallel; the model's own choice if unset.
     `beam`: hypotheses that a search keeps, 1 for greedy search; the model's own choice if unset.
     `pad_before`: silence before every clip (s); the model's own if unset.
     `pad_after`: silence after every clip (s); the model's own if unset.

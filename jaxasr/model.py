@@ -16,6 +16,7 @@ from jaxasr.encoders import ENCODERS
 from jaxasr.features import FEATURES
 from jaxasr.heads.classifier import Classifier
 from jaxasr.heads.ctc import CTC
+from jaxasr.heads.parallel import Parallel
 from jaxasr.heads.transducer import Transducer
 from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.search import SEARCHES, SearchConfig
@@ -33,6 +34,7 @@ class Model(nnx.Module):
         width = config.encoder.output_dim
         self.transducer = Transducer(config.transducer, width, rngs=rngs) if config.transducer else None
         self.ctc = CTC(config.ctc, width, rngs=rngs) if config.ctc else None
+        self.parallel = Parallel(config.parallel, width, rngs=rngs) if config.parallel else None
 
     @property
     def heads(self) -> dict[str, Any]:

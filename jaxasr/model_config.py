@@ -11,6 +11,7 @@ from jaxasr.encoders import ENCODERS, EncoderConfig
 from jaxasr.errors import ConfigError
 from jaxasr.features import FEATURES, FeaturesConfig
 from jaxasr.heads.configs import CTCConfig, TransducerConfig
+from jaxasr.heads.parallel_config import ParallelConfig
 from jaxasr.search import SEARCHES, GreedyConfig, HeadConfig, SearchConfig, choose_search, searched_head
 from jaxasr.text import SPELLINGS, SpellingConfig
 
@@ -55,18 +56,21 @@ class ModelConfig:
     text: Annotated[SpellingConfig, SPELLINGS]
     transducer: TransducerConfig | None = None
     ctc: CTCConfig | None = None
+    parallel: ParallelConfig | None = None
     ctc_text: Annotated[SpellingConfig, SPELLINGS] | None = None
     search: Annotated[SearchConfig, SEARCHES] = GreedyConfig()
     audio: AudioConfig = AudioConfig()
 
     def __post_init__(self) -> None:
         if not self.heads:
-            raise ValueError("a model needs a transducer or a ctc head")
+            raise ValueError("a model needs a transducer, a ctc or a parallel head")
         if self.features.output_dim != self.encoder.input_dim:
             raise ValueError(
                 f"the features have {self.features.output_dim} bins, but the encoder's input_dim is "
                 f"{self.encoder.input_dim}"
             )
+        if self.parallel is not None and self.parallel.chunks != getattr(self.encoder, "chunks", None):
+            raise ValueError("the encoder's chunks and those of the parallel head differ")
         if self.features.sample_rate != SAMPLE_RATE:
             raise ValueError(
                 f"features.sample_rate is {self.features.sample_rate}, but recordings come at {SAMPLE_RATE} Hz"
@@ -80,7 +84,11 @@ class ModelConfig:
     @property
     def heads(self) -> dict[str, HeadConfig]:
         """The configurations of the heads by their role, the first one of which is searched if nothing is said."""
-        roles: dict[str, HeadConfig | None] = {"transducer": self.transducer, "ctc": self.ctc}
+        roles: dict[str, HeadConfig | None] = {
+            "transducer": self.transducer,
+            "ctc": self.ctc,
+            "parallel": self.parallel,
+        }
         return {role: head for role, head in roles.items() if head is not None}
 
     @property

@@ -90,8 +90,8 @@ class Recognizer:
         `batch_seconds`: sound in one batch, padding included; 20 on a CPU and 1,200 elsewhere by default.
         `shortest_seconds`: shorter clips are padded to it. With a larger one fewer programs are compiled.
         `blank_penalty`: subtracted from the blank's logit.
-        `search`: greedy, beam or joint, instead of the configuration's.
-        `head`: the role of the head to decode with, transducer or ctc, instead of the configuration's.
+        `search`: greedy, beam, joint or parallel, instead of the configuration's.
+        `head`: the role of the head to decode with, transducer, ctc or parallel, instead of the configuration's.
         `beam`: hypotheses that a search keeps, instead of the configuration's; 1 is greedy search.
         `devices`: the local devices that share each batch, all of them by default.
         `parameters`: how many numbers `params` has, where that is known: else the model is asked.

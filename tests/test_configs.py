@@ -109,6 +109,18 @@ def test_parameter_counts_of_nemos_conformers(name: str) -> None:
         assert encoder + heads + second_biases == total
 
 
+def test_parameter_count_of_paraformer_large() -> None:
+    """FunASR's own modules, counted, part by part; the statistics of the features are no parameters there."""
+    config = read_config(named_configs()["paraformer_large"])
+    sizes = {path: int(np.prod(leaf.shape)) for path, leaf in flatten(AbstractModel(config).parameters).items()}
+    parts = [
+        sum(size for path, size in sizes.items() if path.startswith(part))
+        for part in ("encoder.", "parallel.", "parallel.predictor.", "parallel.embedding")
+    ]
+    assert parts == [157_975_648, 61_321_428 + 787_457, 787_457, 4_302_848]
+    assert parts[0] + parts[1] == 220_084_533
+
+
 def test_reazonspeech_without_the_training_parts() -> None:
     config = read_config(named_configs()["reazonspeech_k2_v2"])
     assert parameters(config) == 152_631_330

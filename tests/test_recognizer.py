@@ -260,7 +260,7 @@ def test_a_configuration_names_parts_that_do_not_agree(bundled: Golden) -> None:
         dataclasses.replace(bundled.config, search=GreedyConfig(head="ctc"), ctc=None)
     with pytest.raises(ValueError, match="vocabularies differ"):
         dataclasses.replace(bundled.config, ctc=CTCConfig(7))
-    with pytest.raises(ValueError, match="needs a transducer or a ctc head"):
+    with pytest.raises(ValueError, match="needs a transducer, a ctc or a parallel head"):
         dataclasses.replace(bundled.config, transducer=None, ctc=None)
 
 

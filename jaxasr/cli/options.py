@@ -69,12 +69,14 @@ SearchOption = Annotated[
     typer.Option(
         metavar="KIND",
         help="How tokens are found: greedy, the best of each frame; beam, a transducer's beam search; joint, that one "
-        "ranked by the CTC head too; the model's own if unset.",
+        "ranked by the CTC head too; parallel, all tokens at once; the model's own if unset.",
     ),
 ]
 HeadOption = Annotated[
     str | None,
-    typer.Option(metavar="ROLE", help="The head to decode with: transducer or ctc; the model's own if unset."),
+    typer.Option(
+        metavar="ROLE", help="The head to decode with: transducer, ctc or parallel; the model's own if unset."
+    ),
 ]
 BeamOption = Annotated[
     int | None,

@@ -12,6 +12,7 @@ from jaxasr.configuration import Table, deferred
 from jaxasr.encoders.citrinet_config import CitrinetConfig
 from jaxasr.encoders.conformer_config import ConformerConfig
 from jaxasr.encoders.icefall_conformer_config import IcefallConformerConfig
+from jaxasr.encoders.sanm_config import SanmConfig
 from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.layers.dropout import Dropout
 
@@ -92,6 +93,7 @@ ENCODERS: Table[Encoder] = Table(
             IcefallConformerConfig,
             deferred("jaxasr.encoders.icefall_conformer", "IcefallConformer"),
         ),
+        "sanm": (SanmConfig, deferred("jaxasr.encoders.sanm", "Sanm")),
         "zipformer": (ZipformerConfig, deferred("jaxasr.encoders.zipformer", "Zipformer")),
     }
 )

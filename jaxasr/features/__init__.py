@@ -9,6 +9,7 @@ import jax
 from jaxasr.arrays import Count
 from jaxasr.configuration import Table, deferred
 from jaxasr.features.kaldi_config import KaldiConfig
+from jaxasr.features.lfr_config import LfrConfig
 from jaxasr.features.nemo_config import NemoMelConfig
 from jaxasr.features.nemo_mfcc_config import NemoMFCCConfig
 
@@ -53,6 +54,7 @@ class Features(Protocol):
 FEATURES: Table[Features] = Table(
     {
         "kaldi": (KaldiConfig, deferred("jaxasr.features.kaldi", "KaldiFbank")),
+        "lfr": (LfrConfig, deferred("jaxasr.features.lfr", "Lfr")),
         "nemo_mel": (NemoMelConfig, deferred("jaxasr.features.nemo", "NemoMel")),
         "nemo_mfcc": (NemoMFCCConfig, deferred("jaxasr.features.nemo_mfcc", "NemoMFCC")),
     }

@@ -59,23 +59,39 @@ class SelfAttention(nnx.Module):
             scores = self._content_scores(query + self.content_bias[...].astype(x.dtype), key)
             scores = scores + relative_scores(position_query, encoded, key.shape[1])
         scores = scores.astype(jnp.float32) * (x.shape[-1] // self.heads) ** -0.5
-        return self.out(self._mix(jnp.where(mask, scores, -jnp.inf), _heads_first(value, self.heads)))
+        return self.out(_mix(jnp.where(mask, scores, -jnp.inf), _heads_first(value, self.heads)))
 
     def _content_scores(
         self, query: Float[Array, "B T D"], key: Float[Array, "B keys D"]
     ) -> Float[Array, "heads B T keys"]:
         return batched_product(_heads_first(query, self.heads), _heads_first(key, self.heads).swapaxes(-1, -2))
 
-    def _mix(
-        self, scores: Float[Array, "heads B T keys"], value: Float[Array, "heads B keys d"]
-    ) -> Float[Array, "B T D"]:
-        """The values, weighted by the softmax of the scores, which is divided by its sum after the product."""
-        peak = jnp.maximum(lax.stop_gradient(scores.max(axis=-1, keepdims=True)), LOG_ZERO)
-        weights = jnp.exp(scores - peak)
-        total = weights.sum(axis=-1, keepdims=True)
-        mixed = batched_product(weights.astype(value.dtype), value)
-        mixed = (mixed / jnp.where(total > 0, total, 1)).astype(value.dtype)
-        return mixed.transpose(1, 2, 0, 3).reshape(*mixed.shape[1:3], -1)
+
+def attend(
+    query: Float[Array, "B T D"],
+    key: Float[Array, "B keys D"],
+    value: Float[Array, "B keys D"],
+    mask: Bool[Array, "#B #T keys"],
+    heads: int,
+) -> Float[Array, "B T D"]:
+    """Scaled dot-product attention of projected frames: query (B, T, D), key and value (B, keys, D) -> (B, T, D).
+
+    mask (B or 1, T or 1, keys): True where a key may be seen. A query that sees no key gets zeros.
+    """
+    keys = _heads_first(key, heads).swapaxes(-1, -2)
+    scores = batched_product(_heads_first(query, heads), keys).astype(jnp.float32)
+    scores = scores * (query.shape[-1] // heads) ** -0.5
+    return _mix(jnp.where(mask, scores, -jnp.inf), _heads_first(value, heads))
+
+
+def _mix(scores: Float[Array, "heads B T keys"], value: Float[Array, "heads B keys d"]) -> Float[Array, "B T D"]:
+    """The values, weighted by the softmax of the scores, which is divided by its sum after the product."""
+    peak = jnp.maximum(lax.stop_gradient(scores.max(axis=-1, keepdims=True)), LOG_ZERO)
+    weights = jnp.exp(scores - peak)
+    total = weights.sum(axis=-1, keepdims=True)
+    mixed = batched_product(weights.astype(value.dtype), value)
+    mixed = (mixed / jnp.where(total > 0, total, 1)).astype(value.dtype)
+    return mixed.transpose(1, 2, 0, 3).reshape(*mixed.shape[1:3], -1)
 
 
 def _heads_first(x: Float[Array, "B T D"], heads: int) -> Float[Array, "{heads} B T D//{heads}"]:

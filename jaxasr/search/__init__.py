@@ -11,6 +11,7 @@ import jax
 from jaxasr.configuration import Table
 from jaxasr.search.beam import JointBeam, TransducerBeam
 from jaxasr.search.greedy import CTCGreedy, TransducerGreedy
+from jaxasr.search.parallel import ParallelSearch
 from jaxasr.search.protocols import Search
 
 # Hypotheses that a search with several of them keeps where nobody says how many.
@@ -30,7 +31,7 @@ class HeadConfig(Protocol):
 
 @runtime_checkable
 class SearchConfig(Protocol):
-    """What a search's configuration answers. Heads are named by their role in a model: "transducer", "ctc"."""
+    """What a search's configuration answers. Heads are named by their role in a model."""
 
     @property
     def kind(self) -> str: ...
@@ -112,10 +113,29 @@ class JointConfig:
         return None if fits else "a joint search needs two heads of one vocabulary"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelSearchConfig:
+    """All tokens of an utterance at once, by a parallel head: the `beam` best texts."""
+
+    kind: Literal["parallel"] = "parallel"
+    beam: int = 1
+    head: Literal["parallel"] = "parallel"
+
+    def __post_init__(self) -> None:
+        if self.beam < 1:
+            raise ValueError(f"a parallel search needs a beam of 1 or more, not {self.beam}")
+
+    def fault(self, heads: Mapping[str, HeadConfig]) -> str | None:
+        """There must be a parallel head."""
+        return None if self.head in heads else "a parallel search needs a parallel head"
+
+
 def _greedy(config: GreedyConfig, heads: Mapping[str, Any], blank_penalty: jax.Array | float) -> Search[Any]:
     role = searched_head(config, heads)
     if role == "ctc":
         return CTCGreedy(heads[role], blank_penalty)
+    if role == ParallelSearchConfig.head:
+        return ParallelSearch(heads[role], 1, blank_penalty)
     return TransducerGreedy(heads[role], blank_penalty)
 
 
@@ -128,9 +148,18 @@ def _joint(config: JointConfig, heads: Mapping[str, Any], blank_penalty: jax.Arr
     return JointBeam(transducer, heads["ctc"], config.ctc_weight)
 
 
+def _parallel(config: ParallelSearchConfig, heads: Mapping[str, Any], blank_penalty: jax.Array | float) -> Search[Any]:
+    return ParallelSearch(heads[config.head], config.beam, blank_penalty)
+
+
 # Every search by its `kind`: made as (config, head modules by role, blank_penalty).
 SEARCHES: Table[Search[Any]] = Table(
-    {"greedy": (GreedyConfig, _greedy), "beam": (BeamConfig, _beam), "joint": (JointConfig, _joint)}
+    {
+        "greedy": (GreedyConfig, _greedy),
+        "beam": (BeamConfig, _beam),
+        "joint": (JointConfig, _joint),
+        "parallel": (ParallelSearchConfig, _parallel),
+    }
 )
 
 
@@ -145,14 +174,14 @@ def choose_search(
     """The search that a user asks for: of this kind, by this head, with this many hypotheses; each None if unsaid.
 
     `own` is the model's search; its settings stay unless an argument replaces them. A beam alone changes how many
-    hypotheses are kept, and makes a beam search of a greedy one; a beam of 1 is greedy search. A head alone is searched
-    by itself. Raises ValueError for what cannot be.
+    hypotheses are kept, and makes a beam search of a greedy one; a beam of 1 is greedy search, but a parallel search
+    stays one. A head alone is searched by itself. Raises ValueError for what cannot be.
     """
     if kind is not None and kind not in SEARCHES:
         raise ValueError(f"search {kind!r} is none of {', '.join(SEARCHES)}")
     if head is not None and head not in heads:
         raise ValueError(f"there is no {head} head: take {' or '.join(heads)}")
-    kind = kind or _kind(own, head, beam)
+    kind = kind or _kind(own, heads, head, beam)
     cls, _ = SEARCHES[kind]
     chosen = own if own.kind == kind else cls()
     changes: dict[str, Any] = {}
@@ -170,8 +199,10 @@ def choose_search(
     return wanted
 
 
-def _kind(own: SearchConfig, head: str | None, beam: int | None) -> str:
+def _kind(own: SearchConfig, heads: Mapping[str, HeadConfig], head: str | None, beam: int | None) -> str:
     """The kind of search that a head and a beam without a kind mean."""
+    if (head or searched_head(own, heads)) == ParallelSearchConfig.head:
+        return ParallelSearchConfig.kind
     if head is None and (beam is None or (own.beam > 1 and beam > 1) or (own.kind == "joint" and beam != 1)):
         return own.kind
     searched = head or own.head

@@ -121,8 +121,8 @@ class TransducerBeam:
     def finish(self, state: BeamState) -> Hypotheses:
         """The hypotheses kept, ranked; those that say the same, and were to go on at different frames, as one."""
         order = jnp.argsort(state.score, axis=1, descending=True, stable=True)
-        score = _merge(_gather(state.score, order), _gather(state.hashes, order))
-        found = Buffers(*(_gather(leaf, order) for leaf in state.found))
+        score = merge_equal(gather(state.score, order), gather(state.hashes, order))
+        found = Buffers(*(gather(leaf, order) for leaf in state.found))
         return rank(found.scored(score), score / (found.length + self.head.length_offset))
 
     def _frame(
@@ -207,17 +207,16 @@ class TransducerBeam:
             options = _beside(options, others)
         # NaN comes first, so that it reaches the scores that are looked at in the end.
         _, index = lax.top_k(jnp.where(jnp.isnan(score), jnp.inf, score), self.beam)
-        best = _gather(score, index)
-        parent, _, token, move, duration, log_prob, emit = (_gather(leaf, index) for leaf in options)
-        pool: _Pool = jax.tree.map(functools.partial(_gather, places=parent), before)
-        said = pool.hashes * jnp.array(_MULTIPLIERS, jnp.uint32) + token[..., None].astype(jnp.uint32) + 1
-        hashes = jnp.where(emit[..., None], said, pool.hashes)
+        best = gather(score, index)
+        parent, _, token, move, duration, log_prob, emit = (gather(leaf, index) for leaf in options)
+        pool: _Pool = jax.tree.map(functools.partial(gather, places=parent), before)
+        hashes = jnp.where(emit[..., None], said_hash(pool.hashes, token), pool.hashes)
         nodes = _Nodes(pool.node, token, duration, log_prob)
         skip = pool.skip + move
         at_one_frame = jnp.concatenate([hashes, skip[..., None].astype(jnp.uint32)], axis=-1)
         return _Pool(
             head=self._advance(pool.head, token, emit),
-            score=_merge(best, at_one_frame),
+            score=merge_equal(best, at_one_frame),
             hashes=hashes,
             skip=skip,
             length=pool.length + emit,
@@ -320,7 +319,12 @@ def ctc_log_likelihood(
 def rank(hypotheses: Hypotheses, by: Float[Array, "B N"]) -> Hypotheses:
     """The same hypotheses, those with the highest `by` (B, N) first."""
     order = jnp.argsort(by, axis=1, descending=True, stable=True)
-    return Hypotheses(*(_gather(leaf, order) for leaf in hypotheses))
+    return Hypotheses(*(gather(leaf, order) for leaf in hypotheses))
+
+
+def said_hash(hashes: UInt32[Array, "B K 2"], token: Int[Array, "B K"]) -> UInt32[Array, "B K 2"]:
+    """The hashes of hypotheses (B, K, 2) after one token more each."""
+    return hashes * jnp.array(_MULTIPLIERS, jnp.uint32) + token[..., None].astype(jnp.uint32) + 1
 
 
 def _by_row(leaf: Shaped[Array, "BK ..."], batch: int) -> Shaped[Array, "{batch} K ..."]:
@@ -328,12 +332,12 @@ def _by_row(leaf: Shaped[Array, "BK ..."], batch: int) -> Shaped[Array, "{batch}
     return leaf.reshape(batch, -1, *leaf.shape[1:])
 
 
-def _gather(leaf: Shaped[Array, "B K ..."], places: Int[Array, "B N"]) -> Shaped[Array, "B N ..."]:
+def gather(leaf: Shaped[Array, "B K ..."], places: Int[Array, "B N"]) -> Shaped[Array, "B N ..."]:
     """Hypotheses of each row by their places (B, N): leaf (B, K, ...) -> (B, N, ...)."""
     return jnp.take_along_axis(leaf, places.reshape(*places.shape, *(1,) * (leaf.ndim - 2)), axis=1)
 
 
-def _merge(score: Float[Array, "B K"], marks: UInt32[Array, "B K marks"]) -> Float[Array, "B K"]:
+def merge_equal(score: Float[Array, "B K"], marks: UInt32[Array, "B K marks"]) -> Float[Array, "B K"]:
     """Scores (B, K), best first: the first of each group of equal marks (B, K, marks) takes them all."""
     equal = (marks[:, :, None] == marks[:, None]).all(-1)  # (B, K, K)
     first = ~(equal & jnp.tril(jnp.ones(equal.shape[1:], bool), -1)).any(-1)
@@ -373,7 +377,7 @@ def _trace_back(pool: _Pool, nodes: _Nodes, found: Buffers, searched: Int[Array,
 
     empty = tuple(jnp.zeros_like(leaf) for leaf in found[:4])
     root, _, said = lax.while_loop(going, back, (pool.node, pool.length - 1, empty))
-    earlier: Buffers = jax.tree.map(functools.partial(_gather, places=-1 - root), found)
+    earlier: Buffers = jax.tree.map(functools.partial(gather, places=-1 - root), found)
     old = jnp.arange(size) < earlier.length[..., None]
     tokens, at, durations, log_probs = (
         jnp.where(old, before, new) for before, new in zip(earlier[:4], said, strict=True)

@@ -79,6 +79,57 @@ class CTCHead(Protocol):
 
 
 @runtime_checkable
+class Fired(Protocol):
+    """The tokens' vectors (B, L, D) of a parallel head, how many (B,) there are, the frame (B, L) of each."""
+
+    @property
+    def vectors(self) -> Float[Array, "B L D"]: ...
+
+    @property
+    def counts(self) -> Int[Array, " B"]: ...
+
+    @property
+    def frames(self) -> Int[Array, "B L"]: ...
+
+
+@runtime_checkable
+class ParallelHead(Protocol):
+    """A head that says all tokens of an utterance at once, from a vector for each."""
+
+    @property
+    def blank_id(self) -> int: ...
+
+    @property
+    def silent_ids(self) -> tuple[int, ...]:
+        """Further ids that are no tokens."""
+        ...
+
+    @property
+    def encoder_dim(self) -> int:
+        """Width of the encoded frames."""
+        ...
+
+    def fire(self, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Fired:
+        """encoded (B, T, D), lengths (B,) -> what is to be decoded."""
+        ...
+
+    def decode(self, fired: Any, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B L V"]:
+        """Logits (B, L, V) float32 of all tokens that `fire` found."""
+        ...
+
+
+@runtime_checkable
+class HasSilence(Protocol):
+    """A head whose ids are not all tokens."""
+
+    @property
+    def blank_id(self) -> int: ...
+
+    @property
+    def silent_ids(self) -> tuple[int, ...]: ...
+
+
+@runtime_checkable
 class Search(Protocol, Generic[State]):
     """A search over encoded frames in one piece or in many: what has been found so far is an explicit state.
 
@@ -111,7 +162,7 @@ def penalise_blank(
     return logits - jnp.where(jnp.arange(logits.shape[-1]) == blank_id, penalty, 0.0)
 
 
-def is_token(tokens: Int[Array, "*rows"], head: TransducerHead) -> Bool[Array, "*rows"]:
+def is_token(tokens: Int[Array, "*rows"], head: HasSilence) -> Bool[Array, "*rows"]:
     """Which ids (...) a search emits: neither the blank nor a silent one."""
     emitted = tokens != head.blank_id
     for silent in head.silent_ids:

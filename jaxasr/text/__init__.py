@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from jaxasr.configuration import Table
+from jaxasr.text.funasr import FunasrConfig, FunasrSpelling
 from jaxasr.text.nemo import NemoConfig, NemoSpelling
 from jaxasr.text.sherpa_onnx import SherpaOnnxConfig, SherpaOnnxSpelling
 from jaxasr.text.tokenizer_json import TokenizerJsonConfig, TokenizerJsonSpelling
@@ -33,5 +34,6 @@ SPELLINGS: Table[Spelling] = Table(
         "sherpa_onnx": (SherpaOnnxConfig, SherpaOnnxSpelling),
         "nemo": (NemoConfig, NemoSpelling),
         "tokenizer_json": (TokenizerJsonConfig, TokenizerJsonSpelling),
+        "funasr": (FunasrConfig, FunasrSpelling),
     }
 )

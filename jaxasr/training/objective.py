@@ -73,6 +73,8 @@ HEAD_LOSSES: dict[str, Callable[..., jax.Array]] = {"transducer": _transducer, "
 
 def require_losses(config: ModelConfig) -> None:
     """ConfigError where a head of the model has no loss here."""
+    if lacking := [role for role in config.heads if role not in HEAD_LOSSES]:
+        raise ConfigError(f"{config.name}: jaxasr has no loss for a {lacking[0]} head: train another model")
     if config.transducer is not None and config.transducer.durations:
         raise ConfigError(
             f"{config.name}: its transducer predicts durations (TDT), for which jaxasr has no loss: train it without "

@@ -1,0 +1,209 @@
+"""Continuous integrate-and-fire: how many tokens an utterance has, and a vector for each (arXiv 1905.11235).
+
+Each frame has a weight in 0..1. Weights are added up frame by frame; wherever the sum reaches a whole number a token is
+complete, and its vector is the weighted sum of the frames since the one before. The frame that completes a token gives
+the rest of its weight to the next one.
+
+All tokens are found at once. The running sum is kept as a whole number and a fraction, from sums of two float32
+numbers: it falls on the same side of each whole number as a sum in float64, on every device and after thousands of
+frames. Source: FunASR, models/paraformer/cif_predictor.py; models/bicif_paraformer/cif_predictor.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxasr.arrays import length_mask, zero_beyond
+from jaxasr.heads.parallel_config import CIFConfig, PeaksConfig
+from jaxasr.layers.convolution import Conv2d, DepthwiseConv1d
+from jaxasr.layers.linear import Linear
+from jaxasr.layers.products import batched_product
+from jaxasr.layers.recurrent import LSTMLayer
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+# A peak of the second head stands where the running sum reaches this instead of 1, so that the last one, whose sum is
+# a whole number by construction, is not lost to rounding.
+PEAK = 1.0 - 1e-4
+
+
+class Running(NamedTuple):
+    """A running sum of weights: its whole part (B, T) int32 and the fraction (B, T) in 0..1 after each frame."""
+
+    whole: Int[Array, "B T"]
+    fraction: Float[Array, "B T"]
+
+    @property
+    def fires(self) -> Float[Array, "B T"]:
+        """The fraction after each frame, plus 1 where the frame completes a token: FunASR's cif_peak."""
+        before = jnp.pad(self.whole, ((0, 0), (1, 0)))[:, :-1]
+        return (self.whole > before) + self.fraction
+
+    @property
+    def counts(self) -> Int[Array, " B"]:
+        """Tokens of each row."""
+        return self.whole[:, -1]
+
+
+class Fired(NamedTuple):
+    """What a predictor found in each row.
+
+    `vectors` (B, L, D): of its tokens, zeros after the last. `counts` (B,): how many there are. `frames` (B, L): the
+    encoded frame at which each is complete, the tail being the one after a row's last. `weights` (B, T + 1): of its
+    frames and of the tail. `running`: their sum.
+    """
+
+    vectors: Float[Array, "B L D"]
+    counts: Int[Array, " B"]
+    frames: Int[Array, "B L"]
+    weights: Float[Array, "B T1"]
+    running: Running
+
+
+class Peaks(NamedTuple):
+    """The second head's weights (B, T * upsampling), which add up to the number of tokens; their running sum."""
+
+    weights: Float[Array, "B S"]
+    running: Running
+
+
+class CIF(nnx.Module):
+    """Encoded frames to tokens' vectors, in float32 whatever the encoder computes in."""
+
+    def __init__(self, config: CIFConfig, dim: int, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        width = sum(config.context) + 1
+        self.conv: Conv2d | DepthwiseConv1d
+        if config.convolution == "full":
+            self.conv = Conv2d(dim, dim, (1, width), padding=((0, 0), config.context), rngs=rngs)
+        else:
+            self.conv = DepthwiseConv1d(dim, width, rngs=rngs)
+        self.output = Linear(dim, 1, rngs=rngs)
+        self.second = SecondHead(config.peaks, dim, rngs=rngs) if config.peaks else None
+
+    def __call__(
+        self, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], counted: Bool[Array, " T"] | None = None
+    ) -> Fired:
+        """encoded (B, T, D) as the convolution and the tail shall see it, lengths (B,): at most T tokens a row.
+
+        `counted` (T,): the frames whose weights count, all by default.
+        """
+        batch, steps, _ = encoded.shape
+        encoded = encoded.astype(jnp.float32)
+        weights = zero_beyond(self.weights(self.convolved(encoded)), lengths)
+        weights = weights if counted is None else jnp.where(counted, weights, 0)
+        tail = self.config.tail * (jnp.arange(steps + 1) == lengths[:, None])
+        weights = jnp.pad(weights, ((0, 0), (0, 1))) + tail  # (B, T + 1)
+        with_tail = jnp.pad(encoded, ((0, 0), (0, 1), (0, 0)))
+        running = running_sum(weights)
+        counts = jnp.minimum(running.counts, steps)
+        vectors = zero_beyond(integrate(with_tail, running, steps), counts)
+        frames = jnp.minimum(fire_places(running, steps), lengths[:, None])
+        return Fired(vectors, counts, frames, weights, running)
+
+    def convolved(self, encoded: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The convolution over encoded frames (B, T, D), before its ReLU."""
+        if isinstance(self.conv, Conv2d):
+            return self.conv(encoded[:, None])[:, 0]
+        return self.conv(jnp.pad(encoded, ((0, 0), self.config.context, (0, 0)))) + encoded
+
+    def weights(self, convolved: Float[Array, "B T D"]) -> Float[Array, "B T"]:
+        """The weight of each frame: (B, T)."""
+        config = self.config
+        likely = jax.nn.sigmoid(self.output(jax.nn.relu(convolved))[..., 0])
+        return jax.nn.relu(likely * config.smooth_factor - config.noise_threshold)
+
+    def peaks(self, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], counts: Int[Array, " B"]) -> Peaks:
+        """Where the second head places the `counts` tokens of each row. ValueError where there is none."""
+        if self.second is None or self.config.peaks is None:
+            raise ValueError("this predictor has no second head")
+        encoded = encoded.astype(jnp.float32)
+        seen = jax.nn.relu(self.convolved(encoded)) if self.config.peaks.shares_convolution else encoded
+        weights = self.second(seen, lengths)
+        total = weights.sum(axis=-1, keepdims=True)
+        weights = weights * (counts[:, None] / jnp.where(total > 0, total, 1.0))
+        return Peaks(weights, running_sum(weights / PEAK))
+
+
+class SecondHead(nnx.Module):
+    """Frames (B, T, D), lengths (B,) -> weights (B, T * upsampling) of shorter steps.
+
+    The LSTM of the backward direction begins at the end of each row.
+    """
+
+    def __init__(self, config: PeaksConfig, dim: int, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        # A transposed convolution whose windows do not overlap: a product for all steps of a frame, and one bias.
+        self.upsample = Linear(dim, config.upsampling * dim, use_bias=False, rngs=rngs)
+        self.upsample_bias = nnx.Param(jnp.zeros((dim,), jnp.float32))
+        self.forward = LSTMLayer(dim, dim, rngs=rngs) if config.recurrent else None
+        self.backward = LSTMLayer(dim, dim, rngs=rngs) if config.recurrent else None
+        self.output = Linear(2 * dim if config.recurrent else dim, 1, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B S"]:
+        batch, frames, dim = x.shape
+        lengths = lengths * self.config.upsampling
+        steps = self.upsample(x).reshape(batch, frames * self.config.upsampling, dim) + self.upsample_bias[...]
+        if self.forward is not None and self.backward is not None:
+            back = reverse_rows(self.backward(reverse_rows(steps, lengths)), lengths)
+            steps = jnp.concatenate([self.forward(steps), back], axis=-1)
+        likely = jax.nn.sigmoid(self.output(steps)[..., 0])
+        return zero_beyond(jax.nn.relu(likely * self.config.smooth_factor - self.config.noise_threshold), lengths)
+
+
+def reverse_rows(x: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B T D"]:
+    """The first `lengths` (B,) frames of each row in reverse; what comes after them stays."""
+    places = jnp.arange(x.shape[1])
+    source = jnp.where(length_mask(lengths, x.shape[1]), lengths[:, None] - 1 - places, places)
+    return jnp.take_along_axis(x, source[..., None], axis=1)
+
+
+def running_sum(weights: Float[Array, "B T"]) -> Running:
+    """The running sum of weights (B, T) float32 in two float32 numbers a frame, the second being what the first lost.
+
+    Sums of two numbers without loss: Knuth, The Art of Computer Programming, volume 2, section 4.2.2, theorem B.
+    """
+
+    def add(one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        high, lost = _two_sum(one[0], other[0])
+        return _two_sum(high, lost + (one[1] + other[1]))
+
+    high, low = lax.associative_scan(add, (weights, jnp.zeros_like(weights)), axis=1)
+    whole = jnp.floor(high)
+    whole = jnp.where((high == whole) & (low < 0), whole - 1, whole)
+    return Running(whole.astype(jnp.int32), (high - whole) + low)
+
+
+def _two_sum(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> tuple[jax.Array, jax.Array]:
+    """a + b rounded, and what rounding took from it."""
+    total = a + b
+    of_b = total - a
+    return total, (a - (total - of_b)) + (b - of_b)
+
+
+def integrate(frames: Float[Array, "B T D"], running: Running, most: int) -> Float[Array, "B {most} D"]:
+    """The vectors (B, most, D) of the first `most` tokens: what each frame's weight gives to each, times the frame.
+
+    A share is the overlap of two intervals near 0..1, so that it is as exact in frame 5,000 as in the first; FunASR
+    takes differences of long sums instead, and is off by 3e-4 there.
+    """
+    token = jnp.arange(most)[:, None]
+
+    def within(whole: Int[Array, "B T"], fraction: Float[Array, "B T"]) -> Float[Array, "B most T"]:
+        """How much of each token is complete after each frame."""
+        return jnp.clip((whole[:, None] - token).astype(jnp.float32) + fraction[:, None], 0.0, 1.0)
+
+    before = ((0, 0), (1, 0))
+    shares = within(*running) - within(*(jnp.pad(each, before)[:, :-1] for each in running))
+    return batched_product(shares, frames)
+
+
+def fire_places(running: Running, most: int) -> Int[Array, "B {most}"]:
+    """The frame that completes each of the first `most` tokens: (B, most), T where none does."""
+    return (running.whole[:, None] <= jnp.arange(most)[:, None]).sum(axis=-1, dtype=jnp.int32)

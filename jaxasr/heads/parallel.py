@@ -1,0 +1,161 @@
+"""The parallel head: a predictor that counts the tokens, and a decoder that says all of them at once.
+
+Gao et al., 2022, arXiv 2206.08317 (Paraformer), as FunASR publishes it (models/paraformer/decoder.py). Every token sees
+its neighbours' vectors on both sides and all encoded frames. A batch gives what its single utterances give.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxasr.arrays import length_mask, zero_beyond
+from jaxasr.heads.cif import CIF, Fired, fire_places
+from jaxasr.heads.parallel_config import ParallelConfig
+from jaxasr.layers.attention import attend
+from jaxasr.layers.linear import Linear
+from jaxasr.layers.memory import Memory
+from jaxasr.layers.norms import LayerNorm
+from jaxasr.layers.repeated import run_layer
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+EPSILON = 1e-12  # of all norms
+
+
+class Parallel(nnx.Module):
+    """Encoded frames to tokens: `fire`, then `decode`.
+
+    `embedding` (V, D) is the training's: its sampler puts the vectors of true tokens among those that were found.
+    """
+
+    def __init__(self, config: ParallelConfig, encoder_dim: int, *, rngs: nnx.Rngs) -> None:
+        self.config, self.encoder_dim = config, encoder_dim
+        self.predictor = CIF(config.predictor, encoder_dim, rngs=rngs)
+        size = (config.vocabulary_size, encoder_dim)
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), size, jnp.float32) * 0.02)
+        self.layers = nnx.List([Layer(config, encoder_dim, rngs=rngs) for _ in range(config.num_layers)])
+        self.memory_layers = nnx.List(
+            [MemoryLayer(config, encoder_dim, 0, rngs=rngs) for _ in range(config.memory_layers)]
+        )
+        self.final_layers = nnx.List(
+            [NormedFeedForward(config, encoder_dim, rngs=rngs) for _ in range(config.final_layers)]
+        )
+        self.norm = LayerNorm(encoder_dim, EPSILON, rngs=rngs)
+        self.output = Linear(encoder_dim, config.vocabulary_size, rngs=rngs)
+
+    @property
+    def blank_id(self) -> int:
+        """The id of the blank, which is no token."""
+        return self.config.blank_id
+
+    @property
+    def silent_ids(self) -> tuple[int, ...]:
+        """Further ids that are no tokens."""
+        return self.config.silent_ids
+
+    def fire(self, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Fired:
+        """The tokens' vectors, not yet decoded: encoded (B, T, D), lengths (B,) -> at most T tokens a row.
+
+        `frames` are the second head's, where there is one, and at most the last of the row.
+        """
+        config, rows = self.config, encoded.shape[1]
+        if config.padding == "isolated":
+            encoded = zero_beyond(encoded, lengths)
+        last = jnp.maximum(lengths - 1, 0)[:, None]
+        if config.chunks is not None:
+            encoded = jnp.where(config.chunks.inside(rows)[:, None], encoded, 0)
+            fired = self.predictor(encoded, lengths, config.chunks.new(rows))
+            return fired._replace(frames=config.chunks.frame(jnp.minimum(fired.frames, last)))
+        fired = self.predictor(encoded, lengths)
+        frames = fired.frames
+        if config.predictor.peaks is not None:
+            peaks = self.predictor.peaks(encoded, lengths, fired.counts)
+            frames = fire_places(peaks.running, rows) // config.predictor.peaks.upsampling
+        return fired._replace(frames=jnp.minimum(frames, last))
+
+    def decode(self, fired: Fired, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B L V"]:
+        """Logits (B, L, V) float32 of the tokens that `fire` found, by all that was encoded."""
+        x = fired.vectors.astype(encoded.dtype)
+        mask, sees = self.masks(fired, lengths, encoded.shape[1])
+        for layer in self.layers:
+            x = run_layer(*nnx.split(layer), x, mask, encoded, sees)
+        for memory_layer in self.memory_layers:
+            x = run_layer(*nnx.split(memory_layer), x, mask)
+        for final_layer in self.final_layers:
+            x = run_layer(*nnx.split(final_layer), x)
+        return self.output(self.norm(x)).astype(jnp.float32)
+
+    def masks(
+        self, fired: Fired, lengths: Int[Array, " B"], rows: int
+    ) -> tuple[Bool[Array, "B L"], Bool[Array, "B _ T"]]:
+        """Which positions are tokens (B, L), and which encoded rows each of them sees (B, 1 or L, T)."""
+        size = fired.vectors.shape[1]
+        sees = length_mask(lengths, rows)[:, None]
+        if self.config.chunks is not None:
+            sees = sees & self.config.chunks.decoder_mask(fire_places(fired.running, size), rows)
+        return length_mask(fired.counts, size), sees
+
+
+class NormedFeedForward(nnx.Module):
+    """(B, L, D) -> (B, L, D): a norm, then a feed-forward with a norm over its hidden units. Without a residual."""
+
+    def __init__(self, config: ParallelConfig, dim: int, *, rngs: nnx.Rngs) -> None:
+        self.norm = LayerNorm(dim, EPSILON, rngs=rngs)
+        self.in_proj = Linear(dim, config.feedforward_dim, rngs=rngs)
+        self.hidden_norm = LayerNorm(config.feedforward_dim, EPSILON, rngs=rngs)
+        self.out_proj = Linear(config.feedforward_dim, dim, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return self.out_proj(self.hidden_norm(jax.nn.relu(self.in_proj(self.norm(x)))))
+
+
+class MemoryLayer(nnx.Module):
+    """A feed-forward, then a memory over neighbouring tokens; the memory's output alone is added to the input."""
+
+    def __init__(self, config: ParallelConfig, dim: int, shift: int, *, rngs: nnx.Rngs) -> None:
+        self.feed_forward = NormedFeedForward(config, dim, rngs=rngs)
+        self.norm_memory = LayerNorm(dim, EPSILON, rngs=rngs)
+        self.memory = Memory(dim, config.kernel, shift, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+        return x + self.memory(self.norm_memory(self.feed_forward(x)), mask)
+
+
+class Layer(nnx.Module):
+    """A memory layer, then attention to the encoded frames."""
+
+    def __init__(self, config: ParallelConfig, dim: int, *, rngs: nnx.Rngs) -> None:
+        self.neighbours = MemoryLayer(config, dim, config.shift, rngs=rngs)
+        self.norm_attention = LayerNorm(dim, EPSILON, rngs=rngs)
+        self.attention = CrossAttention(dim, config.num_heads, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B L"],
+        encoded: Float[Array, "B T D"],
+        sees: Bool[Array, "#B #L T"],
+    ) -> Float[Array, "B L D"]:
+        x = self.neighbours(x, mask)
+        return x + self.attention(self.norm_attention(x), encoded, sees)
+
+
+class CrossAttention(nnx.Module):
+    """(B, L, D), which sees encoded (B, T, D) by a mask (B, 1 or L, T) -> (B, L, D)."""
+
+    def __init__(self, dim: int, heads: int, *, rngs: nnx.Rngs) -> None:
+        self.heads = heads
+        self.query = Linear(dim, dim, rngs=rngs)
+        self.key_value = Linear(dim, 2 * dim, rngs=rngs)
+        self.out = Linear(dim, dim, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], encoded: Float[Array, "B T D"], sees: Bool[Array, "#B #L T"]
+    ) -> Float[Array, "B L D"]:
+        key, value = jnp.split(self.key_value(encoded), 2, axis=-1)
+        return self.out(attend(self.query(x), key, value, sees, self.heads))

@@ -1,0 +1,93 @@
+"""Sizes of a parallel head: one that counts the tokens of an utterance first, and then says all of them at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from jaxasr.layers.overlapped import Overlapped
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeaksConfig:
+    """The second head of a predictor, which places tokens in time at `upsampling` steps a frame.
+
+    A step's weight is sigmoid * smooth_factor - noise_threshold, at least 0; `recurrent`: an LSTM in both directions
+    reads the steps. `shares_convolution`: the steps are made of the first head's convolution, else of encoded frames.
+    """
+
+    upsampling: int = 3
+    recurrent: bool = True
+    smooth_factor: float = 0.25
+    noise_threshold: float = 0.01
+    shares_convolution: bool = False
+
+    def __post_init__(self) -> None:
+        if self.upsampling < 1:
+            raise ValueError(f"upsampling must be positive, not {self.upsampling}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CIFConfig:
+    """A predictor by continuous integrate-and-fire.
+
+    `context`: frames that its convolution sees before and after each one. `convolution`: "full", or "depthwise" with a
+    residual. A frame's weight is sigmoid * smooth_factor - noise_threshold, at least 0. `tail`: the weight of one more
+    frame after the last one, a vector of zeros, with which the last token is completed. `peaks`: the second head.
+    """
+
+    context: tuple[int, int] = (1, 1)
+    convolution: Literal["full", "depthwise"] = "full"
+    smooth_factor: float = 1.0
+    noise_threshold: float = 0.0
+    tail: float = 0.45
+    peaks: PeaksConfig | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.context) < 0:
+            raise ValueError(f"context must be two numbers of frames, not {self.context}")
+        if not 0 < self.smooth_factor <= 1 or not 0 <= self.tail < 1:  # else one frame could complete two tokens
+            raise ValueError(
+                f"smooth_factor must lie in 0..1 and tail below 1, not {self.smooth_factor} and {self.tail}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """Sizes of a parallel head; the defaults are those of Paraformer-large.
+
+    `num_layers`: decoder layers with cross-attention. `memory_layers`: further ones without it. `final_layers`: last
+    ones of a feed-forward alone. `kernel`, `shift`: of the memories of the layers with cross-attention; those of the
+    others are centred. `silent_ids`: ids that are no tokens, beside the blank.
+    `padding`: "publisher" computes what FunASR computes in a padded batch: the predictor reads what the encoder made of
+    the padding after a row, and the tail's frame is that of the first frame of it.
+    `chunks`: the encoded frames come in overlapping chunks, of which the predictor counts the new frames, and a token
+    sees its own and some before it.
+    """
+
+    vocabulary_size: int
+    predictor: CIFConfig = CIFConfig()
+    num_layers: int = 16
+    memory_layers: int = 0
+    final_layers: int = 1
+    feedforward_dim: int = 2048
+    num_heads: int = 4
+    kernel: int = 11
+    shift: int = 0
+    blank_id: int = 0
+    silent_ids: tuple[int, ...] = (1, 2)
+    padding: Literal["isolated", "publisher"] = "isolated"
+    chunks: Overlapped | None = None
+
+    def __post_init__(self) -> None:
+        for token_id in (self.blank_id, *self.silent_ids):
+            if not 0 <= token_id < self.vocabulary_size:
+                raise ValueError(
+                    f"blank_id and silent_ids must lie in the vocabulary of {self.vocabulary_size}: {token_id}"
+                )
+        if self.num_layers < 1 or min(self.memory_layers, self.final_layers) < 0:
+            raise ValueError("a decoder needs a layer with cross-attention, and no negative numbers of others")
+        if self.chunks is not None and self.predictor.peaks is not None:
+            raise ValueError("a predictor with peaks takes whole utterances: leave out chunks")
+        if min(self.feedforward_dim, self.num_heads, self.kernel) < 1 or self.shift < 0:
+            raise ValueError("feedforward_dim, num_heads and kernel must be positive, and shift not negative")

@@ -1,0 +1,50 @@
+"""Stacked frames against the indices written out, rows of any length in one batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxasr.features.kaldi_config import KaldiConfig
+from jaxasr.features.lfr import Lfr
+from jaxasr.features.lfr_config import LfrConfig
+
+
+@pytest.mark.parametrize(("stacked", "shift"), [(7, 6), (5, 1), (1, 1), (4, 2), (3, 5)])
+def test_a_stack_holds_its_neighbours(stacked: int, shift: int) -> None:
+    config = LfrConfig(fbank=KaldiConfig(bins=3), stacked=stacked, shift=shift)
+    lengths = [20, 13, 12, 1, 0]
+    frames = np.random.default_rng(1).normal(0, 1, (len(lengths), 20, 3)).astype(np.float32)
+    found, counts = Lfr(config).stack(frames, jnp.array(lengths))
+    assert counts.tolist() == [-(-length // shift) for length in lengths]
+    for row, length in enumerate(lengths):
+        for i in range(int(counts[row])):
+            middle = i * shift
+            places = np.clip(np.arange(stacked) + middle - (stacked - 1) // 2, 0, length - 1)
+            np.testing.assert_array_equal(found[row, i], frames[row, places].ravel())
+
+
+def test_frames_are_normalised_and_end_with_their_row() -> None:
+    config = LfrConfig()
+    module = Lfr(config)
+    module.offset[...] = jnp.full((560,), 2.0)
+    module.scale[...] = jnp.full((560,), 0.5)
+    sound = np.random.default_rng(2).normal(0, 0.1, (2, 6000)).astype(np.float32)
+    lengths = np.array([6000, 2000])
+    frames, counts = module(sound, jnp.asarray(lengths))
+    assert counts.tolist() == [config.frame_count(int(length)) for length in lengths] == [6, 2]
+    plain, _ = Lfr(config)(sound, jnp.asarray(lengths))
+    np.testing.assert_allclose(frames[0], (np.asarray(plain[0]) + 2) / 2, rtol=1e-6)
+    assert (np.asarray(frames[1, 2:]) == 0).all()
+    assert (config.output_dim, config.sample_rate, round(config.frame_seconds, 6)) == (560, 16000, 0.06)
+    nothing, counts = module(sound[:, :300], jnp.array([300, 10]))
+    assert nothing.shape == (2, 0, 560) and counts.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("wrong", [{"stacked": 0}, {"shift": 0}])
+def test_sizes_are_positive(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="stacked and shift"):
+        LfrConfig(**wrong)
