@@ -54,7 +54,7 @@ class Sanm(nnx.Module):
             sees = mask[:, None] & self.config.chunks.encoder_mask(x.shape[1])
         for index, layer in enumerate(self.layers):
             own = dropout.within(index) if dropout else None
-            x = run_layer(*nnx.split(layer), x, mask, sees, own)
+            x = run_layer(layer, x, mask, sees, own)
         return self.norm(x), lengths
 
     def placed(self, frames: Float[Array, "B T F"]) -> Float[Array, "B T F"]:

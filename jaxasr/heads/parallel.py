@@ -83,11 +83,11 @@ class Parallel(nnx.Module):
         x = fired.vectors.astype(encoded.dtype)
         mask, sees = self.masks(fired, lengths, encoded.shape[1])
         for layer in self.layers:
-            x = run_layer(*nnx.split(layer), x, mask, encoded, sees)
+            x = run_layer(layer, x, mask, encoded, sees)
         for memory_layer in self.memory_layers:
-            x = run_layer(*nnx.split(memory_layer), x, mask)
+            x = run_layer(memory_layer, x, mask)
         for final_layer in self.final_layers:
-            x = run_layer(*nnx.split(final_layer), x)
+            x = run_layer(final_layer, x)
         return self.output(self.norm(x)).astype(jnp.float32)
 
     def masks(
