@@ -84,9 +84,9 @@ REFUSED: dict[str, tuple[Any, bytes, str]] = {
     "depth": (b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}", b"", "is no valid JSON"),
     "a list": (b"[]", b"", "is no JSON object"),
     "a name that acts": (
-        {"\x1b[2J": {**ONE, "dtype": "C64", "shape": [1]}},
+        {"\x1b[2J": {**ONE, "dtype": "F8_E4M3", "shape": [8]}},
         bytes(8),
-        r"'\\\\?x1b\[2J' has the type C64",
+        r"'\\\\?x1b\[2J' has the type F8_E4M3",
     ),
 }
 
