@@ -9,9 +9,12 @@ import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import get_args
 
 from jaxasr import store
 from jaxasr.errors import ConfigError, ModelError
+from jaxasr.model_config import ModelConfig
+from jaxasr.quant.rules import Activations
 from jaxasr.recognizer import Recognizer
 
 logger = logging.getLogger("jaxasr")
@@ -37,6 +40,7 @@ def load_model(
     pad_before: float | None = None,
     pad_after: float | None = None,
     precision: str = "float32",
+    activations: Activations | None = None,
     verify: bool = True,
     lazy: bool = False,
     compile_for: float | Sequence[float] | None = None,
@@ -56,6 +60,8 @@ def load_model(
     `pad_before`: silence before every clip (s); the model's own if unset.
     `pad_after`: silence after every clip (s); the model's own if unset.
     `precision`: which of a published model's files to take.
+    `activations`: what a quantized model's weights are multiplied by: float, for which they are dequantized, or int8;
+        as the model says if unset.
     `verify`: check the hash of every file and array.
     `lazy`: return while the arrays are still being read, in a thread of the recognizer's, and compile meanwhile. Damage
         then shows at the first transcript, and the process must not end before the recognizer is closed.
@@ -76,10 +82,13 @@ def load_model(
             except ValueError:
                 raise ConfigError(f"{name} must be a number of seconds, not {value}") from None
 
+    config = dataclasses.replace(stored.config, audio=audio)
+    if activations is not None:
+        config = with_activations(config, activations)
     # A recognizer that is sent to another process takes this along, and reads the folder there.
-    stored = dataclasses.replace(stored, folder=stored.folder.absolute())
+    stored = dataclasses.replace(stored, folder=stored.folder.absolute(), config=config)
     recognizer = Recognizer(
-        dataclasses.replace(stored.config, audio=audio),
+        config,
         functools.partial(stored.params, verify=verify),
         stored.tokens,
         dtype=dtype,
@@ -100,6 +109,20 @@ def load_model(
         recognizer.close()
         raise
     return recognizer
+
+
+def with_activations(config: ModelConfig, activations: Activations) -> ModelConfig:
+    """The model with its quantized weights multiplied in another way; ConfigError for a word that is none of these ways.
+
+    Float weights are multiplied by floats alone.
+    """
+    if activations not in get_args(Activations):
+        raise ConfigError(f"activations {activations!r} is none of {', '.join(get_args(Activations))}")
+    if config.quantization is None:
+        if activations == "float":
+            return config
+        raise ConfigError(f"{config.name} has no quantized weights for activations {activations}: quantize it first")
+    return dataclasses.replace(config, quantization=config.quantization.with_activations(activations))
 
 
 def locate(name_or_path: str | os.PathLike[str], precision: str = "float32") -> Path:

@@ -15,6 +15,7 @@ from jaxasr.features import FEATURES
 from jaxasr.heads.ctc import CTC
 from jaxasr.heads.transducer import Transducer
 from jaxasr.model_config import ModelConfig, Parameters
+from jaxasr.quant.tree import abstract_tree
 from jaxasr.search import SEARCHES, SearchConfig
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.search.protocols import search_whole
@@ -67,8 +68,10 @@ class AbstractModel:
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
         self._graph, self._state = nnx.split(nnx.eval_shape(lambda: Model(config, rngs=_AnyKey())))
-        self.parameters: dict[str, Any] = _named(nnx.to_pure_dict(self._state))
-        """Shapes and types of every parameter, nested by name as a model directory stores them."""
+        self.floats: dict[str, Any] = _named(nnx.to_pure_dict(self._state))
+        """Shapes and types of every parameter before any is quantized, nested by name."""
+        self.parameters: dict[str, Any] = abstract_tree(config.quantization, self.floats)
+        """Shapes and types of every parameter, nested by name as `fill` takes them: quantized arrays of shapes too."""
 
     def fill(self, parameters: Parameters) -> Model:
         """The model over nested `parameters`, to call it or parts of it."""

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -33,6 +34,12 @@ from jaxasr.text.tokens import TokenTable
 
 CONFIG, PARAMS, TOKENS, CARD, MANIFEST = "config.yaml", "params", "tokens.txt", "README.md", "manifest.json"
 SAVE_CONCURRENT_GB = 0.1
+# How quantized weights are multiplied, in words.
+WAYS = {
+    "float": "weights dequantized in the product",
+    "int8": "integers, activations of 8 bits",
+    "fake": "integers' values in float arithmetic",
+}
 _TRANSPOSED = (
     "The parameters are the source's, transposed; nothing was trained or rounded unless a line above says so. "
 )
@@ -80,7 +87,12 @@ def save(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a model directory. `params` is a nested dictionary of arrays; ModelError where it cannot be written."""
+    """Write a model directory. `params` is a nested dictionary of arrays, of which some may be quantized as `config` says.
+
+    ModelError where it cannot be written.
+    """
+    from jaxasr.quant import tree  # JAX, which who only looks at a directory does not need
+
     target = Path(directory)
     require_utf8(target, ModelError)
     if target.exists():
@@ -93,20 +105,21 @@ def save(
     with writing_folder(target, ModelError) as folder:
         (folder / CONFIG).write_text(_yaml(config), encoding="utf-8")
         tokens.write(folder / TOKENS)
-        leaves = flatten(params)
+        leaves, quantized = tree.taken_apart(flatten(params))
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
         if shutil.disk_usage(folder).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        _save_arrays(folder / PARAMS, params)
-        count = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
-        (folder / CARD).write_text(card.text(config, count), encoding="utf-8")
-        manifest = {
+        _save_arrays(folder / PARAMS, unflatten(leaves))
+        manifest: dict[str, Any] = {
             "format": FORMAT,
             "name": card.name,
             "source": [dict(zip(("file", "bytes", "sha256"), row, strict=True)) for row in card.source],
             "files": {name: file_hash(folder / name) for name in (CONFIG, TOKENS)},
             "arrays": _describe_arrays(leaves),
         }
+        if quantized:
+            manifest["quantized"] = {path: list(shape) for path, shape in quantized.items()}
+        (folder / CARD).write_text(card.text(config, _parameters(manifest)), encoding="utf-8")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
@@ -121,13 +134,13 @@ class StoredModel:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the arrays have together."""
-        return sum(math.prod(entry["shape"]) for entry in self.manifest["arrays"].values())
+        """How many numbers the arrays have together, or stand for."""
+        return _parameters(self.manifest)
 
     def params(self, *, verify: bool = True) -> Parameters:
         """Nested arrays of numpy, read-only; ModelError where a shape or, with `verify`, a hash is wrong.
 
-        JAX on a CPU takes them without a copy. They are what `mapped` has kept of this folder, else Orbax reads them.
+        Quantized ones are QuantizedArrays over such arrays. JAX on a CPU takes them without a copy. They are what `mapped` has kept of this folder, else Orbax reads them.
         """
         require_utf8(self.folder, ModelError)
         folder, described = self.folder / PARAMS, self.manifest["arrays"]
@@ -144,7 +157,14 @@ class StoredModel:
             arrays = arrays or mapped.pack(described, restored)
             restored.clear()
             return_freed_memory()
-        return unflatten(arrays)
+        if not (shapes := _quantized(self.manifest)):
+            return unflatten(arrays)
+        from jaxasr.quant.tree import put_together
+
+        try:
+            return unflatten(put_together(arrays, shapes, self.config.quantization))
+        except ValueError as error:
+            raise ModelError(f"{folder} does not fit {CONFIG} ({error}): quantize the model again") from None
 
 
 def open_model(directory: str | os.PathLike[str], *, verify: bool = True) -> StoredModel:
@@ -194,6 +214,8 @@ def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
         "kind": "model directory",
         "path": str(folder),
         **facts(config, arrays),
+        "parameters": _parameters(manifest),
+        **_low_bits(config, manifest),
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "source": manifest["source"],
     }
@@ -314,6 +336,36 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return checked
 
 
+def _quantized(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays that are stored as integers, by path."""
+    return {path: tuple(shape) for path, shape in manifest.get("quantized", {}).items()}
+
+
+def _parameters(manifest: Mapping[str, Any]) -> int:
+    """How many numbers the arrays have together, or stand for."""
+    quantized = _quantized(manifest)
+    stored = (entry["shape"] for path, entry in manifest["arrays"].items() if path.rpartition(".")[0] not in quantized)
+    return sum(map(math.prod, (*stored, *quantized.values())))
+
+
+def _low_bits(config: ModelConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What `jaxasr info` shows of quantized weights: how many of each number of bits, and how they are multiplied."""
+    if config.quantization is None:
+        return {}
+    bits: Counter[str] = Counter()
+    ways: Counter[str] = Counter()
+    for path, shape in _quantized(manifest).items():
+        if (rule := config.quantization.rule(path, shape)) is not None:
+            bits[f"{rule.bits} bits"] += math.prod(shape)
+            ways[WAYS[rule.activations]] += math.prod(shape)
+    stored = sum(math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize for entry in manifest["arrays"].values())
+    return {
+        "weights": {**bits, "float": _parameters(manifest) - bits.total()},
+        "products": dict(ways),
+        "bits_per_parameter": round(8 * stored / _parameters(manifest), 3),
+    }
+
+
 def _is_manifest(manifest: Any) -> bool:
     try:
         return all(
@@ -322,6 +374,9 @@ def _is_manifest(manifest: Any) -> bool:
             for path, entry in manifest["arrays"].items()
         ) and all(
             isinstance(row["file"], str) and type(row["bytes"]) is int for row in manifest["source"]
+        ) and all(
+            f"{path}.integers" in manifest["arrays"] and all(type(size) is int and size >= 0 for size in shape)
+            for path, shape in manifest.get("quantized", {}).items()
         ) and isinstance(manifest["files"], dict) and type(manifest["format"]) is int  # fmt: skip
     except (KeyError, TypeError, AttributeError):
         return False
