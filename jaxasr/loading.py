@@ -112,7 +112,7 @@ def load_model(
 
 
 def with_activations(config: ModelConfig, activations: Activations) -> ModelConfig:
-    """The model with its quantized weights multiplied in another way; ConfigError for a word that is none of these ways.
+    """The model with its quantized weights multiplied in another way; ConfigError for a word that is no way.
 
     Float weights are multiplied by floats alone.
     """

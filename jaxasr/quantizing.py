@@ -67,8 +67,8 @@ def quantize(
 
     `model`: a model directory, a published model's name, or "embedded"; not one that is quantized already.
     `out_dir`: the model directory to make; it appears whole or not at all.
-    `spec`: which weights are quantized, and how: a QuantizationConfig or a yaml file of one. Its rules come before those
-        of `bits`.
+    `spec`: which weights are quantized, and how: a QuantizationConfig or a yaml file of one. Its rules come before
+        those of `bits`.
     `bits`: 8, 4, 3 or 2 for the encoder; heads keep 8, and front ends and depthwise convolutions stay float.
     `symmetric`: without a zero beside each scale.
     `block`: weights that share a scale, along the inputs of each output; all of an output's inputs if unset.

@@ -87,7 +87,7 @@ def save(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a model directory. `params` is a nested dictionary of arrays, of which some may be quantized as `config` says.
+    """Write a model directory. `params`: a nested dictionary of arrays, some of them quantized as `config` says.
 
     ModelError where it cannot be written.
     """
@@ -140,7 +140,8 @@ class StoredModel:
     def params(self, *, verify: bool = True) -> Parameters:
         """Nested arrays of numpy, read-only; ModelError where a shape or, with `verify`, a hash is wrong.
 
-        Quantized ones are QuantizedArrays over such arrays. JAX on a CPU takes them without a copy. They are what `mapped` has kept of this folder, else Orbax reads them.
+        Quantized ones are QuantizedArrays over such arrays. JAX on a CPU takes them without a copy. They are what
+        `mapped` has kept of this folder, else Orbax reads them.
         """
         require_utf8(self.folder, ModelError)
         folder, described = self.folder / PARAMS, self.manifest["arrays"]

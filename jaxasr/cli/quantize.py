@@ -17,7 +17,8 @@ EXAMPLE = "Example: jaxasr quantize model/ model-4/ --bits 4 --block 128 --evalu
 
 def quantize(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A folder made by jaxasr convert or train, or a published model's name.")
+        str,
+        typer.Argument(metavar="MODEL", help="A folder made by jaxasr convert or train, or a published model's name."),
     ],
     out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="The model directory to make.")],
     bits: Annotated[

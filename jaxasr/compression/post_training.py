@@ -38,9 +38,8 @@ class Quantized:
 
 
 def fitting_rules(model: ModelConfig, rules: QuantizationConfig, *, defaults: int = 0) -> QuantizationConfig:
-    """The rules, of which the last `defaults` may fit nothing and are then left out. ConfigError where others do not fit.
-
-    They are applied to the shapes of the model, without its numbers.
+    """The rules, of which the last `defaults` may fit nothing and are then left out. ConfigError where others do
+    not fit. They are applied to the shapes of the model, without its numbers.
     """
     if model.quantization is not None:
         raise ConfigError(f"{model.name} is quantized already: quantize the float model that it was made from")
@@ -68,7 +67,9 @@ def quantize_stored(stored: StoredModel, rules: QuantizationConfig, *, verify: b
                 quantized[path] = weights if path.startswith(EXACT) else narrowed(weights, rules.floats)
                 continue
             if not np.isfinite(weights).all():
-                raise ModelError(f"{stored.folder}: {path} holds numbers that are not finite, which no integer stands for")
+                raise ModelError(
+                    f"{stored.folder}: {path} holds numbers that are not finite, which no integer stands for"
+                )
             array = quantize_array(weights, rule, layer)
             difference = np.asarray(array.dequantize()) - weights
             changed += float(np.square(difference, dtype=np.float64).sum())

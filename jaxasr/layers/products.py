@@ -86,12 +86,12 @@ def convolution_product(
     return y.astype(x.dtype)
 
 
-def _weights(kernel: Float[Array, "..."] | QuantizedArray) -> Float[Array, "..."]:
+def _weights(kernel: Float[Array, ...] | QuantizedArray) -> Float[Array, ...]:
     """The kernel in floats of its type."""
     return kernel.dequantize() if isinstance(kernel, QuantizedArray) else kernel
 
 
-def _rounded(x: Float[Array, "*shape"], kernel: Float[Array, "..."] | QuantizedArray) -> Float[Array, "*shape"]:
+def _rounded(x: Float[Array, "*shape"], kernel: Float[Array, ...] | QuantizedArray) -> Float[Array, "*shape"]:
     """x, or the floats that its integers would stand for where the kernel asks for these."""
     if not isinstance(kernel, QuantizedArray) or kernel.activations != "fake":
         return x
@@ -102,13 +102,14 @@ def _rounded(x: Float[Array, "*shape"], kernel: Float[Array, "..."] | QuantizedA
 def _integer_sums(x: Int[Array, "*batch in"], kernel: QuantizedArray) -> Float[Array, "*batch out"]:
     """Integers x (..., in) times what kernel (in, out) stands for, float32: (..., out).
 
-    The sum of x * (q - z) * s over the values that share a grid is s * (sum of x * q - z * sum of x), both sums exact in
-    int32: int8 with a magnitude of 128 fills it after 131,072 products.
+    The sum of x * (q - z) * s over the values that share a grid is s * (sum of x * q - z * sum of x), both sums exact
+    in int32: int8 with a magnitude of 128 fills it after 131,072 products.
     """
     weights, zero, length = kernel.values(), kernel.zero, kernel.length
     if kernel.block is None:
         sums = lax.dot_general(x, weights, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
-        return (sums.astype(jnp.float32) - _zeros(x, None if zero is None else zero[0])) * kernel.scale[0].astype(jnp.float32)
+        scale = kernel.scale[0].astype(jnp.float32)
+        return (sums.astype(jnp.float32) - _zeros(x, None if zero is None else zero[0])) * scale
     whole, blocks = length // kernel.block * kernel.block, length // kernel.block
     total = jnp.zeros((), jnp.float32)
     if blocks:
@@ -124,8 +125,8 @@ def _integer_sums(x: Int[Array, "*batch in"], kernel: QuantizedArray) -> Float[A
 def _block_sums(
     x: Int[Array, "*batch N K"],
     weights: Int[Array, "N K out"],
-    scale: Float[Array, "N #out"],
-    zero: Float[Array, "N #out"] | None,
+    scale: Float[Array, "N _"],
+    zero: Float[Array, "N _"] | None,
 ) -> Float[Array, "*batch out"]:
     """The products of N blocks by themselves, each times its scale, added up."""
     contracted, batched = ((x.ndim - 1,), (1,)), ((x.ndim - 2,), (0,))
@@ -134,7 +135,7 @@ def _block_sums(
     return (sums * scale.astype(jnp.float32)).sum(-2)
 
 
-def _zeros(x: Int[Array, "*batch K"], zero: Float[Array, "#N #out"] | None) -> Float[Array, "*#batch #out"]:
+def _zeros(x: Int[Array, "*batch K"], zero: Float[Array, "..."] | None) -> Float[Array, "..."]:
     """What zeros take off sums of products: zero times the sum of x (..., K) over its last axis."""
     if zero is None:
         return jnp.zeros((1,), jnp.float32)
@@ -325,9 +326,7 @@ def _grouped(x: Float[Array, "B C"], tap: Float[Array, "per_group out"]) -> Floa
     return functools.reduce(operator.add, (groups[..., k] * taps[k] for k in range(inputs))).reshape(x.shape[0], -1)
 
 
-def embed(
-    table: Float[Array, "vocabulary D"] | QuantizedArray, ids: Int[Array, "*batch"]
-) -> Float[Array, "*batch D"]:
+def embed(table: Float[Array, "vocabulary D"] | QuantizedArray, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
     """Rows of a table (vocabulary, D) in its own type: ids (...) int32 -> (..., D)."""
     return table.rows(ids) if isinstance(table, QuantizedArray) else table[ids]
 

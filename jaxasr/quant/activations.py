@@ -17,7 +17,7 @@ LARGEST = 127  # -128 is left out, so that both signs reach as far
 def quantize_activations(
     x: Float[Array, "*batch D"], ranges: Ranges
 ) -> tuple[Int[Array, "*batch D"], Float[Array, "*#batch 1"]]:
-    """x (..., D) -> (int8 (..., D), steps (..., 1) float32) with x near integers * steps, symmetric, found from x itself.
+    """x (..., D) -> (int8 (..., D), steps (..., 1) float32) with x near integers * steps, symmetric, by x itself.
 
     `ranges`: one step for each vector of the last axis, so that no frame depends on another one, or one for all but the
     first axis. Both are signed: CPUs multiply signed with unsigned integers in slow loops. Zeros have a step of 1.

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 class QuantizedArray:
     """An array of integers that stand for floats: (q - zero) * scale.
 
-    `integers`: int8 for 8 bits, else uint8 as `packing` packs them along `axis`, which is negative. `scale`, `zero` (None
-    for a symmetric grid): as many axes as the array, of length 1 where the values share a grid; along `axis` one for
-    each `block` of so many values, of which the last may be shorter (None: one for all). `length`: values along `axis`.
+    `integers`: int8 for 8 bits, else uint8 as `packing` packs them along `axis`, which is negative. `scale`, `zero`
+    (None for a symmetric grid): as many axes as the array, of length 1 where the values share a grid; along `axis` one
+    for each `block` of so many values, of which the last may be shorter (None: one for all). `length`: values along `axis`.
     `activations`, `ranges`: how it is multiplied, as `Rule` says. `dtype`: the type of float that it stands for.
     """
 
@@ -70,11 +70,11 @@ class QuantizedArray:
         """The same integers, standing for floats of another type."""
         return dataclasses.replace(self, dtype=jnp.dtype(dtype))
 
-    def values(self) -> Int[Array, "..."]:
+    def values(self) -> Int[Array, ...]:
         """The integers, int8 and unpacked, in the array's shape."""
         return unpack(self.integers, self.bits, self.axis, self.length)
 
-    def dequantize(self) -> Float[Array, "..."]:
+    def dequantize(self) -> Float[Array, ...]:
         """The floats that it stands for, in its type."""
         scale, zero = self._spread(self.scale), None if self.zero is None else self._spread(self.zero)
         return dequantize(self.values(), Grid(scale, zero)).astype(self.dtype)
@@ -163,7 +163,7 @@ def abstract_array(shape: tuple[int, ...], rule: Rule, layer: Layer) -> Quantize
 
 
 def assembled_array(parts: dict[str, Any], shape: tuple[int, ...], rule: Rule, layer: Layer) -> QuantizedArray:
-    """The array that was taken apart to integers, scale and, where it has one, zero; ValueError where they do not fit."""
+    """The array that was taken apart to integers, scale and, where it has one, zero; ValueError where they misfit."""
     abstract = abstract_array(shape, rule, layer)
     wanted = {name: (part.shape, part.dtype) for name, part in parts_of(abstract).items()}
     if wanted != {name: (part.shape, part.dtype) for name, part in parts.items()}:

@@ -6,8 +6,8 @@ whose offset is s * z; AQT (2105.03536, section 3). Rounding is to the nearest, 
 quantizer rounds ties up). Zeros and scales are rounded to their stored type before weights are, so that what is stored
 costs no more than a grid a little wider.
 
-All functions take weights (...) and `axes`, over which one grid is shared; bounds, scales and zeros keep these axes with
-length 1. They can be traced and differentiated wherever rounding is passed by (`straight_through`).
+All functions take weights (...) and `axes`, over which one grid is shared; bounds, scales and zeros keep these axes
+with length 1. They can be traced and differentiated wherever rounding is passed by (`straight_through`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-# A search tries bounds from the largest magnitude down to a fifth of it: at 2 bits a symmetric grid of normal numbers is
-# best at a third, which the usual floor of a half does not reach.
+# A search tries bounds from the largest magnitude down to a fifth of it: at 2 bits a symmetric grid of normal numbers
+# is best at a third, which the usual floor of a half does not reach.
 FACTORS = (1.0, 0.2, 33)  # first, last, how many
 
 
 class Grid(NamedTuple):
-    """Where a grid lies: `scale` (step between two integers) and `zero` (the integer, or real, of weight 0, or None)."""
+    """Where a grid lies: `scale` (step between two integers) and `zero` (what stands for 0, or None)."""
 
     scale: jax.Array
     zero: jax.Array | None
@@ -79,8 +79,8 @@ def searched_bounds(
 def grid_of(bounds: Bounds, bits: int, symmetric: bool, dtype: DTypeLike = jnp.float32) -> Grid:
     """The grid with these ends, its scale and zero stored in `dtype`.
 
-    Symmetric: s = max(|low|, |high|) / hi. Asymmetric: s = (high - low) / (hi - lo), z = lo - low / s. Where all weights
-    are one number s is its magnitude, and 1 for zeros, so that they stay what they are.
+    Symmetric: s = max(|low|, |high|) / hi. Asymmetric: s = (high - low) / (hi - lo), z = lo - low / s. Where all
+    weights are one number s is its magnitude, and 1 for zeros, so that they stay what they are.
     """
     lo, hi = limits(bits)
     if symmetric:

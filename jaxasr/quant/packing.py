@@ -26,7 +26,7 @@ def packed_size(size: int, bits: int) -> int:
 
 
 def pack(values: jax.Array, bits: int, axis: int) -> jax.Array:
-    """int8 values (..., n, ...) in -2^(bits-1) .. 2^(bits-1)-1 -> uint8 (..., packed_size(n), ...) along a negative axis.
+    """int8 values (..., n, ...) in -2^(bits-1) .. 2^(bits-1)-1 -> uint8 (..., packed_size(n), ...) on a negative axis.
 
     Values of 8 bits stay as they are, int8.
     """

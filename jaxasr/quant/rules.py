@@ -26,9 +26,9 @@ class Rule:
     """How the weights whose path fits a pattern are quantized.
 
     `path`: such as `encoder.layers.*.feed_forward1.*`; a `*` stands for anything, dots included. `bits`: 8, 4, 3 or 2;
-    None leaves the weights in float. `layer`: only those of this kind of product. `per`: the weights that share a scale:
-    those of one output `channel` (of an embedding: one row), or a whole `tensor`. `block`: instead, so many of one
-    output's inputs, of which the last block may be shorter. `symmetric`: integers are multiples of the weights; else a
+    None leaves the weights in float. `layer`: only those of this kind of product. `per`: the weights that share a
+    scale: those of one output `channel` (of an embedding: one row), or a whole `tensor`. `block`: instead, so many of
+    one output's inputs, of which the last block may be shorter. `symmetric`: integers are multiples of the weights; else a
     zero is stored beside each scale. `bounds`: what the ends of the integers stand for: the largest weight (`max`), a
     `percentile` of the weights, or the bound of least squared error (`search`). `scale_type`: of scales and zeros.
     `activations`: what weights are multiplied by: `float` dequantizes the weights; `int8` quantizes activations to 8
@@ -89,11 +89,17 @@ class QuantizationConfig:
         for number, rule in enumerate(self.rules):
             own = self._decided(number, shapes)
             if not own:
-                why = "fits no kernel or embedding" if not self._fitting(rule, shapes) else "comes after rules that fit all"
+                why = (
+                    "fits no kernel or embedding"
+                    if not self._fitting(rule, shapes)
+                    else "comes after rules that fit all"
+                )
                 return f"the pattern {rule.path!r} {why}"
             inputs = [shape[PACKED_AXIS[layer]] for shape, layer in own]
             if rule.block is not None and rule.bits is not None and rule.block > max(inputs):
-                return f"a block of {rule.block} does not fit {rule.path!r}: its longest weight has {max(inputs)} inputs"
+                return (
+                    f"a block of {rule.block} does not fit {rule.path!r}: its longest weight has {max(inputs)} inputs"
+                )
         return None
 
     def without_idle_rules(self, shapes: Mapping[str, Shape]) -> QuantizationConfig:
@@ -137,9 +143,9 @@ def default_rules(
     """What experience suggests for a model of which nothing else is known; a rule may decide nothing in it.
 
     The encoder's dense layers and convolutions take `bits`; front ends and depthwise convolutions, a small share of the
-    weights on which much hangs, stay float, as do norms and biases, which are no weights here; heads keep 8 bits. `clip`
-    looks for bounds of least squared error: by default at 3 and 2 bits, where it is worth more than blocks. Integers of
-    8 bits are multiplied by activations of 8 bits.
+    weights on which much hangs, stay float, as do norms and biases, which are no weights here; heads keep 8 bits.
+    `clip` looks for bounds of least squared error: by default at 3 and 2 bits, where it is worth more than blocks. Integers
+    of 8 bits are multiplied by activations of 8 bits.
     """
     bounds: Literal["max", "search"] = "search" if clip or (clip is None and bits < 4) else "max"
     activations: Activations = "int8" if bits == 8 else "float"
@@ -147,8 +153,6 @@ def default_rules(
         Rule(path="*", layer="depthwise", bits=None),
         Rule(path="encoder.embed.*", bits=None),
         Rule(path="encoder.subsample.*", bits=None),
-        Rule(
-            path="encoder.*", bits=bits, block=block, symmetric=symmetric, bounds=bounds, activations=activations
-        ),
+        Rule(path="encoder.*", bits=bits, block=block, symmetric=symmetric, bounds=bounds, activations=activations),
         Rule(path="*", bits=8),
     )

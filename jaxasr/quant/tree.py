@@ -44,7 +44,9 @@ def put_together(
     for path, shape in shapes.items():
         rule = config.rule(path, shape) if config is not None else None
         layer = layer_of(path, shape)
-        parts = {name: leaves.pop(f"{path}.{name}") for name in ("integers", "scale", "zero") if f"{path}.{name}" in leaves}
+        parts = {
+            name: leaves.pop(f"{path}.{name}") for name in ("integers", "scale", "zero") if f"{path}.{name}" in leaves
+        }
         try:
             if rule is None or layer is None:
                 raise ValueError("no rule quantizes it")
