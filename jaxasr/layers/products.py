@@ -86,12 +86,12 @@ def convolution_product(
     return y.astype(x.dtype)
 
 
-def _weights(kernel: Float[Array, ...] | QuantizedArray) -> Float[Array, ...]:
+def _weights(kernel: Float[Array, "*weights"] | QuantizedArray) -> Float[Array, "*_"]:
     """The kernel in floats of its type."""
     return kernel.dequantize() if isinstance(kernel, QuantizedArray) else kernel
 
 
-def _rounded(x: Float[Array, "*shape"], kernel: Float[Array, ...] | QuantizedArray) -> Float[Array, "*shape"]:
+def _rounded(x: Float[Array, "*shape"], kernel: Float[Array, "*weights"] | QuantizedArray) -> Float[Array, "*shape"]:
     """x, or the floats that its integers would stand for where the kernel asks for these."""
     if not isinstance(kernel, QuantizedArray) or kernel.activations != "fake":
         return x
@@ -135,7 +135,7 @@ def _block_sums(
     return (sums * scale.astype(jnp.float32)).sum(-2)
 
 
-def _zeros(x: Int[Array, "*batch K"], zero: Float[Array, "..."] | None) -> Float[Array, "..."]:
+def _zeros(x: Int[Array, "*batch K"], zero: Float[Array, "*_"] | None) -> Float[Array, "*_"]:
     """What zeros take off sums of products: zero times the sum of x (..., K) over its last axis."""
     if zero is None:
         return jnp.zeros((1,), jnp.float32)

@@ -40,7 +40,8 @@ class QuantizedArray:
 
     `integers`: int8 for 8 bits, else uint8 as `packing` packs them along `axis`, which is negative. `scale`, `zero`
     (None for a symmetric grid): as many axes as the array, of length 1 where the values share a grid; along `axis` one
-    for each `block` of so many values, of which the last may be shorter (None: one for all). `length`: values along `axis`.
+    for each `block` of so many values, of which the last may be shorter (None: one for all). `length`: values along
+    `axis`.
     `activations`, `ranges`: how it is multiplied, as `Rule` says. `dtype`: the type of float that it stands for.
     """
 
@@ -70,11 +71,11 @@ class QuantizedArray:
         """The same integers, standing for floats of another type."""
         return dataclasses.replace(self, dtype=jnp.dtype(dtype))
 
-    def values(self) -> Int[Array, ...]:
+    def values(self) -> Int[Array, "*_"]:
         """The integers, int8 and unpacked, in the array's shape."""
         return unpack(self.integers, self.bits, self.axis, self.length)
 
-    def dequantize(self) -> Float[Array, ...]:
+    def dequantize(self) -> Float[Array, "*_"]:
         """The floats that it stands for, in its type."""
         scale, zero = self._spread(self.scale), None if self.zero is None else self._spread(self.zero)
         return dequantize(self.values(), Grid(scale, zero)).astype(self.dtype)

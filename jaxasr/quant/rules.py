@@ -28,9 +28,9 @@ class Rule:
     `path`: such as `encoder.layers.*.feed_forward1.*`; a `*` stands for anything, dots included. `bits`: 8, 4, 3 or 2;
     None leaves the weights in float. `layer`: only those of this kind of product. `per`: the weights that share a
     scale: those of one output `channel` (of an embedding: one row), or a whole `tensor`. `block`: instead, so many of
-    one output's inputs, of which the last block may be shorter. `symmetric`: integers are multiples of the weights; else a
-    zero is stored beside each scale. `bounds`: what the ends of the integers stand for: the largest weight (`max`), a
-    `percentile` of the weights, or the bound of least squared error (`search`). `scale_type`: of scales and zeros.
+    one output's inputs, of which the last block may be shorter. `symmetric`: integers are multiples of the weights;
+    else a zero is stored beside each scale. `bounds`: what the ends of the integers stand for: the largest weight
+    (`max`), a `percentile` of the weights, or the bound of least squared error (`search`). `scale_type`: of scales and zeros.
     `activations`: what weights are multiplied by: `float` dequantizes the weights; `int8` quantizes activations to 8
     bits and multiplies integers (dense layers and convolutions over time; others dequantize); `fake` gives the values
     of `int8` in float arithmetic. `ranges`: activations that share a scale: those of one `token` (frame), or of one
@@ -144,8 +144,8 @@ def default_rules(
 
     The encoder's dense layers and convolutions take `bits`; front ends and depthwise convolutions, a small share of the
     weights on which much hangs, stay float, as do norms and biases, which are no weights here; heads keep 8 bits.
-    `clip` looks for bounds of least squared error: by default at 3 and 2 bits, where it is worth more than blocks. Integers
-    of 8 bits are multiplied by activations of 8 bits.
+    `clip` looks for bounds of least squared error: by default at 3 and 2 bits, where it is worth more than blocks.
+    Integers of 8 bits are multiplied by activations of 8 bits.
     """
     bounds: Literal["max", "search"] = "search" if clip or (clip is None and bits < 4) else "max"
     activations: Activations = "int8" if bits == 8 else "float"
