@@ -30,11 +30,11 @@ class Rule:
     scale: those of one output `channel` (of an embedding: one row), or a whole `tensor`. `block`: instead, so many of
     one output's inputs, of which the last block may be shorter. `symmetric`: integers are multiples of the weights;
     else a zero is stored beside each scale. `bounds`: what the ends of the integers stand for: the largest weight
-    (`max`), a `percentile` of the weights, or the bound of least squared error (`search`). `scale_type`: of scales and zeros.
-    `activations`: what weights are multiplied by: `float` dequantizes the weights; `int8` quantizes activations to 8
-    bits and multiplies integers (dense layers and convolutions over time; others dequantize); `fake` gives the values
-    of `int8` in float arithmetic. `ranges`: activations that share a scale: those of one `token` (frame), or of one
-    utterance's `tensor`, of which padding is a part, so that a batch differs from its utterances.
+    (`max`), a `percentile` of the weights, or the bound of least squared error (`search`). `scale_type`: of scales and
+    zeros. `activations`: what weights are multiplied by: `float` dequantizes the weights; `int8` quantizes
+    activations to 8 bits and multiplies integers (dense layers and convolutions over time; others dequantize); `fake`
+    gives the values of `int8` in float arithmetic. `ranges`: activations that share a scale: those of one `token`
+    (frame), or of one utterance's `tensor`, of which padding is a part, so that a batch differs from its utterances.
     """
 
     path: str
