@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jaxasr.loading import load_detector as load_detector
     from jaxasr.loading import load_model as load_model
     from jaxasr.process import configure_process as configure_process
+    from jaxasr.quantizing import quantize as quantize
     from jaxasr.recognizer import Recognizer as Recognizer
     from jaxasr.training.train import train as train
     from jaxasr.transcripts import Failure as Failure
@@ -31,6 +32,7 @@ _HOME = {
     "Failure": "jaxasr.transcripts",
     "convert_checkpoint": "jaxasr.convert",
     "train": "jaxasr.training.train",
+    "quantize": "jaxasr.quantizing",
     "configure_process": "jaxasr.process",
     "JaxasrError": "jaxasr.errors",
 }

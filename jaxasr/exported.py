@@ -31,6 +31,7 @@ from jaxasr.caches import cache_folder, compilation_options, is_compiled, make_r
 from jaxasr.configuration import comes_from, to_mapping
 from jaxasr.files import replacing_file
 from jaxasr.model_config import ModelConfig
+from jaxasr.quant.array import QuantizedArray
 from jaxasr.search.hypotheses import Hypotheses
 
 logger = logging.getLogger("jaxasr")
@@ -44,6 +45,14 @@ _OUTSIDE = {"name", "text", "ctc_text", "audio"}
 # As Linux names them on x86 and ARM; others differ between kernels on one processor.
 _VECTOR = re.compile("(sse|ssse|avx|amx|fma|f16c|bmi|abm|popcnt|movbe|adx|gfni|sha|asimd|sve|sme|bf16|i8mm|fp)")
 _DIGEST_SIZE = hashlib.sha256().digest_size
+
+# Quantized weights are arguments of programs: what tells their trees apart is written as json.
+export.register_pytree_node_serialization(
+    QuantizedArray,
+    serialized_name="jaxasr.QuantizedArray",
+    serialize_auxdata=lambda statics: json.dumps([*statics[:-1], statics[-1].name]).encode(),
+    deserialize_auxdata=lambda written: (*(read := json.loads(bytes(written)))[:-1], jax.numpy.dtype(read[-1])),
+)
 
 
 def lower(

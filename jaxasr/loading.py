@@ -9,10 +9,12 @@ import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from jaxasr import store
 from jaxasr.errors import ConfigError, ModelError
+from jaxasr.model_config import ModelConfig
+from jaxasr.quant.rules import Activations
 from jaxasr.recognizer import Recognizer
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ def load_model(
     pad_before: float | None = None,
     pad_after: float | None = None,
     precision: str = "float32",
+    activations: Activations | None = None,
     verify: bool = True,
     lazy: bool = False,
     compile_for: float | Sequence[float] | None = None,
@@ -60,6 +63,8 @@ def load_model(
     `pad_before`: silence before every clip (s); the model's own if unset.
     `pad_after`: silence after every clip (s); the model's own if unset.
     `precision`: which of a published model's files to take.
+    `activations`: what a quantized model's weights are multiplied by: float, for which they are dequantized, or int8;
+        as the model says if unset.
     `verify`: check the hash of every file and array.
     `lazy`: return while the arrays are still being read, in a thread of the recognizer's, and compile meanwhile. Damage
         then shows at the first transcript, and the process must not end before the recognizer is closed.
@@ -80,10 +85,13 @@ def load_model(
             except ValueError:
                 raise ConfigError(f"{name} must be a number of seconds, not {value}") from None
 
+    config = dataclasses.replace(stored.config, audio=audio)
+    if activations is not None:
+        config = with_activations(config, activations)
     # A recognizer that is sent to another process takes this along, and reads the folder there.
-    stored = dataclasses.replace(stored, folder=stored.folder.absolute())
+    stored = dataclasses.replace(stored, folder=stored.folder.absolute(), config=config)
     recognizer = Recognizer(
-        dataclasses.replace(stored.config, audio=audio),
+        config,
         functools.partial(stored.params, verify=verify),
         stored.tokens,
         dtype=dtype,
@@ -120,6 +128,20 @@ def load_detector(name_or_path: str | os.PathLike[str], *, verify: bool = True) 
     from jaxasr.longform.detector import Detector
 
     return Detector(stored.config, stored.params(verify=verify))
+
+
+def with_activations(config: ModelConfig, activations: Activations) -> ModelConfig:
+    """The model with its quantized weights multiplied in another way; ConfigError for a word that is no way.
+
+    Float weights are multiplied by floats alone.
+    """
+    if activations not in get_args(Activations):
+        raise ConfigError(f"activations {activations!r} is none of {', '.join(get_args(Activations))}")
+    if config.quantization is None:
+        if activations == "float":
+            return config
+        raise ConfigError(f"{config.name} has no quantized weights for activations {activations}: quantize it first")
+    return dataclasses.replace(config, quantization=config.quantization.with_activations(activations))
 
 
 def locate(name_or_path: str | os.PathLike[str], precision: str = "float32") -> Path:

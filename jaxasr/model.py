@@ -19,6 +19,7 @@ from jaxasr.heads.ctc import CTC
 from jaxasr.heads.parallel import Parallel
 from jaxasr.heads.transducer import Transducer
 from jaxasr.model_config import ModelConfig, Parameters
+from jaxasr.quant.tree import abstract_tree
 from jaxasr.search import SEARCHES, SearchConfig
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.search.protocols import search_whole
@@ -100,7 +101,7 @@ class AbstractModule(Generic[Module]):
     def __init__(self, make: Callable[[nnx.Rngs], Module]) -> None:
         self._graph, self._state = nnx.split(nnx.eval_shape(lambda: make(_AnyKey())))
         self.parameters: dict[str, Any] = _named(nnx.to_pure_dict(self._state))
-        """Shapes and types of every parameter, nested by name as a model directory stores them."""
+        """Shapes and types of every parameter, nested by name as `fill` takes them: quantized arrays of shapes too."""
 
     def split(self, parameters: Parameters) -> tuple[Parameters, Parameters]:
         """Nested parameters in two: those that gradients train, and the others, which are statistics and constants."""
@@ -130,6 +131,9 @@ class AbstractModel(AbstractModule[Model]):
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
         super().__init__(lambda rngs: Model(config, rngs=rngs))
+        self.floats = self.parameters
+        """Shapes and types of every parameter before any is quantized, nested by name."""
+        self.parameters = abstract_tree(config.quantization, self.floats)
 
 
 class AbstractDetector(AbstractModule[SpeechDetector]):

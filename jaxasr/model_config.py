@@ -12,6 +12,7 @@ from jaxasr.errors import ConfigError
 from jaxasr.features import FEATURES, FeaturesConfig
 from jaxasr.heads.configs import CTCConfig, TransducerConfig
 from jaxasr.heads.parallel_config import ParallelConfig
+from jaxasr.quant.rules import QuantizationConfig
 from jaxasr.search import SEARCHES, GreedyConfig, HeadConfig, SearchConfig, choose_search, searched_head
 from jaxasr.text import SPELLINGS, SpellingConfig
 
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     import jax
     import numpy as np
 
-# Arrays nested by name, as a model directory stores them.
-Parameters = dict[str, "Parameters | jax.Array | np.ndarray"]
+    from jaxasr.quant.array import QuantizedArray
+
+# Arrays nested by name, as a model's modules have them.
+Parameters = dict[str, "Parameters | jax.Array | np.ndarray | QuantizedArray"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,7 @@ class ModelConfig:
 
     `encoder`, `features`, `text` and `search` are told apart by their `kind`. `text`: how ids are spelt; `ctc_text`:
     how those of the CTC head are, where that differs. `search`: how the model is searched where nobody says otherwise.
+    `quantization`: which weights are integers; None where all are floats.
     Raises ValueError where two parts do not agree.
     """
 
@@ -60,6 +64,7 @@ class ModelConfig:
     ctc_text: Annotated[SpellingConfig, SPELLINGS] | None = None
     search: Annotated[SearchConfig, SEARCHES] = GreedyConfig()
     audio: AudioConfig = AudioConfig()
+    quantization: QuantizationConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.heads:

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -31,11 +32,18 @@ from jaxasr.errors import ModelError, listing, printable
 from jaxasr.files import file_hash, read_yaml, reason, refuse_pointer, require_utf8, writing_folder
 from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.process import return_freed_memory
+from jaxasr.quant.rules import QuantizationConfig
 from jaxasr.search import searched_head
 from jaxasr.text.tokens import TokenTable
 
 CONFIG, PARAMS, TOKENS, CARD, MANIFEST = "config.yaml", "params", "tokens.txt", "README.md", "manifest.json"
 SAVE_CONCURRENT_GB = 0.1
+# How quantized weights are multiplied, in words.
+WAYS = {
+    "float": "weights dequantized in the product",
+    "int8": "integers, activations of 8 bits",
+    "fake": "integers' values in float arithmetic",
+}
 _TRANSPOSED = (
     "The parameters are the source's, transposed; nothing was trained or rounded unless a line above says so. "
 )
@@ -90,8 +98,11 @@ def save(
 ) -> None:
     """Write a model directory. ModelError where it cannot be written.
 
-    `params`: a nested dictionary of arrays. `tokens`: the vocabulary; None of a detector, which has none.
+    `params`: a nested dictionary of arrays, some of them quantized as `config` says. `tokens`: the vocabulary; None of
+    a detector, which has none.
     """
+    from jaxasr.quant import tree  # JAX, which who only looks at a directory does not need
+
     target = Path(directory)
     require_utf8(target, ModelError)
     if target.exists():
@@ -105,20 +116,21 @@ def save(
         (folder / CONFIG).write_text(_yaml(config), encoding="utf-8")
         if tokens is not None:
             tokens.write(folder / TOKENS)
-        leaves = flatten(params)
+        leaves, quantized = tree.taken_apart(flatten(params))
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
         if shutil.disk_usage(folder).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        _save_arrays(folder / PARAMS, params)
-        count = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
-        (folder / CARD).write_text(card.text(config, count), encoding="utf-8")
-        manifest = {
+        _save_arrays(folder / PARAMS, unflatten(leaves))
+        manifest: dict[str, Any] = {
             "format": FORMAT,
             "name": card.name,
             "source": [dict(zip(("file", "bytes", "sha256"), row, strict=True)) for row in card.source],
             "files": {name: file_hash(folder / name) for name in (CONFIG, TOKENS) if (folder / name).exists()},
             "arrays": _describe_arrays(leaves),
         }
+        if quantized:
+            manifest["quantized"] = {path: list(shape) for path, shape in quantized.items()}
+        (folder / CARD).write_text(card.text(config, _parameters(manifest)), encoding="utf-8")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
@@ -131,13 +143,19 @@ class _Stored:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the arrays have together."""
-        return sum(math.prod(entry["shape"]) for entry in self.manifest["arrays"].values())
+        """How many numbers the arrays have together, or stand for."""
+        return _parameters(self.manifest)
+
+    @property
+    def quantization(self) -> QuantizationConfig | None:
+        """Which of the arrays are stored as integers of few bits, and how."""
+        return None
 
     def params(self, *, verify: bool = True) -> Parameters:
         """Nested arrays of numpy, read-only; ModelError where a shape or, with `verify`, a hash is wrong.
 
-        JAX on a CPU takes them without a copy. They are what `mapped` has kept of this folder, else Orbax reads them.
+        Quantized ones are QuantizedArrays over such arrays. JAX on a CPU takes them without a copy. They are what
+        `mapped` has kept of this folder, else Orbax reads them.
         """
         require_utf8(self.folder, ModelError)
         folder, described = self.folder / PARAMS, self.manifest["arrays"]
@@ -154,7 +172,14 @@ class _Stored:
             arrays = arrays or mapped.pack(described, restored)
             restored.clear()
             return_freed_memory()
-        return unflatten(arrays)
+        if not (shapes := _quantized(self.manifest)):
+            return unflatten(arrays)
+        from jaxasr.quant.tree import put_together
+
+        try:
+            return unflatten(put_together(arrays, shapes, self.quantization))
+        except ValueError as error:
+            raise ModelError(f"{folder} does not fit {CONFIG} ({error}): quantize the model again") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,6 +188,11 @@ class StoredModel(_Stored):
 
     config: ModelConfig
     tokens: TokenTable
+
+    @property
+    def quantization(self) -> QuantizationConfig | None:
+        """Which of the arrays are stored as integers of few bits, and how."""
+        return self.config.quantization
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,6 +279,8 @@ def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
         "kind": "model directory",
         "path": str(folder),
         **facts(config, arrays),
+        "parameters": _parameters(manifest),
+        **_low_bits(config, manifest),
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "source": manifest["source"],
     }
@@ -376,6 +408,36 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return checked
 
 
+def _quantized(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays that are stored as integers, by path."""
+    return {path: tuple(shape) for path, shape in manifest.get("quantized", {}).items()}
+
+
+def _parameters(manifest: Mapping[str, Any]) -> int:
+    """How many numbers the arrays have together, or stand for."""
+    quantized = _quantized(manifest)
+    stored = (entry["shape"] for path, entry in manifest["arrays"].items() if path.rpartition(".")[0] not in quantized)
+    return sum(map(math.prod, (*stored, *quantized.values())))
+
+
+def _low_bits(config: ModelConfig | DetectorConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What `jaxasr info` shows of quantized weights: how many of each number of bits, and how they are multiplied."""
+    if isinstance(config, DetectorConfig) or config.quantization is None:
+        return {}
+    bits: Counter[str] = Counter()
+    ways: Counter[str] = Counter()
+    for path, shape in _quantized(manifest).items():
+        if (rule := config.quantization.rule(path, shape)) is not None:
+            bits[f"{rule.bits} bits"] += math.prod(shape)
+            ways[WAYS[rule.activations]] += math.prod(shape)
+    stored = sum(math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize for entry in manifest["arrays"].values())
+    return {
+        "weights": {**bits, "float": _parameters(manifest) - bits.total()},
+        "products": dict(ways),
+        "bits_per_parameter": round(8 * stored / _parameters(manifest), 3),
+    }
+
+
 def _is_manifest(manifest: Any) -> bool:
     try:
         return all(
@@ -384,6 +446,9 @@ def _is_manifest(manifest: Any) -> bool:
             for path, entry in manifest["arrays"].items()
         ) and all(
             isinstance(row["file"], str) and type(row["bytes"]) is int for row in manifest["source"]
+        ) and all(
+            f"{path}.integers" in manifest["arrays"] and all(type(size) is int and size >= 0 for size in shape)
+            for path, shape in manifest.get("quantized", {}).items()
         ) and isinstance(manifest["files"], dict) and type(manifest["format"]) is int  # fmt: skip
     except (KeyError, TypeError, AttributeError):
         return False

@@ -87,6 +87,13 @@ PadAfterOption = Annotated[float | None, _silence("after")]
 PrecisionOption = Annotated[
     Literal["float32", "int8"], typer.Option(help="Which files of a published model to take, when given by its name.")
 ]
+ActivationsOption = Annotated[
+    Literal["float", "int8"] | None,
+    typer.Option(
+        help="What a quantized model's weights are multiplied by: float, for which they are dequantized, or int8; the "
+        "model's own if unset."
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +110,7 @@ class RecognizerOptions:
     pad_before: PadBeforeOption = None
     pad_after: PadAfterOption = None
     precision: PrecisionOption = "float32"
+    activations: ActivationsOption = None
 
     def load(self) -> Recognizer:
         """The recogniser that was asked for; the first program is compiled while the parameters are read."""

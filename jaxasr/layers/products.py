@@ -5,6 +5,10 @@ a convolution multiplies: the activation is cast to it, sums are kept in float32
 activation's type. So bfloat16 kernels run as bfloat16 products whether the activations around them are bfloat16 (GPU,
 TPU) or float32 (CPU, where narrow element-wise arithmetic is slow). Depthwise and grouped products are element-wise
 arithmetic, which runs in the activation's type.
+
+A kernel may be a QuantizedArray. It is dequantized here, inside the product, or multiplied as integers with activations
+that are quantized here: its own `activations` says which. What only float arithmetic does well (depthwise, grouped and
+two-dimensional convolutions, embeddings) dequantizes either way.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxasr.quant.activations import quantize_activations
+from jaxasr.quant.array import QuantizedArray
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
@@ -32,16 +39,22 @@ def precision_of(dtype: jnp.dtype) -> lax.Precision:
 
 
 def linear_product(
-    x: Float[Array, "*batch in"], kernel: Float[Array, "in out"], bias: Float[Array, " out"] | None = None
+    x: Float[Array, "*batch in"],
+    kernel: Float[Array, "in out"] | QuantizedArray,
+    bias: Float[Array, " out"] | None = None,
 ) -> Float[Array, "*batch out"]:
     """x (..., in) times kernel (in, out) plus bias (out,): (..., out) in x's type."""
-    product = lax.dot_general(
-        x.astype(kernel.dtype),
-        kernel,
-        (((x.ndim - 1,), (0,)), ((), ())),
-        precision=precision_of(kernel.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    if isinstance(kernel, QuantizedArray) and kernel.activations == "int8":
+        integers, steps = quantize_activations(x, kernel.ranges)
+        product = _integer_sums(integers, kernel) * steps
+    else:
+        product = lax.dot_general(
+            _rounded(x, kernel).astype(kernel.dtype),
+            _weights(kernel),
+            (((x.ndim - 1,), (0,)), ((), ())),
+            precision=precision_of(kernel.dtype),
+            preferred_element_type=jnp.float32,
+        )
     if bias is not None:
         product = product + bias.astype(jnp.float32)
     return product.astype(x.dtype)
@@ -49,22 +62,99 @@ def linear_product(
 
 def convolution_product(
     x: Float[Array, "B H W in"],
-    kernel: Float[Array, "height width in out"],
+    kernel: Float[Array, "height width in out"] | QuantizedArray,
     strides: tuple[int, int],
     padding: tuple[tuple[int, int], tuple[int, int]],
 ) -> Float[Array, "B _ _ out"]:
-    """x (B, H, W, in) convolved with kernel (height, width, in, out): (B, H', W', out) in x's type."""
+    """x (B, H, W, in) convolved with kernel (height, width, in, out): (B, H', W', out) in x's type.
+
+    Over H alone (width 1) integers are multiplied too, as a sum of shifted products: XLA's own convolution of integers
+    is slow on a CPU.
+    """
     if x.shape[-1] == 1:
-        return _single_channel_convolution(x, kernel, strides, padding)
+        return _single_channel_convolution(x, _weights(kernel), strides, padding)
+    if isinstance(kernel, QuantizedArray) and kernel.activations == "int8" and kernel.shape[1] == 1:
+        return _integer_convolution(x, kernel, strides, padding)
     y = lax.conv_general_dilated(
-        x.astype(kernel.dtype),
-        kernel,
+        _rounded(x, kernel).astype(kernel.dtype),
+        _weights(kernel),
         strides,
         padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=precision_of(kernel.dtype),
     )
     return y.astype(x.dtype)
+
+
+def _weights(kernel: Float[Array, "*weights"] | QuantizedArray) -> Float[Array, "*_"]:
+    """The kernel in floats of its type."""
+    return kernel.dequantize() if isinstance(kernel, QuantizedArray) else kernel
+
+
+def _rounded(x: Float[Array, "*shape"], kernel: Float[Array, "*weights"] | QuantizedArray) -> Float[Array, "*shape"]:
+    """x, or the floats that its integers would stand for where the kernel asks for these."""
+    if not isinstance(kernel, QuantizedArray) or kernel.activations != "fake":
+        return x
+    integers, steps = quantize_activations(x, kernel.ranges)
+    return (integers * steps).astype(x.dtype)
+
+
+def _integer_sums(x: Int[Array, "*batch in"], kernel: QuantizedArray) -> Float[Array, "*batch out"]:
+    """Integers x (..., in) times what kernel (in, out) stands for, float32: (..., out).
+
+    The sum of x * (q - z) * s over the values that share a grid is s * (sum of x * q - z * sum of x), both sums exact
+    in int32: int8 with a magnitude of 128 fills it after 131,072 products.
+    """
+    weights, zero, length = kernel.values(), kernel.zero, kernel.length
+    if kernel.block is None:
+        sums = lax.dot_general(x, weights, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+        scale = kernel.scale[0].astype(jnp.float32)
+        return (sums.astype(jnp.float32) - _zeros(x, None if zero is None else zero[0])) * scale
+    whole, blocks = length // kernel.block * kernel.block, length // kernel.block
+    total = jnp.zeros((), jnp.float32)
+    if blocks:
+        split = x[..., :whole].reshape(*x.shape[:-1], blocks, kernel.block)
+        taps = weights[:whole].reshape(blocks, kernel.block, -1)
+        total = total + _block_sums(split, taps, kernel.scale[:blocks], None if zero is None else zero[:blocks])
+    if whole < length:
+        rest = x[..., None, whole:], weights[None, whole:]
+        total = total + _block_sums(*rest, kernel.scale[blocks:], None if zero is None else zero[blocks:])
+    return total
+
+
+def _block_sums(
+    x: Int[Array, "*batch N K"],
+    weights: Int[Array, "N K out"],
+    scale: Float[Array, "N _"],
+    zero: Float[Array, "N _"] | None,
+) -> Float[Array, "*batch out"]:
+    """The products of N blocks by themselves, each times its scale, added up."""
+    contracted, batched = ((x.ndim - 1,), (1,)), ((x.ndim - 2,), (0,))
+    sums = lax.dot_general(x, weights, (contracted, batched), preferred_element_type=jnp.int32)  # (N, ..., out)
+    sums = jnp.moveaxis(sums, 0, -2).astype(jnp.float32) - _zeros(x, zero)
+    return (sums * scale.astype(jnp.float32)).sum(-2)
+
+
+def _zeros(x: Int[Array, "*batch K"], zero: Float[Array, "*_"] | None) -> Float[Array, "*_"]:
+    """What zeros take off sums of products: zero times the sum of x (..., K) over its last axis."""
+    if zero is None:
+        return jnp.zeros((1,), jnp.float32)
+    return zero.astype(jnp.float32) * x.sum(-1, dtype=jnp.int32, keepdims=True).astype(jnp.float32)
+
+
+def _integer_convolution(
+    x: Float[Array, "B H W in"],
+    kernel: QuantizedArray,
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+) -> Float[Array, "B _ _ out"]:
+    """Integers x convolved over H: a product for each tap, whose activations keep their own steps."""
+    integers, steps = quantize_activations(x, kernel.ranges)
+    size = (kernel.shape[0], 1)
+    windows = _windows(integers, size, strides, padding)
+    scales = _windows(jnp.broadcast_to(steps, (*x.shape[:-1], 1)), size, strides, padding)
+    products = (_integer_sums(windows[i, 0], kernel.tap(i)) * scales[i, 0] for i in range(size[0]))
+    return functools.reduce(operator.add, products).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -127,7 +217,9 @@ def _strided(
 
 
 def depthwise_product(
-    x: Float[Array, "B *space C"], kernel: Float[Array, "*window 1 C"], strides: tuple[int, int] = (1, 1)
+    x: Float[Array, "B *space C"],
+    kernel: Float[Array, "*window 1 C"] | QuantizedArray,
+    strides: tuple[int, int] = (1, 1),
 ) -> Float[Array, "B ... C"]:
     """Valid depthwise convolution, in x's type, over one axis or two.
 
@@ -136,8 +228,9 @@ def depthwise_product(
     depthwise convolution reads its input once. Elsewhere the product is a sum of shifted multiples: on a CPU XLA's own
     is tens of times slower (docs/benchmarks.md).
     """
-    if kernel.ndim == 3:
-        return depthwise_product(x[:, :, None], kernel[:, None])[:, :, 0]
+    taps = _weights(kernel).astype(x.dtype)
+    if taps.ndim == 3:
+        return depthwise_product(x[:, :, None], taps[:, None])[:, :, 0]
 
     def native(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(
@@ -151,7 +244,7 @@ def depthwise_product(
         )
 
     sums = functools.partial(_shifted_sums, strides=strides)
-    y: jax.Array = lax.platform_dependent(x, kernel.astype(x.dtype), tpu=native, default=sums)
+    y: jax.Array = lax.platform_dependent(x, taps, tpu=native, default=sums)
     return y
 
 
@@ -215,13 +308,13 @@ def _barrier(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def grouped_product(
-    steps: Sequence[Float[Array, "B C"]], kernel: Float[Array, "width per_group out"]
+    steps: Sequence[Float[Array, "B C"]], kernel: Float[Array, "width per_group out"] | QuantizedArray
 ) -> Float[Array, "B out"]:
     """One output of a grouped convolution over time: its window's steps (B, C), kernel (width, in, out) -> (B, out).
 
     The kernel has C / in groups. It is multiplied in the type of the steps: a few numbers a group fill no matrix unit.
     """
-    taps = kernel.astype(steps[0].dtype)
+    taps = _weights(kernel).astype(steps[0].dtype)
     return functools.reduce(operator.add, (_grouped(step, taps[place]) for place, step in enumerate(steps)))
 
 
@@ -233,9 +326,9 @@ def _grouped(x: Float[Array, "B C"], tap: Float[Array, "per_group out"]) -> Floa
     return functools.reduce(operator.add, (groups[..., k] * taps[k] for k in range(inputs))).reshape(x.shape[0], -1)
 
 
-def embed(table: Float[Array, "vocabulary D"], ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+def embed(table: Float[Array, "vocabulary D"] | QuantizedArray, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
     """Rows of a table (vocabulary, D) in its own type: ids (...) int32 -> (..., D)."""
-    return table[ids]
+    return table.rows(ids) if isinstance(table, QuantizedArray) else table[ids]
 
 
 def batched_product(a: Float[Array, "*#batch M K"], b: Float[Array, "*#batch K N"]) -> Float[Array, "... M N"]:

@@ -100,6 +100,8 @@ def train(
     table = folder.path / store.TOKENS
     if init is not None:
         config, parameters, tokens = store.load(loading.locate(init))
+        if config.quantization is not None:
+            raise ConfigError(f"{config.name} is quantized, and trained is only what is float: give its float model")
     else:
         if settings.model is None:
             name = "the recipe" if isinstance(recipe, Recipe) else os.fspath(recipe)

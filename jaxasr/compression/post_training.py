@@ -1,0 +1,93 @@
+"""Quantization after training: every weight is rounded by itself, from the weights alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from jaxasr.devices import usual_settings
+from jaxasr.errors import ConfigError, ModelError
+from jaxasr.model import AbstractModel
+from jaxasr.model_config import ModelConfig, Parameters
+from jaxasr.quant.array import quantize_array
+from jaxasr.quant.rules import QuantizationConfig, layer_of
+from jaxasr.store import StoredModel, flatten, unflatten
+
+# Below its largest number's magnitude a leaf's float16 would keep fewer digits than it has: there all are subnormal.
+FLOAT16_NORMAL, FLOAT16_LARGEST = 2.0**-14, 65504.0
+# Parts of a model whose arrays stay float32: mel filterbanks and statistics are few, and the front end is float.
+EXACT = ("features.",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """A quantized model: its configuration and its parameters, of numpy.
+
+    `error`: the root mean square of what rounding changed in the quantized weights, as a share of that of the weights.
+    """
+
+    config: ModelConfig
+    params: Parameters
+    error: float
+
+
+def fitting_rules(model: ModelConfig, rules: QuantizationConfig, *, defaults: int = 0) -> QuantizationConfig:
+    """The rules, of which the last `defaults` may fit nothing and are then left out. ConfigError where others do
+    not fit. They are applied to the shapes of the model, without its numbers.
+    """
+    if model.quantization is not None:
+        raise ConfigError(f"{model.name} is quantized already: quantize the float model that it was made from")
+    with usual_settings():
+        shapes = {path: leaf.shape for path, leaf in flatten(AbstractModel(model).floats).items()}
+    given = rules.rules[: len(rules.rules) - defaults]
+    used = rules.without_idle_rules(shapes)
+    idle = [rule for rule in rules.rules[len(given) :] if rule not in used.rules]
+    checked = dataclasses.replace(rules, rules=tuple(rule for rule in rules.rules if rule not in idle))
+    if fault := checked.fault(shapes):
+        raise ConfigError(f"{model.name}: {fault}")
+    return checked
+
+
+def quantize_stored(stored: StoredModel, rules: QuantizationConfig, *, verify: bool = True) -> Quantized:
+    """Quantize the parameters of a model directory by rules that fit, leaf by leaf. Raises ModelError."""
+    leaves = flatten(stored.params(verify=verify))
+    quantized: dict[str, Any] = {}
+    changed = whole = 0.0
+    with usual_settings():
+        for path in list(leaves):
+            weights = np.asarray(leaves.pop(path))
+            rule, layer = rules.rule(path, weights.shape), layer_of(path, weights.shape)
+            if rule is None or layer is None:
+                quantized[path] = weights if path.startswith(EXACT) else narrowed(weights, rules.floats)
+                continue
+            if not np.isfinite(weights).all():
+                raise ModelError(
+                    f"{stored.folder}: {path} holds numbers that are not finite, which no integer stands for"
+                )
+            array = quantize_array(weights, rule, layer)
+            difference = np.asarray(array.dequantize()) - weights
+            changed += float(np.square(difference, dtype=np.float64).sum())
+            whole += float(np.square(weights, dtype=np.float64).sum())
+            quantized[path] = jax.device_get(array)
+    config = dataclasses.replace(stored.config, quantization=rules)
+    return Quantized(config, unflatten(quantized), math.sqrt(changed / whole) if whole else 0.0)
+
+
+def narrowed(leaf: np.ndarray, dtype: str) -> np.ndarray:
+    """A float leaf in a narrower type; as it is where float16 would lose its range or all of its digits."""
+    if dtype == "float16":
+        largest = float(np.abs(leaf.astype(np.float32)).max(initial=0.0))
+        if largest != 0 and not FLOAT16_NORMAL <= largest <= FLOAT16_LARGEST:
+            return leaf
+    return leaf.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+
+def stored_bytes(arrays: Mapping[str, Any]) -> int:
+    """Bytes that the arrays of a manifest take in the memory of a device in the types in which they are stored."""
+    return sum(math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize for entry in arrays.values())

@@ -1,0 +1,64 @@
+"""Integers of 4, 3 and 2 bits in bytes: as small as they are in files and in the memory of any device.
+
+The values along one axis are a stream of bits, the lowest first: value i takes the bits from i * bits on. So two values
+of 4 bits share a byte, four of 2 bits do, and eight of 3 bits share three bytes; at the end of the axis zeros fill the
+last group. Bytes hold them because sub-byte types of JAX have traps: a file of numpy's loses them, and concatenating
+int2 ends the process (google/praxis packs 4 bits in the same order, two to an int8).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxasr.arrays import ceil_div
+
+# Values that share a whole number of bytes, and these bytes, by bits a value.
+GROUPS = {4: (2, 1), 3: (8, 3), 2: (4, 1)}
+
+
+def packed_size(size: int, bits: int) -> int:
+    """Bytes that `size` values of one axis take."""
+    if bits == 8:
+        return size
+    values, in_bytes = GROUPS[bits]
+    return ceil_div(size, values) * in_bytes
+
+
+def pack(values: jax.Array, bits: int, axis: int) -> jax.Array:
+    """int8 values (..., n, ...) in -2^(bits-1) .. 2^(bits-1)-1 -> uint8 (..., packed_size(n), ...) on a negative axis.
+
+    Values of 8 bits stay as they are, int8.
+    """
+    if bits == 8:
+        return values
+    count, in_bytes = GROUPS[bits]
+    values = jnp.moveaxis(values, axis, -1)
+    ends = [(0, 0)] * (values.ndim - 1) + [(0, -values.shape[-1] % count)]
+    codes = jnp.pad(values, ends).astype(jnp.uint32) & (2**bits - 1)
+    codes = codes.reshape(*codes.shape[:-1], -1, count)
+    word = (codes << (bits * jnp.arange(count, dtype=jnp.uint32))).sum(-1, dtype=jnp.uint32)
+    taken = (word[..., None] >> (8 * jnp.arange(in_bytes, dtype=jnp.uint32))) & 0xFF
+    return jnp.moveaxis(taken.astype(jnp.uint8).reshape(*word.shape[:-1], -1), -1, axis)
+
+
+def unpack(packed: jax.Array, bits: int, axis: int, size: int) -> jax.Array:
+    """The inverse of `pack`: `size` int8 values along a negative axis."""
+    if bits == 8:
+        return packed
+    count, in_bytes = GROUPS[bits]
+    at = packed.ndim + axis
+    head, tail = packed.shape[:at], packed.shape[at + 1 :]
+    groups = packed.reshape(*head, -1, in_bytes, *tail)
+    wide = jnp.int8 if in_bytes == 1 else jnp.int32  # a byte is shifted as a byte, which takes a quarter of the memory
+    parts = [_part(groups, at + 1, number).astype(wide) << (8 * number) for number in range(in_bytes)]
+    word = sum(parts[1:], start=parts[0])
+    width = 8 * word.dtype.itemsize
+    # Shifted up to the sign and down again, a value has its sign.
+    values = [(word << (width - bits * (number + 1))) >> (width - bits) for number in range(count)]
+    whole = jnp.stack(values, axis=at + 1).astype(jnp.int8).reshape(*head, -1, *tail)
+    return jax.lax.slice_in_dim(whole, 0, size, axis=at)
+
+
+def _part(groups: jax.Array, axis: int, number: int) -> jax.Array:
+    return jax.lax.index_in_dim(groups, number, axis, keepdims=False)

@@ -1,0 +1,158 @@
+"""Which weights of a model are stored in how many bits: an ordered list of rules. It needs no JAX.
+
+A weight is a leaf of the parameters that is called `kernel` or `embedding`. The first rule that names its path decides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
+
+Shape: TypeAlias = tuple[int, ...]
+Layer: TypeAlias = Literal["dense", "convolution", "depthwise", "embedding"]
+Activations: TypeAlias = Literal["float", "int8", "fake"]
+Ranges: TypeAlias = Literal["token", "tensor"]
+FloatType: TypeAlias = Literal["float16", "bfloat16", "float32"]
+
+SMALLEST_BLOCK = 8  # with less a block's scale takes more than two bits a weight
+# The axis along which weights are packed and blocks run. A depthwise kernel has no inputs to add up but its taps.
+PACKED_AXIS: dict[Layer, int] = {"dense": -2, "convolution": -2, "depthwise": -3, "embedding": -1}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How the weights whose path fits a pattern are quantized.
+
+    `path`: such as `encoder.layers.*.feed_forward1.*`; a `*` stands for anything, dots included. `bits`: 8, 4, 3 or 2;
+    None leaves the weights in float. `layer`: only those of this kind of product. `per`: the weights that share a
+    scale: those of one output `channel` (of an embedding: one row), or a whole `tensor`. `block`: instead, so many of
+    one output's inputs, of which the last block may be shorter. `symmetric`: integers are multiples of the weights;
+    else a zero is stored beside each scale. `bounds`: what the ends of the integers stand for: the largest weight
+    (`max`), a `percentile` of the weights, or the bound of least squared error (`search`). `scale_type`: of scales and
+    zeros. `activations`: what weights are multiplied by: `float` dequantizes the weights; `int8` quantizes
+    activations to 8 bits and multiplies integers (dense layers and convolutions over time; others dequantize); `fake`
+    gives the values of `int8` in float arithmetic. `ranges`: activations that share a scale: those of one `token`
+    (frame), or of one utterance's `tensor`, of which padding is a part, so that a batch differs from its utterances.
+    """
+
+    path: str
+    bits: Literal[8, 4, 3, 2] | None
+    layer: Layer | None = None
+    per: Literal["channel", "tensor"] = "channel"
+    block: int | None = None
+    symmetric: bool = True
+    bounds: Literal["max", "percentile", "search"] = "max"
+    percentile: float = 99.9
+    scale_type: FloatType = "bfloat16"
+    activations: Activations = "float"
+    ranges: Ranges = "token"
+
+    def __post_init__(self) -> None:
+        if self.block is not None and self.block < SMALLEST_BLOCK:
+            raise ValueError(f"block must be at least {SMALLEST_BLOCK}, not {self.block}")
+        if self.block is not None and self.per == "tensor":
+            raise ValueError(f"{self.path}: blocks and one scale per tensor exclude each other")
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"percentile must lie above 50 and not above 100, not {self.percentile}")
+
+    def fits(self, path: str, layer: Layer) -> bool:
+        """Whether the rule is about this weight."""
+        return self.layer in (None, layer) and fnmatch.fnmatchcase(path, self.path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizationConfig:
+    """The rules of a model, in their order. `floats`: the type in which all that no rule quantizes is stored."""
+
+    rules: tuple[Rule, ...]
+    floats: FloatType = "float16"
+
+    def __post_init__(self) -> None:
+        if all(rule.bits is None for rule in self.rules):
+            raise ValueError("no rule quantizes anything")
+
+    def rule(self, path: str, shape: Shape) -> Rule | None:
+        """The rule that quantizes the leaf of this path and shape; None where it stays float."""
+        layer = layer_of(path, shape)
+        found = next((rule for rule in self.rules if layer is not None and rule.fits(path, layer)), None)
+        return found if found is not None and found.bits is not None else None
+
+    def with_activations(self, activations: Activations) -> QuantizationConfig:
+        """The same weights, multiplied in another way."""
+        rules = tuple(dataclasses.replace(rule, activations=activations) for rule in self.rules)
+        return dataclasses.replace(self, rules=rules)
+
+    def fault(self, shapes: Mapping[str, Shape]) -> str | None:
+        """What is wrong with the rules for a model with leaves of these shapes; None if nothing is."""
+        for number, rule in enumerate(self.rules):
+            own = self._decided(number, shapes)
+            if not own:
+                why = (
+                    "fits no kernel or embedding"
+                    if not self._fitting(rule, shapes)
+                    else "comes after rules that fit all"
+                )
+                return f"the pattern {rule.path!r} {why}"
+            inputs = [shape[PACKED_AXIS[layer]] for shape, layer in own]
+            if rule.block is not None and rule.bits is not None and rule.block > max(inputs):
+                return (
+                    f"a block of {rule.block} does not fit {rule.path!r}: its longest weight has {max(inputs)} inputs"
+                )
+        return None
+
+    def without_idle_rules(self, shapes: Mapping[str, Shape]) -> QuantizationConfig:
+        """The same, without rules that decide nothing in a model with leaves of these shapes."""
+        rules = tuple(rule for number, rule in enumerate(self.rules) if self._decided(number, shapes))
+        return dataclasses.replace(self, rules=rules)
+
+    def _decided(self, number: int, shapes: Mapping[str, Shape]) -> list[tuple[Shape, Layer]]:
+        """The weights for which the rule of this number is the first that fits."""
+        before = self.rules[:number]
+        return [
+            (shape, layer)
+            for path, shape, layer in self._fitting(self.rules[number], shapes)
+            if not any(rule.fits(path, layer) for rule in before)
+        ]
+
+    def _fitting(self, rule: Rule, shapes: Mapping[str, Shape]) -> list[tuple[str, Shape, Layer]]:
+        layers = ((path, shape, layer_of(path, shape)) for path, shape in shapes.items())
+        return [(path, shape, layer) for path, shape, layer in layers if layer is not None and rule.fits(path, layer)]
+
+
+def layer_of(path: str, shape: Sequence[int]) -> Layer | None:
+    """The kind of product that a leaf is a weight of, None if it is none.
+
+    Kernels are (in, out) and (window..., in / groups, out); one input for each output makes a depthwise convolution, or
+    one of a single channel.
+    """
+    name = path.rpartition(".")[2]
+    if name == "embedding" and len(shape) == 2:
+        return "embedding"
+    if name != "kernel" or len(shape) < 2:
+        return None
+    if len(shape) == 2:
+        return "dense"
+    return "depthwise" if shape[-2] == 1 else "convolution"
+
+
+def default_rules(
+    bits: Literal[8, 4, 3, 2], *, block: int | None = None, symmetric: bool = True, clip: bool | None = None
+) -> tuple[Rule, ...]:
+    """What experience suggests for a model of which nothing else is known; a rule may decide nothing in it.
+
+    The encoder's dense layers and convolutions take `bits`; front ends and depthwise convolutions, a small share of the
+    weights on which much hangs, stay float, as do norms and biases, which are no weights here; heads keep 8 bits.
+    `clip` looks for bounds of least squared error: by default at 3 and 2 bits, where it is worth more than blocks.
+    Integers of 8 bits are multiplied by activations of 8 bits.
+    """
+    bounds: Literal["max", "search"] = "search" if clip or (clip is None and bits < 4) else "max"
+    activations: Activations = "int8" if bits == 8 else "float"
+    return (
+        Rule(path="*", layer="depthwise", bits=None),
+        Rule(path="encoder.embed.*", bits=None),
+        Rule(path="encoder.subsample.*", bits=None),
+        Rule(path="encoder.*", bits=bits, block=block, symmetric=symmetric, bounds=bounds, activations=activations),
+        Rule(path="*", bits=8),
+    )

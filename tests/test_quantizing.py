@@ -1,0 +1,138 @@
+"""A quantized model directory: made, read, refused, and heard like any other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import jaxasr
+from jaxasr import store
+from jaxasr.cli import main
+from jaxasr.compression.post_training import narrowed
+from jaxasr.errors import ConfigError, ModelError
+from jaxasr.model import AbstractModel
+from jaxasr.quant.array import QuantizedArray
+from jaxasr.quant.rules import QuantizationConfig, Rule
+from jaxasr.speechlike import speechlike
+from jaxasr.testing import tiny_model_directory
+
+SPEC = QuantizationConfig(rules=(Rule(path="encoder.*", bits=3, layer="dense", activations="int8"),))
+
+
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_directory(tmp_path_factory.mktemp("quantizing") / "floats")
+
+
+@pytest.fixture(scope="module")
+def made(floats: Path) -> tuple[Path, jaxasr.quantizing.QuantizationReport]:
+    """Three bits, multiplied as integers, in the dense layers of the encoder; the rules of 4 bits for all else."""
+    out = floats.with_name("made")
+    return out, jaxasr.quantize(floats, out, SPEC, bits=4, block=8)
+
+
+def test_a_directory_of_integers(made: tuple[Path, Any], floats: Path) -> None:
+    directory, report = made
+    stored = store.open_model(directory)
+    assert stored.parameters == store.open_model(floats).parameters == report.parameters
+    abstract = AbstractModel(stored.config).parameters
+    leaves = store.flatten(stored.params())
+    assert {path: type(leaf) is QuantizedArray for path, leaf in leaves.items()} == {
+        path: type(leaf) is QuantizedArray for path, leaf in store.flatten(abstract).items()
+    }
+    assert jax.tree.structure(stored.params()) == jax.tree.structure(abstract)
+    facts = store.describe(directory)
+    assert set(facts["weights"]) == {"3 bits", "8 bits", "float"}
+    assert sum(facts["weights"].values()) == facts["parameters"] == stored.parameters
+    assert 0 < report.weight_error < 0.5 and 0 < report.encoded_error < 1
+    assert report.memory_after < report.memory_before / 2
+    assert "## Quantization" in (directory / store.CARD).read_text("utf-8")
+    # What is kept of it in the cache folder is the same to the last bit.
+    again = store.flatten(store.open_model(directory).params())
+    for path, leaf in leaves.items():
+        for one, other in zip(jax.tree.leaves(leaf), jax.tree.leaves(again[path]), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_batch_hears_what_single_utterances_give(made: tuple[Path, Any]) -> None:
+    directory, _ = made
+    clips = [speechlike(seconds, seed) for seed, seconds in enumerate((1.9, 1.2, 0.6))]
+    with jaxasr.load_model(directory, shortest_seconds=2) as recognizer:
+        together = [each.token_ids for each in recognizer.transcribe(clips)]
+        alone = [next(recognizer.transcribe(clip)).token_ids for clip in clips]
+        kept = [recognizer.programs.is_kept(*shape) for shape in recognizer.programs.compiled]
+    assert together == alone
+    assert kept and all(kept), "a later process would trace the program again"
+
+
+def test_nothing_is_quantized_twice_nor_trained(made: tuple[Path, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is quantized already"):
+        jaxasr.quantize(made[0], tmp_path / "out", bits=8)
+    with pytest.raises(ConfigError, match="has no quantized weights"):
+        jaxasr.load_model("embedded", activations="int8")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bits", "5"], "bits must be 8, 4, 3 or 2, not 5"),
+        ([], "give bits"),
+        (["--bits", "4", "--block", "3"], "block must be at least 8"),
+        (["--bits", "4", "--block", "4096"], "a block of 4096 does not fit 'encoder.*'"),
+        (["--spec", "{spec}"], "'decoder.*' fits no kernel"),
+        (["--spec", "{spec}", "--block", "8"], "belong to bits"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    floats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    spec, out = tmp_path / "spec.yaml", tmp_path / "out"
+    spec.write_text("rules:\n- {path: 'decoder.*', bits: 4}\n")
+    with pytest.raises(SystemExit) as caught:
+        main(["quantize", str(floats), str(out), *(option.format(spec=spec) for option in options)])
+    error = capsys.readouterr().err
+    assert caught.value.code == 1 and words in error and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["spec.yaml"]
+
+
+def test_an_interrupted_run_leaves_nothing(floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxasr.quantizing.encoded_difference", lambda *_: 0.0)
+    monkeypatch.setattr(store, "_describe_arrays", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        jaxasr.quantize(floats, tmp_path / "out", bits=8)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", ["config", "shape", "hash"])
+def test_a_damaged_directory(made: tuple[Path, Any], tmp_path: Path, change: str) -> None:
+    import shutil
+
+    directory = Path(shutil.copytree(made[0], tmp_path / "model"))
+    manifest = json.loads((directory / store.MANIFEST).read_text())
+    name = next(iter(manifest["quantized"]))
+    stored = store.open_model(directory)
+    if change == "config":
+        stored = dataclasses.replace(stored, config=dataclasses.replace(stored.config, quantization=None))
+    elif change == "shape":
+        manifest["quantized"][name][0] += 64
+    else:
+        manifest["arrays"][f"{name}.integers"]["sha256"] = "0" * 64
+    with pytest.raises(ModelError, match="does not fit|damaged"):
+        dataclasses.replace(stored, manifest=manifest).params()
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype"), [(1.0, "float16"), (0.0, "float16"), (1e5, "float32"), (1e-6, "float32")]
+)
+def test_float16_where_its_range_suffices(largest: float, dtype: str) -> None:
+    assert narrowed(np.array([largest, 0], np.float32), "float16").dtype == dtype
+    assert narrowed(np.array([largest, 0], np.float32), "bfloat16").dtype == "bfloat16"
