@@ -70,7 +70,7 @@ def quantize(
     `out_dir`: the model directory to make; it appears whole or not at all.
     `spec`: which weights are quantized, and how: a QuantizationConfig or a yaml file of one. Its rules come before
         those of `bits`.
-    `bits`: 8, 4, 3 or 2 for the encoder; heads keep 8, and front ends and depthwise convolutions stay float.
+    `bits`: 8, 4, 3 or 2 for the encoder; heads and dense layers of front ends keep 8.
     `symmetric`: without a zero beside each scale.
     `block`: weights that share a scale, along the inputs of each output; all of an output's inputs if unset.
     `clip`: look for the bound of least squared error of each scale, instead of the largest weight; by default at 3 and

@@ -23,7 +23,7 @@ def quantize(
     out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="The model directory to make.")],
     bits: Annotated[
         int | None,
-        typer.Option(metavar="8|4|3|2", help="Bits of the encoder's weights; heads keep 8, front ends stay float."),
+        typer.Option(metavar="8|4|3|2", help="Bits of the encoder's weights; heads keep 8."),
     ] = None,
     spec: Annotated[
         Path | None,

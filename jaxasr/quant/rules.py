@@ -142,17 +142,21 @@ def default_rules(
 ) -> tuple[Rule, ...]:
     """What experience suggests for a model of which nothing else is known; a rule may decide nothing in it.
 
-    The encoder's dense layers and convolutions take `bits`; front ends and depthwise convolutions, a small share of the
-    weights on which much hangs, stay float, as do norms and biases, which are no weights here; heads keep 8 bits.
-    `clip` looks for bounds of least squared error: by default at 3 and 2 bits, where it is worth more than blocks.
-    Integers of 8 bits are multiplied by activations of 8 bits.
+    The encoder's dense layers and convolutions take `bits`; a front end's convolutions and depthwise ones, a small
+    share of the weights on which much hangs, stay float, as do norms and biases, which are no weights here; heads and
+    a front end's dense layers keep 8 bits. `clip` looks for bounds of least squared error: by default at 3 and 2
+    bits, where it is worth more than blocks. The encoder's integers of 8 bits are multiplied by activations of 8
+    bits.
     """
     bounds: Literal["max", "search"] = "search" if clip or (clip is None and bits < 4) else "max"
     activations: Activations = "int8" if bits == 8 else "float"
     return (
         Rule(path="*", layer="depthwise", bits=None),
-        Rule(path="encoder.embed.*", bits=None),
-        Rule(path="encoder.subsample.*", bits=None),
+        *(
+            rule
+            for front_end in ("encoder.embed.*", "encoder.subsample.*")
+            for rule in (Rule(path=front_end, layer="convolution", bits=None), Rule(path=front_end, bits=8))
+        ),
         Rule(path="encoder.*", bits=bits, block=block, symmetric=symmetric, bounds=bounds, activations=activations),
         Rule(path="*", bits=8),
     )
