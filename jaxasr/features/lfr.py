@@ -26,8 +26,8 @@ class Lfr(nnx.Module):
     def __init__(self, config: LfrConfig, *, rngs: nnx.Rngs | None = None) -> None:
         self.config = config
         self.fbank = KaldiFbank(config.fbank)
-        self.offset = nnx.Param(jnp.zeros((config.output_dim,), jnp.float32))
-        self.scale = nnx.Param(jnp.ones((config.output_dim,), jnp.float32))
+        self.offset = nnx.Variable(jnp.zeros((config.output_dim,), jnp.float32))
+        self.scale = nnx.Variable(jnp.ones((config.output_dim,), jnp.float32))
 
     def __call__(
         self, waveforms: Float[Array, "B S"], lengths: Int[Array, " B"], *, key: jax.Array | None = None

@@ -29,7 +29,7 @@ class NemoMFCC(nnx.Module):
     def __init__(self, config: NemoMFCCConfig, *, rngs: nnx.Rngs | None = None) -> None:
         self.config = config
         self.mel = NemoMel(config.mel, rngs=rngs)
-        self.cosines = nnx.Param(jnp.asarray(design_cosines(config)))
+        self.cosines = nnx.Variable(jnp.asarray(design_cosines(config)))
 
     def __call__(
         self, waveforms: Float[Array, "B S"], lengths: Int[Array, " B"], *, key: jax.Array | None = None
