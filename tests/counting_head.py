@@ -55,6 +55,7 @@ class LogProbs:
     """A CTC head whose encoded frames are log-probabilities already."""
 
     vocabulary_size = VOCABULARY
+    token_frames = "own"
 
     def __init__(self, blank_id: int = BLANK) -> None:
         self.blank_id = blank_id

@@ -173,7 +173,7 @@ def test_nothing_is_pinned_from_above() -> None:
 
 
 def test_public_names_exist() -> None:
-    assert len(jaxasr.__all__) <= 12
+    assert len(jaxasr.__all__) <= 13
     for name in jaxasr.__all__:
         assert getattr(jaxasr, name) is not None
     with pytest.raises(AttributeError, match="load_modle"):

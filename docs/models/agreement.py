@@ -54,7 +54,7 @@ def sherpa_onnx(folder: Path) -> Iterator[Reference]:
     encoded: dict[str, np.ndarray] = {}
     if not (folder / "encoder_chunk_mask.npz").exists():  # else whole utterances differ
         with np.load(folder / "encoder_single.npz") as arrays:
-            encoded = {name.split("/")[0]: arrays[name][0] for name in arrays.files if name.endswith("/encoder_out")}
+            encoded = {name.split("/")[0]: arrays[name] for name in arrays.files if name.endswith("/encoder_out")}
     exports = [(folder / "pretrained.pt", "greedy_search", recipe), (folder, "greedy_search", {})]
     exports += [(folder, "int8 greedy_search", {"precision": "int8"})]
     for source, run, options in exports:
@@ -64,7 +64,7 @@ def sherpa_onnx(folder: Path) -> Iterator[Reference]:
         }
         if "int8" not in run:  # sherpa-onnx rounds activations to int8 too: its encoded frames are not those stored
             heard = {clip: of | {"encoded": encoded.get(clip)} for clip, of in heard.items()}
-        yield Reference(source, options, original, None, heard)
+        yield Reference(source, options, original, "ctc" if (folder / "model.onnx").exists() else None, heard)
 
 
 def nemo(folder: Path) -> Iterator[Reference]:

@@ -45,10 +45,10 @@ def fitting_rules(model: ModelConfig, rules: QuantizationConfig, *, defaults: in
         raise ConfigError(f"{model.name} is quantized already: quantize the float model that it was made from")
     with usual_settings():
         shapes = {path: leaf.shape for path, leaf in flatten(AbstractModel(model).floats).items()}
-    given = rules.rules[: len(rules.rules) - defaults]
-    used = rules.without_idle_rules(shapes)
-    idle = [rule for rule in rules.rules[len(given) :] if rule not in used.rules]
-    checked = dataclasses.replace(rules, rules=tuple(rule for rule in rules.rules if rule not in idle))
+    try:
+        checked = rules.without_idle_rules(shapes, len(rules.rules) - defaults)
+    except ValueError as error:
+        raise ConfigError(f"{model.name}: {error}") from None
     if fault := checked.fault(shapes):
         raise ConfigError(f"{model.name}: {fault}")
     return checked

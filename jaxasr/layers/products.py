@@ -27,7 +27,7 @@ from jaxasr.quant.activations import quantize_activations
 from jaxasr.quant.array import QuantizedArray
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Float, Int, Shaped
 
 # Shifted products that XLA fuses into one loop; more of them at once spill registers and run at half the speed.
 TAPS_PER_LOOP = 8
@@ -198,19 +198,19 @@ _single_channel_convolution.defvjp(_single_channel_forward, _single_channel_back
 
 
 def _windows(
-    x: Float[Array, "B H W C"],
+    x: Shaped[Array, "B H W C"],
     size: tuple[int, int],
     strides: tuple[int, int],
     padding: tuple[tuple[int, int], tuple[int, int]],
-) -> dict[tuple[int, int], Float[Array, "B _ _ C"]]:
+) -> dict[tuple[int, int], Shaped[Array, "B _ _ C"]]:
     """What each tap of a kernel of this size is multiplied by: x (B, H, W, C), padded, from that row and column on."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     return {tap: _strided(x, tap, size, strides) for tap in itertools.product(range(size[0]), range(size[1]))}
 
 
 def _strided(
-    x: Float[Array, "B H W C"], tap: tuple[int, int], size: tuple[int, int], strides: tuple[int, int]
-) -> Float[Array, "B _ _ C"]:
+    x: Shaped[Array, "B H W C"], tap: tuple[int, int], size: tuple[int, int], strides: tuple[int, int]
+) -> Shaped[Array, "B _ _ C"]:
     """The values of x that a valid convolution with these strides multiplies by one tap of a kernel of this size."""
     last = (x.shape[1] - size[0] + tap[0], x.shape[2] - size[1] + tap[1])
     return x[:, tap[0] : last[0] + 1 : strides[0], tap[1] : last[1] + 1 : strides[1]]

@@ -102,9 +102,12 @@ class QuantizationConfig:
                 )
         return None
 
-    def without_idle_rules(self, shapes: Mapping[str, Shape]) -> QuantizationConfig:
-        """The same, without rules that decide nothing in a model with leaves of these shapes."""
-        rules = tuple(rule for number, rule in enumerate(self.rules) if self._decided(number, shapes))
+    def without_idle_rules(self, shapes: Mapping[str, Shape], first: int) -> QuantizationConfig:
+        """The same, without rules from number `first` on that decide nothing in a model with leaves of these shapes.
+
+        ValueError where none is left that quantizes.
+        """
+        rules = tuple(rule for number, rule in enumerate(self.rules) if number < first or self._decided(number, shapes))
         return dataclasses.replace(self, rules=rules)
 
     def _decided(self, number: int, shapes: Mapping[str, Shape]) -> list[tuple[Shape, Layer]]:

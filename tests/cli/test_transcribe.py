@@ -56,11 +56,13 @@ def test_options_reach_the_library(run: Run, talks: Path, recognizers: list[Any]
     assert recognizers[0].options == {
         "model": "m", "dtype": "bfloat16", "batch_seconds": 30.0, "blank_penalty": 1.5,
         "search": "joint", "head": None, "beam": 8, "pad_before": 0.9, "pad_after": 0.0, "precision": "int8",
+        "activations": None,
         "lazy": True,
     }  # fmt: skip
     assert recognizers[1].options == {
         "model": "m", "dtype": "float32", "batch_seconds": None, "blank_penalty": 0.0, "search": None,
-        "head": None, "beam": None, "pad_before": None, "pad_after": None, "precision": "float32", "lazy": True,
+        "head": None, "beam": None, "pad_before": None, "pad_after": None, "precision": "float32",
+        "activations": None, "lazy": True,
     }  # fmt: skip
 
 

@@ -33,8 +33,8 @@ def test_defaults() -> None:
     config = QuantizationConfig(rules=default_rules(4, block=64))
     assert list(bits_of(config).values()) == [8, 4, None, None, 4, 8, 8]
     # The front end of another family is not in this model.
-    assert "encoder.subsample.*" not in [rule.path for rule in config.without_idle_rules(SHAPES).rules]
-    assert config.without_idle_rules(SHAPES).fault(SHAPES) is None
+    assert "encoder.subsample.*" not in [rule.path for rule in config.without_idle_rules(SHAPES, 0).rules]
+    assert config.without_idle_rules(SHAPES, 0).fault(SHAPES) is None
 
 
 def test_the_first_rule_that_fits_decides() -> None:
