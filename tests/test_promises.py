@@ -138,7 +138,9 @@ def probes(goldens: Goldens) -> Callable[[str, dict[str, Any]], Probe]:
 def assert_same(probe: Probe, ours: Heard, alone: Heard, what: object) -> None:
     assert ours.activations.keys() == alone.activations.keys(), what
     for module, expected in alone.activations.items():
-        limit = END_TO_END if module == "encoded" else PER_MODULE
+        # A stack's frames come from the audio, through all stacks before it: their roundings add up, and on a processor
+        # without AVX-512 stack3 of two lengths differed by 1.03e-4.
+        limit = END_TO_END if module == "encoded" or module.startswith("stack") else PER_MODULE
         assert difference(ours.activations[module], expected) < limit, (what, module)
     for head, (tokens, frames, log_probs) in alone.tokens.items():
         if ours.tokens[head][:2] != (tokens, frames):
