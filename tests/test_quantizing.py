@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import soundfile
 
 import jaxasr
 from jaxasr import store
@@ -76,6 +77,24 @@ def test_nothing_is_quantized_twice_nor_trained(made: tuple[Path, Any], tmp_path
         jaxasr.quantize(made[0], tmp_path / "out", bits=8)
     with pytest.raises(ConfigError, match="has no quantized weights"):
         jaxasr.load_model("embedded", activations="int8")
+
+
+def test_the_command_compares_on_recordings(floats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, name in enumerate(("a", "b")):
+        soundfile.write(tmp_path / f"{name}.wav", speechlike(1.2, seed), 16000)
+    manifest = tmp_path / "manifest.tsv"
+    manifest.write_text("path\ttext\na.wav\tONE TWO THREE\nb.wav\tFOUR FIVE\n")
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as caught:
+        main(["quantize", str(floats), str(out), "--bits", "8", "--evaluate", str(manifest), "--json"])
+    assert not caught.value.code
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["words"] == 5 and facts["bytes_after"] < facts["bytes_before"]
+    assert facts["error_rate_before"] > 0 and facts["error_rate_after"] > 0 and facts["words_that_differ"] >= 0
+    assert "Word error rate" in (out / store.CARD).read_text("utf-8")
+    with jaxasr.load_model(out, activations="float") as recognizer:
+        assert recognizer.config.quantization is not None
+        assert {rule.activations for rule in recognizer.config.quantization.rules} == {"float"}
 
 
 @pytest.mark.parametrize(

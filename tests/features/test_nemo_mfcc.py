@@ -29,7 +29,7 @@ def test_coefficients_of_a_batch() -> None:
     run = quick_jit(lambda waveforms, lengths: (module(waveforms, lengths), module.mel(waveforms, lengths)))
     (frames, counts), (energies, computed) = run(padded, jnp.array(SIZES, jnp.int32))
     assert counts.tolist() == [50, 26, 0] and computed.tolist() == [51, 26, 0] and frames.shape == (3, 51, 12)
-    assert [CONFIG.frame_count(size) for size in SIZES] == [50, 26, 0]
+    assert [CONFIG.frame_count(size) for size in SIZES] == [50, 26, 0] and CONFIG.frame_seconds == 0.01
     for row, count in enumerate(computed):
         expected = scipy.fft.dct(energies[row, :count].astype(np.float64), norm="ortho")[:, :12]
         np.testing.assert_allclose(frames[row, :count], expected, atol=2e-4)  # of sums of 20 values up to 14
