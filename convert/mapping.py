@@ -89,6 +89,25 @@ def pointwise(x: np.ndarray) -> np.ndarray:
     return x.squeeze(tuple(range(2, x.ndim))).T
 
 
+def channels_last(channels: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The layout of a linear layer after a front end: (out, channels * bins) -> (bins * channels, out)."""
+    return lambda x: x.reshape(x.shape[0], channels, -1).transpose(2, 1, 0).reshape(-1, x.shape[0])
+
+
+def modules(
+    prefix: str, names: Mapping[str, str], our_prefix: str, weight: str, layout: Callable[[np.ndarray], np.ndarray]
+) -> list[Rule]:
+    """The rows of weight and bias of the modules of these names; `weight` is what ours is called."""
+    return [
+        row
+        for name, ours in names.items()
+        for row in (
+            Rule(prefix + re.escape(f"{name}.weight"), f"{our_prefix}{ours}.{weight}", layout),
+            Rule(prefix + re.escape(f"{name}.bias"), f"{our_prefix}{ours}.bias", same),
+        )
+    ]
+
+
 def map_tensors(
     tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], ignored: Sequence[Ignored] = ()
 ) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from jaxasr.arrays import ceil_div
 from jaxasr.audio import SAMPLE_RATE
 from jaxasr.encoders import ENCODERS, EncoderConfig, LocalEncoderConfig
-from jaxasr.features import FEATURES, FeaturesConfig
+from jaxasr.features import FEATURES, FeaturesConfig, require_fit
 from jaxasr.heads.configs import ClassifierConfig
 
 # Seconds around a frame that a front end hears: half a Fourier window, or neighbours that are put together.
@@ -70,15 +70,7 @@ class DetectorConfig:
     longest: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.features.output_dim != self.encoder.input_dim:
-            raise ValueError(
-                f"the features have {self.features.output_dim} bins, but the encoder's input_dim is "
-                f"{self.encoder.input_dim}"
-            )
-        if self.features.sample_rate != SAMPLE_RATE:
-            raise ValueError(
-                f"features.sample_rate is {self.features.sample_rate}, but recordings come at {SAMPLE_RATE} Hz"
-            )
+        require_fit(self.features, self.encoder.input_dim, SAMPLE_RATE)
         if self.window is None:
             if not isinstance(self.encoder, LocalEncoderConfig):
                 raise ValueError(

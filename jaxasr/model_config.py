@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from jaxasr.audio import SAMPLE_RATE
 from jaxasr.encoders import ENCODERS, EncoderConfig
 from jaxasr.errors import ConfigError
-from jaxasr.features import FEATURES, FeaturesConfig
+from jaxasr.features import FEATURES, FeaturesConfig, require_fit
 from jaxasr.heads.configs import CTCConfig, TransducerConfig
 from jaxasr.heads.parallel_config import ParallelConfig
 from jaxasr.quant.rules import QuantizationConfig
@@ -69,17 +69,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.heads:
             raise ValueError("a model needs a transducer, a ctc or a parallel head")
-        if self.features.output_dim != self.encoder.input_dim:
-            raise ValueError(
-                f"the features have {self.features.output_dim} bins, but the encoder's input_dim is "
-                f"{self.encoder.input_dim}"
-            )
+        require_fit(self.features, self.encoder.input_dim, SAMPLE_RATE)
         if self.parallel is not None and self.parallel.chunks != getattr(self.encoder, "chunks", None):
             raise ValueError("the encoder's chunks and those of the parallel head differ")
-        if self.features.sample_rate != SAMPLE_RATE:
-            raise ValueError(
-                f"features.sample_rate is {self.features.sample_rate}, but recordings come at {SAMPLE_RATE} Hz"
-            )
         if len({head.vocabulary_size for head in self.heads.values()}) > 1:
             sizes = ", ".join(f"{role} {head.vocabulary_size}" for role, head in self.heads.items())
             raise ValueError(f"the heads share one token table, but their vocabularies differ: {sizes}")

@@ -86,8 +86,9 @@ def quantize(
         raise ModelError(f"{os.fspath(out_dir)} exists: choose another folder or set overwrite")
     rules = _rules(stored.config, spec, bits, symmetric, block, clip)
     utterances = read_manifest(evaluate) if evaluate is not None else []
-    quantized = quantize_stored(stored, rules)
-    before = Recognizer(stored.config, stored.params(), stored.tokens, parameters=stored.parameters)
+    params = stored.params()
+    quantized = quantize_stored(stored, params, rules)
+    before = Recognizer(stored.config, params, stored.tokens, parameters=stored.parameters)
     after = Recognizer(quantized.config, quantized.params, stored.tokens, parameters=stored.parameters)
     with before, after:
         encoded_error = encoded_difference(before, after)

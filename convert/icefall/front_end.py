@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
-
-from jaxasr.convert.mapping import Rule, conv2d, same
+from jaxasr.convert.mapping import Rule, channels_last, conv2d, same
 
 EMBED_CHANNELS = 128  # after the last convolution, in every recipe
 
@@ -18,11 +16,6 @@ def front_end_rules(prefix: str, places: tuple[int, int, int]) -> tuple[Rule, ..
         name = re.escape(f"{prefix}.conv.{place}.")
         rows.append(Rule(f"{name}weight", f"encoder.embed.conv{number}.kernel", conv2d))
         rows.append(Rule(f"{name}bias", f"encoder.embed.conv{number}.bias", same))
-    rows.append(Rule(re.escape(f"{prefix}.out.weight"), "encoder.embed.out.kernel", _channels_last))
+    rows.append(Rule(re.escape(f"{prefix}.out.weight"), "encoder.embed.out.kernel", channels_last(EMBED_CHANNELS)))
     rows.append(Rule(re.escape(f"{prefix}.out.bias"), "encoder.embed.out.bias", same))
     return tuple(rows)
-
-
-def _channels_last(x: np.ndarray) -> np.ndarray:
-    """(out, channels * frequencies) -> (frequencies * channels, out): our convolutions keep channels last."""
-    return x.reshape(x.shape[0], EMBED_CHANNELS, -1).transpose(2, 1, 0).reshape(-1, x.shape[0])

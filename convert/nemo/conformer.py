@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxasr.convert.mapping import Ignored, Rule, conv1d, conv2d, linear, pointwise, same
+from jaxasr.convert.mapping import Ignored, Rule, channels_last, conv1d, conv2d, linear, modules, pointwise, same
 from jaxasr.convert.nemo.settings import Section, is_pair
 from jaxasr.encoders.conformer_config import UNLIMITED, ConformerConfig
 from jaxasr.errors import CheckpointError, listing
@@ -49,16 +49,16 @@ def rules(config: ConformerConfig) -> tuple[Rule, ...]:
     """The table of an encoder of this configuration, which decides how the front end's convolutions are numbered."""
     return (
         *_front_end(config),
-        *_both(LAYER, NORMS, IN_LAYER, "scale", same),
-        *_both(LAYER, LINEARS, IN_LAYER, "kernel", linear),
-        *_both(LAYER, POINTWISE, IN_LAYER, "kernel", pointwise),
-        *_both(LAYER, {"conv.depthwise_conv": "conv.depthwise"}, IN_LAYER, "kernel", conv1d),
+        *modules(LAYER, NORMS, IN_LAYER, "scale", same),
+        *modules(LAYER, LINEARS, IN_LAYER, "kernel", linear),
+        *modules(LAYER, POINTWISE, IN_LAYER, "kernel", pointwise),
+        *modules(LAYER, {"conv.depthwise_conv": "conv.depthwise"}, IN_LAYER, "kernel", conv1d),
         *(Rule(LAYER + re.escape(name), IN_LAYER + ours, np.ravel) for name, ours in POSITION_BIASES.items()),
         *(
             Rule(LAYER + re.escape(f"conv.batch_norm.{name}"), f"{IN_LAYER}conv.norm.{ours}", same)
             for name, ours in STATISTICS.items()
         ),
-        *_both(r"encoder\.", {"out_proj": "out_proj"}, "encoder.", "kernel", linear),
+        *modules(r"encoder\.", {"out_proj": "out_proj"}, "encoder.", "kernel", linear),
     )
 
 
@@ -71,33 +71,15 @@ IGNORED: tuple[Ignored, ...] = (
 def _front_end(config: ConformerConfig) -> list[Rule]:
     """NeMo numbers the modules of a sequence, activations included."""
 
-    def channels_last(x: np.ndarray) -> np.ndarray:
-        """(out, channels * bins) -> (bins * channels, out): our convolutions keep channels last."""
-        return x.reshape(x.shape[0], config.front_end_channels, -1).transpose(2, 1, 0).reshape(-1, x.shape[0])
-
     names, ours = r"encoder\.pre_encode\.", "encoder.subsample."
-    table = _both(names, {"conv.0": "convs.0"}, ours, "kernel", conv2d)
+    table = modules(names, {"conv.0": "convs.0"}, ours, "kernel", conv2d)
     for stage in range(1, config.stages):
         if config.front_end == "separable":
-            table += _both(names, {f"conv.{3 * stage - 1}": f"convs.{stage}.depthwise"}, ours, "kernel", conv2d)
-            table += _both(names, {f"conv.{3 * stage}": f"convs.{stage}.pointwise"}, ours, "kernel", pointwise)
+            table += modules(names, {f"conv.{3 * stage - 1}": f"convs.{stage}.depthwise"}, ours, "kernel", conv2d)
+            table += modules(names, {f"conv.{3 * stage}": f"convs.{stage}.pointwise"}, ours, "kernel", pointwise)
         else:
-            table += _both(names, {f"conv.{2 * stage}": f"convs.{stage}"}, ours, "kernel", conv2d)
-    return table + _both(names, {"out": "out"}, ours, "kernel", channels_last)
-
-
-def _both(
-    prefix: str, names: Mapping[str, str], our_prefix: str, weight: str, layout: Callable[[np.ndarray], np.ndarray]
-) -> list[Rule]:
-    """The rows of weight and bias of the modules of these names; `weight` is what ours is called."""
-    return [
-        row
-        for name, ours in names.items()
-        for row in (
-            Rule(prefix + re.escape(f"{name}.weight"), f"{our_prefix}{ours}.{weight}", layout),
-            Rule(prefix + re.escape(f"{name}.bias"), f"{our_prefix}{ours}.bias", same),
-        )
-    ]
+            table += modules(names, {f"conv.{2 * stage}": f"convs.{stage}"}, ours, "kernel", conv2d)
+    return table + modules(names, {"out": "out"}, ours, "kernel", channels_last(config.front_end_channels))
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

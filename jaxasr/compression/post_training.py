@@ -54,9 +54,9 @@ def fitting_rules(model: ModelConfig, rules: QuantizationConfig, *, defaults: in
     return checked
 
 
-def quantize_stored(stored: StoredModel, rules: QuantizationConfig, *, verify: bool = True) -> Quantized:
-    """Quantize the parameters of a model directory by rules that fit, leaf by leaf. Raises ModelError."""
-    leaves = flatten(stored.params(verify=verify))
+def quantize_stored(stored: StoredModel, params: Parameters, rules: QuantizationConfig) -> Quantized:
+    """Quantize `params` of a model directory by rules that fit, leaf by leaf. Raises ModelError."""
+    leaves = flatten(params)
     quantized: dict[str, Any] = {}
     changed = whole = 0.0
     with usual_settings():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 
@@ -14,6 +14,7 @@ from jaxasr.features.nemo_config import NemoMelConfig
 from jaxasr.features.nemo_mfcc_config import NemoMFCCConfig
 
 
+@runtime_checkable  # an argument, which the shape checker of tests looks at
 class FeaturesConfig(Protocol):
     """What a front end's configuration answers."""
 
@@ -59,3 +60,11 @@ FEATURES: Table[Features] = Table(
         "nemo_mfcc": (NemoMFCCConfig, deferred("jaxasr.features.nemo_mfcc", "NemoMFCC")),
     }
 )
+
+
+def require_fit(features: FeaturesConfig, input_dim: int, sample_rate: int) -> None:
+    """ValueError for features that an encoder of frames of this width, or recordings at this rate (Hz), do not fit."""
+    if features.output_dim != input_dim:
+        raise ValueError(f"the features have {features.output_dim} bins, but the encoder's input_dim is {input_dim}")
+    if features.sample_rate != sample_rate:
+        raise ValueError(f"features.sample_rate is {features.sample_rate}, but recordings come at {sample_rate} Hz")
