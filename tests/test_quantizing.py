@@ -89,7 +89,9 @@ def test_the_command_compares_on_recordings(floats: Path, tmp_path: Path, capsys
         main(["quantize", str(floats), str(out), "--bits", "8", "--evaluate", str(manifest), "--json"])
     assert not caught.value.code
     facts = json.loads(capsys.readouterr().out)
-    assert facts["words"] == 5 and facts["bytes_after"] < facts["bytes_before"]
+    # Of so few weights the files are mostly the index of Orbax, whose size differs from one writing to the next.
+    assert facts["bytes_after"] == sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    assert facts["words"] == 5 and facts["memory_after"] < facts["memory_before"] / 2
     assert facts["error_rate_before"] > 0 and facts["error_rate_after"] > 0 and facts["words_that_differ"] >= 0
     assert "Word error rate" in (out / store.CARD).read_text("utf-8")
     with jaxasr.load_model(out, activations="float") as recognizer:
