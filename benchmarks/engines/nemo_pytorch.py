@@ -6,6 +6,7 @@ Runs in an environment with nemo_toolkit[asr]; jaxasr is not needed there.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ parser.add_argument("--clips", type=int, required=True)
 parser.add_argument("--seconds", type=float, required=True)
 options = parser.parse_args()
 use_cores(options.threads)
+
+answers, sys.stdout = sys.stdout, sys.stderr  # NeMo's log goes to what is stdout while it is imported
 
 import torch  # noqa: E402
 from nemo.collections.asr.models import ASRModel  # noqa: E402
@@ -40,4 +43,5 @@ def run() -> Any:
         return {"frames": model.decoder(encoder_output=encoded).shape[1]}
 
 
+sys.stdout = answers
 take_turns(lambda: run() | {"version": torch.__version__}, run)
