@@ -69,7 +69,9 @@ class Part:
     ) -> Operation:
         """`operation`, which must be of this kind; its parameters become `name`.weight and so on."""
         expected = _PARAMETERS.get(kind) if parameters is None else parameters
-        fits = operation.kind == kind and not operation.integers and _fits(operation)
+        if operation.integers is not None:
+            raise CheckpointError(f"{self.graph.path}: the scale of the integers of {name} was not found")
+        fits = operation.kind == kind and _fits(operation)
         if not fits or (expected and operation.parameters.keys() != expected):
             having = " and ".join(operation.parameters)
             raise CheckpointError(

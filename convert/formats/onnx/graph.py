@@ -15,8 +15,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxasr.convert.formats.onnx.constants import FOLDED, Constant, dequantize, evaluate, flat, is_vector, logarithm
+from jaxasr.convert.formats.onnx.constants import FOLDED, Constant, evaluate, flat, is_vector, logarithm
 from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxNode, OnnxTensor
+from jaxasr.convert.formats.quantized import quantized_tensor
 from jaxasr.errors import CheckpointError
 
 # Operations whose further inputs are shapes, indices or bounds: how many of the first carry data. Default: all.
@@ -350,20 +351,20 @@ class _Tracer:
         return _Value(last=made)
 
     def _dequantize(self, operation: Operation, scale: Constant) -> None:
-        """Replace the integers of an operation by (integer − zero point) · scale in float32."""
+        """Replace the integers of an operation by what they stand for, in float32; they stay beside it."""
         assert operation.integers is not None
         integers, zero_point = operation.integers
-        for constant in (scale, zero_point):
-            if constant is not None and constant.array.size not in (1, integers.array.shape[0]):
-                raise CheckpointError(
-                    f"{self.graph.path}: the scales of node '{operation.node[:80]}' do not fit its weight"
-                )
-        with np.errstate(all="ignore"):
-            array = dequantize(integers.array, scale.array, zero_point.array if zero_point else None)
+        try:
+            quantized = quantized_tensor(integers.array, scale.array, zero_point.array if zero_point else None)
+        except ValueError as fault:
+            raise CheckpointError(
+                f"{self.graph.path}: the weight of node '{operation.node[:80]}' cannot be dequantized: {fault}"
+            ) from None
         used = [integers, scale] + ([zero_point] if zero_point else [])
+        sources = frozenset().union(*(constant.sources for constant in used))
         ((name, _),) = [item for item in operation.parameters.items() if item[0] != "bias"]
-        operation.parameters[name] = Constant(array, frozenset().union(*(constant.sources for constant in used)))
-        operation.step = float(np.abs(scale.array).max(initial=0.0))
+        operation.parameters[name] = Constant(quantized.dequantize(), sources, quantized=quantized)
+        operation.step = float(quantized.scale.max(initial=0.0))
         operation.integers = None
 
     # What else must be remembered -------------------------------------------------------------------------------------
