@@ -14,12 +14,13 @@ class QuantizedTensor:
 
     `integers`: int8; what a file holds as uint8 is smaller by 128 here, and so are its zero points. `scale`: float32,
     with as many axes, of length 1 but for one axis where each entry has its own. `zero_point`: int8, in the scale's
-    shape; None where all are 0.
+    shape; None where all are 0. `multiplied`: as integers, with activations that are quantized too; else dequantized.
     """
 
     integers: np.ndarray
     scale: np.ndarray
     zero_point: np.ndarray | None
+    multiplied: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,7 +43,20 @@ class QuantizedTensor:
         integers = layout(self.integers)
         grids = [grid for grid in (self.scale, self.zero_point) if grid is not None]
         moved = [_grid(layout(np.broadcast_to(grid, self.shape)), grid, integers.ndim) for grid in grids]
-        return QuantizedTensor(integers, moved[0], moved[1] if len(moved) > 1 else None)
+        return dataclasses.replace(
+            self, integers=integers, scale=moved[0], zero_point=moved[1] if len(moved) > 1 else None
+        )
+
+    def entries(self, first: int, last: int) -> QuantizedTensor:
+        """Those of the first axis from `first` on, before `last`."""
+
+        def cut(grid: np.ndarray) -> np.ndarray:
+            return grid if grid.shape[0] == 1 else grid[first:last]
+
+        zero_point = None if self.zero_point is None else cut(self.zero_point)
+        return dataclasses.replace(
+            self, integers=self.integers[first:last], scale=cut(self.scale), zero_point=zero_point
+        )
 
 
 def _grid(spread: np.ndarray, grid: np.ndarray, axes: int) -> np.ndarray:
