@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from jaxasr.convert.formats.mapped import release
+from jaxasr.convert.formats.quantized import QuantizedTensor
 from jaxasr.convert.icefall import heads
 from jaxasr.convert.icefall.chunks import Frames, choose_chunks, refuse_chunks, trained_with
 from jaxasr.convert.icefall.front_end import front_end_rules
-from jaxasr.convert.formats.quantized import QuantizedTensor
 from jaxasr.convert.mapping import (
     Checkpoint,
     Ignored,

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from jaxasr.configs import named_configs
+from jaxasr.convert.formats.quantized import QuantizedTensor
 from jaxasr.convert.icefall import heads
 from jaxasr.convert.icefall.chunks import Frames, choose_chunks, refuse_chunks, trained_with
 from jaxasr.convert.icefall.front_end import front_end_rules
-from jaxasr.convert.formats.quantized import QuantizedTensor
 from jaxasr.convert.mapping import (
     Checkpoint,
     Ignored,
@@ -193,9 +193,7 @@ def complete_config(config: ModelConfig, checkpoint: Checkpoint, options: Option
             steps = (*encoder.downsampling, encoder.output_downsampling)
             chunk, left_context = _chunks(settings, encoder.causal, steps, options, [])
             stored = bool(settings.get("stored_positions"))
-            encoder = dataclasses.replace(
-                encoder, chunk_size=chunk, left_context=left_context, stored_positions=stored
-            )
+            encoder = dataclasses.replace(encoder, chunk_size=chunk, left_context=left_context, stored_positions=stored)
             config = dataclasses.replace(config, encoder=encoder)
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -39,9 +39,7 @@ class Zipformer(nnx.Module):
 
     def __init__(self, config: ZipformerConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.embed = ConvEmbed(
-            config.input_dim, config.embed_channels, config.encoder_dim[0], config.chunk, rngs=rngs
-        )
+        self.embed = ConvEmbed(config.input_dim, config.embed_channels, config.encoder_dim[0], config.chunk, rngs=rngs)
         self.stacks = nnx.List([Stack(config, index, rngs=rngs) for index in range(len(config.num_layers))])
         self.downsample_output = Downsample(config.output_downsampling, rngs=rngs)
 

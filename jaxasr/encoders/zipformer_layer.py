@@ -169,9 +169,7 @@ class AttentionWeights(nnx.Module):
         chunk, stored = config.chunk or 0, config.stored_positions
         self.stored = StoredPositions(stored, self.position_dim, chunk, rngs=rngs) if stored else None
         self.linear_pos = (
-            None
-            if stored
-            else Linear(config.pos_dim, self.position_dim, use_bias=False, initial_scale=0.05, rngs=rngs)
+            None if stored else Linear(config.pos_dim, self.position_dim, use_bias=False, initial_scale=0.05, rngs=rngs)
         )
 
     def __call__(

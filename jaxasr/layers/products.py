@@ -128,9 +128,9 @@ def _integer_sums(x: Int[Array, "*batch in"], kernel: QuantizedArray) -> Float[A
 def _product_from_zero(x: Float[Array, "*batch in"], kernel: QuantizedArray) -> Float[Array, "*batch out"]:
     """x (..., in), quantized with a zero, times what kernel (in, out) stands for, float32: (..., out).
 
-    ONNX's DynamicQuantizeLinear, MatMulInteger and the product with both scales. The sum of (x - a) * (q - z) is that of
-    x * q, less a times the sum of q and z times the sum of x - a: exact in int32 where z is an integer, and x is signed
-    as CPUs want it.
+    ONNX's DynamicQuantizeLinear, MatMulInteger and the product with both scales. The sum of (x - a) * (q - z) is that
+    of x * q, less a times the sum of q and z times the sum of x - a: exact in int32 where z is an integer, and x is
+    signed as CPUs want it.
     """
     integers, zeros, steps = quantize_from_zero(x, kernel.ranges)
     if kernel.block is not None:

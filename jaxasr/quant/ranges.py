@@ -48,7 +48,7 @@ def ranges_over(lengths: Int[Array, " B"], chunk: int | None = None) -> Iterator
         _FRAMES.reset(token)
 
 
-def row_extremes(x: Float[Array, "B *rest"]) -> tuple[Float[Array, "B *_"], Float[Array, "B *_"]]:
+def row_extremes(x: Float[Array, "*shape"]) -> tuple[Float[Array, "*_"], Float[Array, "*_"]]:
     """The least and the largest of each row's activations and 0: x (B, T, ...) -> twice (B, T or 1, 1, ...).
 
     (B, T, 1, ...) where each chunk has its own. x (B, D) has a range a row.

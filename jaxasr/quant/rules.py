@@ -154,11 +154,14 @@ def stated_rules(weights: Mapping[str, tuple[Shape, Rule | None]]) -> tuple[Rule
         alike.setdefault(_numberless(path), set()).add(rule)
     shown = {path: _numberless(path) if len(alike[_numberless(path)]) == 1 else path for path in layers}
     tree = {(shown[path], layers[path]): wanted[path] for path in layers}
-    rules = tuple(_covering(tree, ()))
-    compact = QuantizationConfig(rules=rules)
-    found = {path: compact.rule(path, weights[path][0]) for path in wanted}
-    if wanted == {path: rule and dataclasses.replace(rule, path="*", layer=None) for path, rule in found.items()}:
-        return rules
+    for rules in (
+        tuple(_covering(tree, ())),
+        tuple(dataclasses.replace(rule, path=path) for (path, _), rule in tree.items() if rule is not None),
+    ):
+        config = QuantizationConfig(rules=rules)
+        found = {path: config.rule(path, weights[path][0]) for path in wanted}
+        if wanted == {path: rule and dataclasses.replace(rule, path="*", layer=None) for path, rule in found.items()}:
+            return rules
     # A pattern reached a weight that it was not made for.
     return tuple(dataclasses.replace(rule, path=path) for path, rule in wanted.items() if rule is not None)
 
