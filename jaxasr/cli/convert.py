@@ -13,8 +13,8 @@ from jaxasr.cli.progress import show
 from jaxasr.errors import printable
 
 EXAMPLE = (
-    "Examples: jaxasr convert exp/pretrained.pt model/ --config reazonspeech_k2_v2 --tokens data/tokens.txt; "
-    "jaxasr convert sherpa-onnx-folder/ model/ --precision int8"
+    "Example: jaxasr convert exp/pretrained.pt model/ --config reazonspeech_k2_v2 --tokens data/tokens.txt; of int8 "
+    "files as they are: jaxasr convert sherpa-onnx-folder/ model/ --precision int8"
 )
 
 
