@@ -42,6 +42,7 @@ SAVE_CONCURRENT_GB = 0.1
 WAYS = {
     "float": "weights dequantized in the product",
     "int8": "integers, activations of 8 bits",
+    "uint8": "integers, activations of 8 bits with a zero point",
     "fake": "integers' values in float arithmetic",
 }
 _TRANSPOSED = (

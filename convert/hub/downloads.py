@@ -72,6 +72,7 @@ def convert_once(
         convert_checkpoint(
             source,
             directory,
+            precision=request.precision,
             config=request.model.config if request.model else None,
             family=request.model.family if request.model else None,
             overwrite=directory.exists(),

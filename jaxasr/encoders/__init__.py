@@ -57,6 +57,16 @@ class LocalEncoderConfig(EncoderConfig, Protocol):
         ...
 
 
+@runtime_checkable
+class ChunkedEncoderConfig(EncoderConfig, Protocol):
+    """The configuration of an encoder that may take an utterance in chunks, whose frames see one another."""
+
+    @property
+    def encoded_chunk(self) -> int | None:
+        """Encoded frames of a chunk, None where there are no chunks."""
+        ...
+
+
 class Encoder(Protocol):
     """An encoder: a Flax module, whose batch gives what single utterances give."""
 
