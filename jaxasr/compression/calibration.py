@@ -1,29 +1,28 @@
-"""What the encoder's products are multiplied by while it hears recordings."""
+"""A model's encoder over recordings: what it makes of them, and what its weights are multiplied by meanwhile."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxasr import audio
 from jaxasr.audio import SAMPLE_RATE
 from jaxasr.caches import programs_kept
 from jaxasr.devices import usual_settings
-from jaxasr.errors import AudioError, ConfigError, printable
+from jaxasr.errors import AudioError, ConfigError, listing
 from jaxasr.manifests import Utterance, duration, read_audio
 from jaxasr.model import AbstractModel
 from jaxasr.model_config import ModelConfig, Parameters
-from jaxasr.quant.rules import layer_of
 from jaxasr.quant.watched import WatchedArray
 from jaxasr.store import flatten, unflatten
 
 WINDOW_SECONDS, ROWS = 8.0, 4  # of one batch
-# Sound beyond this adds little: a matrix of 2,000 inputs sees 12,000 frames of 40 ms in it.
-MOST_SECONDS = 480.0
+# Sound beyond this adds little: a matrix of some hundred inputs sees 6,000 frames of 40 ms in it.
+MOST_SECONDS = 240.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,82 +35,88 @@ class Windows:
     waveforms: np.ndarray
     files: tuple[tuple[str, ...], ...]
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of sound."""
+        return self.waveforms.size / SAMPLE_RATE
 
-def windows_of(utterances: Sequence[Utterance], most_seconds: float = MOST_SECONDS) -> Windows:
-    """So much of the recordings, evenly spread over them, as windows; the last begins again with the first.
 
-    Raises AudioError for a recording that cannot be read, or that holds NaN.
+def read_windows(utterances: Sequence[Utterance], most_seconds: float = MOST_SECONDS) -> Windows:
+    """About `most_seconds` of recordings, evenly spread over them, as windows; the last goes on with the first ones.
+
+    Raises AudioError for a recording that cannot be read or holds NaN, ConfigError where there is no sound.
     """
-    known = sum(duration(utterance) for utterance in utterances)
-    step = max(1.0, known / most_seconds)
-    taken = [utterances[int(index * step)] for index in range(int(len(utterances) / step) or 1)]
-    clips = [(str(each.pieces[0].path), audio.load(*read_audio(each))) for each in taken]
-    samples = np.concatenate([clip for _, clip in clips])
+    step = max(1.0, sum(map(duration, utterances)) / most_seconds)
+    chosen = [utterances[int(number * step)] for number in range(max(int(len(utterances) / step), 1))]
+    clips = [audio.load(*read_audio(utterance)) for utterance in chosen]
+    samples = np.concatenate(clips)
     if not samples.size:
         raise ConfigError(f"{utterances[0].manifest}: the recordings hold no sound")
     size = int(WINDOW_SECONDS * SAMPLE_RATE)
-    count = -(-len(samples) // (size * ROWS)) * ROWS
-    ends = np.cumsum([len(clip) for _, clip in clips])
-    files = []
-    for number in range(count):
-        # The numbers of the clips that the window's first and last sample are of, those of the second round included.
-        first, last = (int(np.searchsorted(ends, place % len(samples), "right")) for place in
-                       (number * size, min((number + 1) * size, number * size + len(samples)) - 1))
-        span = range(first, last + 1) if first <= last else (*range(first, len(clips)), *range(last + 1))
-        files.append(tuple(dict.fromkeys(clips[clip][0] for clip in span)))
-    return Windows(np.resize(samples, (count, size)), tuple(files))
+    batches = max(round(samples.size / (size * ROWS)), 1)
+    waveforms = np.resize(samples, (batches * ROWS, size))
+    # Of every sample the number of the recording that it is from.
+    source = np.resize(np.repeat(np.arange(len(clips), dtype=np.int32), list(map(len, clips))), waveforms.shape)
+    names = [str(utterance.pieces[0].path) for utterance in chosen]
+    files = (tuple(dict.fromkeys(names[number] for number in np.unique(row))) for row in source)
+    return Windows(waveforms, tuple(files))
 
 
-class Calibration:
-    """An encoder over windows of recordings, with weights that may change from one hearing to the next.
+class Hearing:
+    """An encoder over windows of recordings: one compiled program, whose weights may change from call to call."""
 
-    `paths`: the weights of matrices and convolutions of the encoder, in the order in which it multiplies with them.
-    """
-
-    def __init__(self, config: ModelConfig, windows: Windows) -> None:
-        self._windows = windows
-        self._heard: Callable[[str, np.ndarray], None] = _ignore
+    def __init__(self, config: ModelConfig, windows: Windows, watched: Collection[str] = ()) -> None:
+        """`config`: of a model without quantized weights. `watched`: paths of weights whose inputs are asked for."""
+        self._windows, self._watched = windows, frozenset(watched)
+        self._heard: Callable[[str, np.ndarray], None] = _unheard
         with usual_settings():
             self._model = AbstractModel(config)
-            self._encode = jax.jit(self._encode_windows)
-        shapes = {path: leaf.shape for path, leaf in flatten(self._model.floats).items()}
-        self._watched = {
-            path
-            for path, shape in shapes.items()
-            if path.startswith("encoder.") and layer_of(path, shape) in ("dense", "convolution")
-        }
+            self._encode = jax.jit(self._encode_batch)
 
     def encode(self, params: Parameters) -> np.ndarray:
-        """What the encoder makes of all windows, (N, T, D) float32. AudioError names what gives NaN."""
-        return np.concatenate([encoded for encoded in self._batches(params)])
+        """What the encoder makes of all windows, (N, T, D) float32."""
+        return np.concatenate(list(self._batches(params, _unheard)))
+
+    def inputs(self, params: Parameters, paths: Collection[str]) -> Iterator[dict[str, np.ndarray]]:
+        """Of each batch in turn the rows (M, in) that the weights of these paths are multiplied by."""
+        rows: dict[str, list[np.ndarray]] = {}
+
+        def hear(path: str, multiplied: np.ndarray) -> None:
+            if path in paths:
+                rows.setdefault(path, []).append(multiplied)
+
+        for _ in self._batches(params, hear):
+            yield {path: np.concatenate(parts) for path, parts in rows.items()}
+            rows.clear()
 
     def order(self, params: Parameters) -> list[str]:
-        """The paths of the weights of matrices and convolutions, as the encoder multiplies with them."""
+        """The watched paths in the order in which the encoder multiplies with them first."""
         seen: dict[str, None] = {}
-        self._heard = lambda path, _: seen.setdefault(path)
-        next(iter(self._batches(params)))
+        next(self._batches(params, lambda path, _: seen.setdefault(path)))
         return list(seen)
 
-    def _batches(self, params: Parameters) -> Any:
-        watched = unflatten(
-            {
-                path: WatchedArray(leaf, path, self._listen) if path in self._watched else leaf
-                for path, leaf in flatten(params).items()
-            }
-        )
-        with programs_kept(), usual_settings():
-            for start in range(0, len(self._windows.waveforms), ROWS):
-                encoded = np.asarray(self._encode(watched, self._windows.waveforms[start : start + ROWS]))
+    def _batches(self, params: Parameters, heard: Callable[[str, np.ndarray], None]) -> Iterator[np.ndarray]:
+        """What the encoder makes of each batch, (ROWS, T, D). AudioError names the files of what is not finite."""
+        leaves = flatten(params)
+        watched = {path: WatchedArray(leaves[path], path, self._listen) for path in self._watched}
+        params = unflatten({**leaves, **watched})
+        for start in range(0, len(self._windows.waveforms), ROWS):
+            self._heard = heard
+            with programs_kept(), usual_settings():
+                encoded = np.asarray(self._encode(params, self._windows.waveforms[start : start + ROWS]))
                 jax.effects_barrier()
-                yield encoded
+            for row in np.flatnonzero(~np.isfinite(encoded).all((1, 2))):
+                files = self._windows.files[start + int(row)]
+                raise AudioError(f"{listing(files)}: the encoder makes NaN or infinity of it: leave it out")
+            yield encoded
 
-    def _encode_windows(self, params: Parameters, waveforms: jax.Array) -> jax.Array:
-        lengths = jax.numpy.full(waveforms.shape[0], waveforms.shape[1], "int32")
-        return self._model.fill(params).encode(waveforms, lengths)[0]
+    def _encode_batch(self, params: Parameters, waveforms: jax.Array) -> jax.Array:
+        lengths = jnp.full(waveforms.shape[:1], waveforms.shape[1], jnp.int32)
+        return self._model.fill(params).encode(waveforms, lengths)[0].astype(jnp.float32)
 
     def _listen(self, path: str, rows: np.ndarray) -> None:
         self._heard(path, rows)
 
 
-def _ignore(path: str, rows: np.ndarray) -> None:
-    pass
+def _unheard(path: str, rows: np.ndarray) -> None:
+    """Who asks for no inputs."""

@@ -77,7 +77,7 @@ class QuantizedArray:
 
     def dequantize(self) -> Float[Array, "*_"]:
         """The floats that it stands for, in its type."""
-        scale, zero = self._spread(self.scale), None if self.zero is None else self._spread(self.zero)
+        scale, zero = self.spread(self.scale), None if self.zero is None else self.spread(self.zero)
         return dequantize(self.values(), Grid(scale, zero)).astype(self.dtype)
 
     def rows(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
@@ -122,7 +122,7 @@ class QuantizedArray:
             axis=packed - len(entries),
         )
 
-    def _spread(self, grid: jax.Array) -> jax.Array:
+    def spread(self, grid: jax.Array) -> jax.Array:
         """Scales or zeros of blocks, one for each value along the packed axis."""
         if self.block is None:
             return grid
