@@ -53,9 +53,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
-def test_it_runs_without_the_package(
-    quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_runs_without_the_package(quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as caught:
         main(["export", str(quantized), str(out), "--seconds", str(SECONDS), "--rows", "2"])

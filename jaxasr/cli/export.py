@@ -66,4 +66,6 @@ def export(
         # As they are multiplied there, which `activations` may have changed.
         params = dataclasses.replace(stored, config=recognizer.config).params()
         size = export_model(recognizer, params, out_dir, seconds=seconds, rows=rows, overwrite=overwrite)
-    show(f"{printable(out_dir)} is ready, {size / 1e6:,.1f} MB: {shlex.quote(str(out_dir))}/export.json says what it takes")
+    show(
+        f"{printable(out_dir)} is ready, {size / 1e6:,.1f} MB: {shlex.quote(str(out_dir))}/export.json says what it takes"
+    )

@@ -54,9 +54,7 @@ def calibrated_arrays(
     made: dict[str, QuantizedArray] = {}
     for number, paths in enumerate(layers, start=1):
         moments = {path: Moments.zeros(leaves[path].size // leaves[path].shape[-1]) for path in paths}
-        for wanted, given in zip(
-            hearing.inputs(whole, paths), hearing.inputs(unflatten(rounded), paths), strict=True
-        ):
+        for wanted, given in zip(hearing.inputs(whole, paths), hearing.inputs(unflatten(rounded), paths), strict=True):
             for path in paths:
                 moments[path].add(given[path], wanted[path])
         for path in paths:
@@ -65,6 +63,7 @@ def calibrated_arrays(
         if progress is not None:
             progress(number * windows.seconds, len(layers) * windows.seconds)
     return made
+
 
 def in_layers(paths: Iterable[str]) -> Iterator[list[str]]:
     """Paths in their order, parted where the layer changes: the path up to its last number, else up to its module."""

@@ -1,16 +1,18 @@
-"""Quantization after training: every weight is rounded by itself, from the weights alone."""
+"""Quantization after training: weights rounded by themselves, or the encoder's by what it hears."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
 
+from jaxasr.compression.calibrated import calibrated_arrays
+from jaxasr.compression.calibration import Windows
 from jaxasr.devices import usual_settings
 from jaxasr.errors import ConfigError, ModelError
 from jaxasr.model import AbstractModel
@@ -54,9 +56,25 @@ def fitting_rules(model: ModelConfig, rules: QuantizationConfig, *, defaults: in
     return checked
 
 
-def quantize_stored(stored: StoredModel, params: Parameters, rules: QuantizationConfig) -> Quantized:
-    """Quantize `params` of a model directory by rules that fit, leaf by leaf. Raises ModelError."""
+def quantize_stored(
+    stored: StoredModel,
+    params: Parameters,
+    rules: QuantizationConfig,
+    windows: Windows | None = None,
+    progress: Callable[[float, float | None], None] | None = None,
+) -> Quantized:
+    """Quantize `params` of a model directory by rules that fit, leaf by leaf, to the nearest integers of each grid.
+
+    `windows`: recordings, with which the encoder's matrices and convolutions are quantized instead by `calibrated`.
+    `progress`: called with seconds of them heard, and in all.
+
+    Raises ModelError for weights, and AudioError for recordings, of which no integers can be made.
+    """
     leaves = flatten(params)
+    for path, weights in leaves.items():
+        if rules.rule(path, weights.shape) is not None and not np.isfinite(np.asarray(weights)).all():
+            raise ModelError(f"{stored.folder}: {path} holds numbers that are not finite, which no integer stands for")
+    calibrated = {} if windows is None else calibrated_arrays(stored.config, params, rules, windows, progress)
     quantized: dict[str, Any] = {}
     changed = whole = 0.0
     with usual_settings():
@@ -64,19 +82,20 @@ def quantize_stored(stored: StoredModel, params: Parameters, rules: Quantization
             weights = np.asarray(leaves.pop(path))
             rule, layer = rules.rule(path, weights.shape), layer_of(path, weights.shape)
             if rule is None or layer is None:
-                quantized[path] = weights if path.startswith(EXACT) else narrowed(weights, rules.floats)
+                quantized[path] = stored_float(path, weights, rules.floats)
                 continue
-            if not np.isfinite(weights).all():
-                raise ModelError(
-                    f"{stored.folder}: {path} holds numbers that are not finite, which no integer stands for"
-                )
-            array = quantize_array(weights, rule, layer)
+            array = calibrated.get(path) or quantize_array(weights, rule, layer)
             difference = np.asarray(array.dequantize()) - weights
             changed += float(np.square(difference, dtype=np.float64).sum())
             whole += float(np.square(weights, dtype=np.float64).sum())
             quantized[path] = jax.device_get(array)
     config = dataclasses.replace(stored.config, quantization=rules)
     return Quantized(config, unflatten(quantized), math.sqrt(changed / whole) if whole else 0.0)
+
+
+def stored_float(path: str, leaf: np.ndarray, dtype: str) -> np.ndarray:
+    """A leaf that stays float, in the type in which it is stored."""
+    return leaf if path.startswith(EXACT) else narrowed(leaf, dtype)
 
 
 def narrowed(leaf: np.ndarray, dtype: str) -> np.ndarray:
