@@ -79,8 +79,8 @@ def quantize(
     `block`: weights that share a scale, along the inputs of each output; all of an output's inputs if unset.
     `clip`: look for the bound of least squared error of each scale, instead of the largest weight; by default at 3 and
         2 bits.
-    `method`: round weights to the nearest integers, or, calibrated, the encoder's dense layers and convolutions to those
-        that give most nearly what the float ones give on recordings.
+    `method`: round weights to the nearest integers; or, calibrated, the encoder's dense layers and convolutions to
+        those that give most nearly what the float ones give on recordings.
     `calibrate`: a manifest of such recordings, of which some minutes are heard; their texts do not matter.
     `where`: of the recordings to calibrate with only those whose column has one of the values given for it.
     `evaluate`: a manifest of transcribed recordings, on which both models are compared.

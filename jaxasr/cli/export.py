@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +65,4 @@ def export(
         # As they are multiplied there, which `activations` may have changed.
         params = dataclasses.replace(stored, config=recognizer.config).params()
         size = export_model(recognizer, params, out_dir, seconds=seconds, rows=rows, overwrite=overwrite)
-    show(
-        f"{printable(out_dir)} is ready, {size / 1e6:,.1f} MB: {shlex.quote(str(out_dir))}/export.json says what it takes"
-    )
+    show(f"{printable(out_dir)} is ready, {size / 1e6:,.1f} MB: export.json in it says what the program takes")

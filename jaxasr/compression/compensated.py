@@ -1,11 +1,11 @@
 """Rounding that makes up for its own errors: integers of a matrix by what the matrix is multiplied by.
 
-What a rounded matrix should give is what the float one gave, y = x W for inputs x (n,) and outputs (m,). With the inputs
-x' that it gets behind rounded layers, the mean square of x' V - x W over recordings is, but for a constant, the sum over
-the outputs of (V - T)' H (V - T), with H the mean of x'' x' (n, n), C that of x'' x, and the target T = H^-1 C W (least
-squares; its use as target of the layers after rounded ones: GPTAQ, Li et al., 2025, arXiv 2504.02692). So inputs that
-are correlated make up for each other's errors, and a matrix for those of the layers before it. H gets DAMPING of its
-mean diagonal on its diagonal (GPTQ, section 3.3) and C the same, which draws T to W.
+A rounded matrix V should give what the float one W gave, y = x W for inputs x (n,) and outputs (m,). After rounded layers
+its inputs are others, u. The mean square of u V - x W over recordings is, but for a constant, the sum over the outputs of
+(V - T)^t H (V - T), where H is the mean of u^t u (n, n), C that of u^t x, and the target T = H^-1 C W (least squares;
+GPTAQ, Li et al., 2025, arXiv 2504.02692, aims at x W too). So inputs that are correlated make up for each other's
+errors, and a matrix for those of the layers before it. To the diagonals of H and C a share of the mean one of H is
+added (GPTQ, section 3.3), which draws T to W.
 
 `compensate` begins with a grid and lowers that sum in steps:
 
@@ -35,7 +35,7 @@ RIDGE = 1e-9  # of their mean diagonal: integers of a cell that are all alike le
 
 @dataclasses.dataclass
 class Moments:
-    """Sums over the rows that a matrix with n inputs was multiplied by: `gram` of x'' x', `cross` of x'' x, (n, n)."""
+    """Sums over the rows that a matrix with n inputs was multiplied by: `gram` of u^t u, `cross` of u^t x, (n, n)."""
 
     gram: np.ndarray
     cross: np.ndarray
@@ -46,7 +46,7 @@ class Moments:
         return cls(np.zeros((inputs, inputs)), np.zeros((inputs, inputs)))
 
     def add(self, rounded: np.ndarray, whole: np.ndarray) -> None:
-        """Rows (M, n): x', behind rounded layers, and x, behind float ones."""
+        """Rows (M, n): u, after rounded layers, and x, after float ones."""
         self.gram += rounded.T @ rounded
         self.cross += rounded.T @ whole
 
