@@ -4,8 +4,8 @@
     arrays.npz    the model's arrays as they are stored, packed integers too; types that numpy lacks as plain integers
     export.json   the arrays in the program's order, shapes, rates, names of the results, tokens
 
-The program takes the arrays, waveforms (rows, samples) float32 at 16 kHz, and lengths (rows,) int32 in samples, 0 of a row
-that holds nothing. It adds the model's silence itself. What it gives are the fields of `Hypotheses`.
+The program takes the arrays, waveforms (rows, samples) float32 at 16 kHz, and lengths (rows,) int32 in samples, 0 of a
+row that holds nothing. It adds the model's silence itself. What it gives are the fields of `Hypotheses`.
 """
 
 from __future__ import annotations

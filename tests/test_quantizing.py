@@ -157,3 +157,29 @@ def test_a_damaged_directory(made: tuple[Path, Any], tmp_path: Path, change: str
 def test_float16_where_its_range_suffices(largest: float, dtype: str) -> None:
     assert narrowed(np.array([largest, 0], np.float32), "float16").dtype == dtype
     assert narrowed(np.array([largest, 0], np.float32), "bfloat16").dtype == "bfloat16"
+
+
+def test_calibration_brings_the_encoder_nearer(
+    floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At 2 bits, on sound that it was not calibrated on, by the command; a manifest or a method alone is refused."""
+    monkeypatch.setattr("jaxasr.compression.calibration.WINDOW_SECONDS", 2.0)
+    lines = ["path\ttext\tsplit"]
+    for seed, split in enumerate(("train",) * 4 + ("test",)):
+        soundfile.write(tmp_path / f"{seed}.wav", speechlike(4.0, seed) if split == "train" else np.ones(9), 16000)
+        lines.append(f"{seed}.wav\tA\t{split}")
+    (tmp_path / "manifest.tsv").write_text("\n".join(lines) + "\n")
+    calibrate = ["--calibrate", str(tmp_path / "manifest.tsv"), "--where", "split=train"]
+    errors = []
+    for name, options in (("nearest", []), ("calibrated", ["--method", "calibrated", *calibrate])):
+        with pytest.raises(SystemExit) as caught:
+            main(["quantize", str(floats), str(tmp_path / name), "--bits", "2", "--block", "16", *options, "--json"])
+        assert not caught.value.code
+        errors.append(json.loads(capsys.readouterr().out)["encoded_error"])
+    assert errors[1] < 0.8 * errors[0]
+    assert "by what it makes of 16 s of sound" in (tmp_path / "calibrated" / store.CARD).read_text("utf-8")
+    for options in (["--method", "calibrated"], calibrate):
+        with pytest.raises(SystemExit) as caught:
+            main(["quantize", str(floats), str(tmp_path / "out"), "--bits", "2", *options])
+        assert caught.value.code == 1 and "belong together" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,11 +1,11 @@
 """Rounding that makes up for its own errors: integers of a matrix by what the matrix is multiplied by.
 
-A rounded matrix V should give what the float one W gave, y = x W for inputs x (n,) and outputs (m,). After rounded layers
-its inputs are others, u. The mean square of u V - x W over recordings is, but for a constant, the sum over the outputs of
-(V - T)^t H (V - T), where H is the mean of u^t u (n, n), C that of u^t x, and the target T = H^-1 C W (least squares;
-GPTAQ, Li et al., 2025, arXiv 2504.02692, aims at x W too). So inputs that are correlated make up for each other's
-errors, and a matrix for those of the layers before it. To the diagonals of H and C a share of the mean one of H is
-added (GPTQ, section 3.3), which draws T to W.
+A rounded matrix V should give what the float one W gave, y = x W for inputs x (n,) and outputs (m,). After rounded
+layers its inputs are others, u. The mean square of u V - x W over recordings is, but for a constant, the sum over the
+outputs of (V - T)^t H (V - T), where H is the mean of u^t u (n, n), C that of u^t x, and the target T = H^-1 C W (least
+squares; GPTAQ, Li et al., 2025, arXiv 2504.02692, aims at x W too). So inputs that are correlated make up for each
+other's errors, and a matrix for those of the layers before it. To the diagonals of H and C a share of the mean one of H
+is added (GPTQ, section 3.3), which draws T to W.
 
 `compensate` begins with a grid and lowers that sum in steps:
 
@@ -73,19 +73,17 @@ class RowGrid:
     least: int
     largest: int
 
-    def integers(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """The integers nearest to values (rows, m) of the rows of these numbers."""
-        return np.clip(np.rint(values / self._scale(rows) + self._zero(rows)), self.least, self.largest)
+    def integers(self, rows: np.ndarray | int, values: np.ndarray) -> np.ndarray:
+        """The integers nearest to values (..., m) of the rows of these numbers."""
+        return np.clip(np.rint(values / self.scale[self.cell[rows]] + self._zero(rows)), self.least, self.largest)
 
-    def values(self, rows: np.ndarray, integers: np.ndarray) -> np.ndarray:
-        """What integers (rows, m) of the rows of these numbers stand for."""
-        return (integers - self._zero(rows)) * self._scale(rows)
+    def values(self, rows: np.ndarray | int, integers: np.ndarray) -> np.ndarray:
+        """What integers (..., m) of the rows of these numbers stand for."""
+        values: np.ndarray = (integers - self._zero(rows)) * self.scale[self.cell[rows]]
+        return values
 
-    def _scale(self, rows: np.ndarray) -> np.ndarray:
-        return self.scale[self.cell[rows]]
-
-    def _zero(self, rows: np.ndarray) -> np.ndarray | float:
-        return 0.0 if self.zero is None else self.zero[self.cell[rows]]
+    def _zero(self, rows: np.ndarray | int) -> np.ndarray:
+        return np.zeros(()) if self.zero is None else np.asarray(self.zero[self.cell[rows]])
 
 
 def compensate(gram: np.ndarray, target: np.ndarray, grid: RowGrid, dtype: np.dtype) -> tuple[np.ndarray, RowGrid]:

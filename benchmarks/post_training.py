@@ -1,0 +1,146 @@
+"""What quantization after training costs a model, by bits and methods: word errors, words that differ, sizes.
+
+    python benchmarks/post_training.py MODEL SET.tsv... --calibrate MANIFEST --results DIR [ROW...]
+    python benchmarks/post_training.py --results DIR
+
+The first makes the named rows, or all, one after another, and keeps the model and the result of each in DIR, so that an
+interrupted run goes on with the rows that are missing; MANIFEST's training split is what calibration hears. The second
+prints the table of what is there, in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxasr
+from jaxasr import store
+from jaxasr.evaluation import count_errors, evaluate, units
+from jaxasr.files import replacing_file
+from jaxasr.manifests import read_manifest
+
+FLOAT = "float32"
+NEAREST: dict[str, Any] = {"clip": False}
+CLIPPED: dict[str, Any] = {"clip": True}
+CALIBRATED: dict[str, Any] = {"method": "calibrated"}
+BLOCKS: dict[str, Any] = {"symmetric": False, "block": 32}
+# Rows by name, the most telling first: what `jaxasr.quantize` is given.
+ROWS: dict[str, dict[str, Any]] = {
+    FLOAT: {},
+    "2 bits, blocks of 32, calibrated": {"bits": 2, **BLOCKS, **CALIBRATED},
+    "4 bits, blocks of 32, calibrated": {"bits": 4, **BLOCKS, **CALIBRATED},
+    "3 bits, blocks of 32, calibrated": {"bits": 3, **BLOCKS, **CALIBRATED},
+    "2 bits, blocks of 16, calibrated": {"bits": 2, "symmetric": False, "block": 16, **CALIBRATED},
+    "4 bits, blocks of 32, nearest": {"bits": 4, **BLOCKS, **NEAREST},
+    "3 bits, blocks of 32, nearest": {"bits": 3, **BLOCKS, **NEAREST},
+    "2 bits, blocks of 32, nearest": {"bits": 2, **BLOCKS, **NEAREST},
+    "4 bits, blocks of 32, clipped": {"bits": 4, **BLOCKS, **CLIPPED},
+    "3 bits, blocks of 32, clipped": {"bits": 3, **BLOCKS, **CLIPPED},
+    "2 bits, blocks of 32, clipped": {"bits": 2, **BLOCKS, **CLIPPED},
+    "8 bits, nearest": {"bits": 8, **NEAREST},
+    "8 bits, clipped": {"bits": 8, **CLIPPED},
+    "8 bits, calibrated": {"bits": 8, **CALIBRATED},
+    "4 bits, calibrated": {"bits": 4, **CALIBRATED},
+    "4 bits, nearest": {"bits": 4, **NEAREST},
+}
+
+
+def make_row(name: str, model: Path, sets: Sequence[Path], calibrate: Path, results: Path) -> None:
+    """Quantize as the row says, unless that is done, recognise all sets, and keep what was heard."""
+    options = dict(ROWS[name])
+    directory = model if name == FLOAT else results / _slug(name)
+    if name != FLOAT and not directory.exists():
+        if options.get("method") == "calibrated":
+            options |= {"calibrate": calibrate, "where": {"split": ["train"]}}
+        jaxasr.quantize(model, directory, **options)
+    heard: dict[str, list[list[str]]] = {}
+    with jaxasr.load_model(directory) as recognizer:
+        for manifest in sets:
+            scored = list(evaluate(recognizer, read_manifest(manifest)))
+            if faults := [each.error for each in scored if each.error is not None]:
+                raise faults[0]
+            heard[manifest.stem] = [[each.utterance.text, each.hypothesis] for each in scored]
+    result = {"row": name, "bytes": store.describe(directory)["bytes"], "bits": _bits(directory), "heard": heard}
+    with replacing_file(results / f"{_slug(name)}.json") as file:
+        file.write(json.dumps(result, ensure_ascii=False).encode())
+
+
+def print_table(results: Path) -> None:
+    """The rows that are there, in Markdown."""
+    rows = [json.loads(path.read_text("utf-8")) for name in ROWS if (path := results / f"{_slug(name)}.json").exists()]
+    whole = next((row for row in rows if row["row"] == FLOAT), None)
+    if whole is None:
+        raise SystemExit(f"post_training: {results} has no row {FLOAT}: make it first")
+    sets = list(whole["heard"])
+    print(
+        "| row | bits a weight | MB on disk |", *(f"{each} |" for each in sets), "all | relative | words that differ |"
+    )
+    print("|---" * (6 + len(sets)) + "|")
+    for row in sorted(rows, key=lambda row: (-row["bits"], row["row"])):
+        rates = [
+            _rate([pair for each in chosen for pair in row["heard"][each]]) for chosen in (*([s] for s in sets), sets)
+        ]
+        wanted = _rate([pair for each in sets for pair in whole["heard"][each]])
+        differing = words = 0
+        for each in sets:
+            for (text, before), (_, after) in zip(whole["heard"][each], row["heard"][each], strict=True):
+                differing += count_errors(units(before, "wer"), units(after, "wer")).total
+                words += len(units(text, "wer"))
+        cells = [
+            row["row"],
+            f"{row['bits']:.2f}",
+            f"{row['bytes'] / 1e6:.2f}",
+            *(f"{100 * rate:.2f} %" for rate in rates),
+        ]
+        cells += [f"{100 * (rates[-1] / wanted - 1):+.1f} %", f"{100 * differing / words:.2f} %"]
+        print("|", " | ".join(cells), "|")
+
+
+def _rate(pairs: Sequence[Sequence[str]]) -> float:
+    errors = [count_errors(units(text, "wer"), units(hypothesis, "wer")) for text, hypothesis in pairs]
+    return sum(each.total for each in errors) / sum(each.reference_length for each in errors)
+
+
+def _bits(directory: Path) -> float:
+    """Bits that a quantized weight of the encoder takes, its share of scales and zeros included."""
+    manifest = store.open_model(directory, verify=False).manifest
+    quantized = {path: shape for path, shape in manifest.get("quantized", {}).items() if path.startswith("encoder.")}
+    if not quantized:
+        return 32.0
+    entries = [entry for path, entry in manifest["arrays"].items() if path.rpartition(".")[0] in quantized]
+    stored = sum(np.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize for entry in entries)
+    return float(8 * stored / sum(np.prod(shape) for shape in quantized.values()))
+
+
+def _slug(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="*", metavar="MODEL SET.tsv... ROW...")
+    parser.add_argument("--calibrate", type=Path, metavar="MANIFEST")
+    parser.add_argument("--results", type=Path, required=True, metavar="DIR")
+    arguments = parser.parse_args()
+    if not arguments.inputs:
+        print_table(arguments.results)
+        return
+    sets = [Path(each) for each in arguments.inputs[1:] if each not in ROWS]
+    names = [each for each in arguments.inputs if each in ROWS] or list(ROWS)
+    if not sets or arguments.calibrate is None:
+        parser.error("a model, sets and --calibrate are needed to make rows")
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    jaxasr.configure_process()
+    for name in names:
+        if not (arguments.results / f"{_slug(name)}.json").exists():
+            make_row(name, Path(arguments.inputs[0]), sets, arguments.calibrate, arguments.results)
+            print(name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What calibration hears: windows of recordings, and the inputs of an encoder's weights."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from jax import lax
+
+from jaxasr import store
+from jaxasr.compression import calibration
+from jaxasr.compression.calibrated import in_layers
+from jaxasr.compression.calibration import Hearing, Windows, read_windows
+from jaxasr.errors import AudioError
+from jaxasr.layers.products import convolution_product, linear_product
+from jaxasr.manifests import read_manifest
+from jaxasr.quant.watched import WatchedArray
+from jaxasr.speechlike import speechlike
+from jaxasr.testing import tiny_config, tiny_recognizer
+
+GENERATOR = np.random.default_rng(0)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Six recordings of 1.5 s."""
+    for number in range(6):
+        soundfile.write(tmp_path / f"{number}.wav", speechlike(1.5, number), 16000)
+    path = tmp_path / "manifest.tsv"
+    path.write_text("path\ttext\n" + "".join(f"{number}.wav\tA\n" for number in range(6)))
+    return path
+
+
+def test_recordings_fill_windows(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "WINDOW_SECONDS", 2.0)
+    windows = read_windows(read_manifest(manifest))
+    assert windows.waveforms.shape == (4, 32000) and windows.seconds == 8.0
+    every = np.concatenate(
+        [soundfile.read(manifest.parent / f"{number}.wav", dtype="float32")[0] for number in range(6)]
+    )
+    np.testing.assert_array_equal(windows.waveforms.ravel(), every[:128000])
+    names = [[Path(file).name for file in files] for files in windows.files]
+    assert names == [["0.wav", "1.wav"], ["1.wav", "2.wav"], ["2.wav", "3.wav"], ["4.wav", "5.wav"]]
+    # A third of them, spread evenly.
+    files = itertools.chain(*read_windows(read_manifest(manifest), 3.0).files)
+    assert {Path(file).name for file in files} == {"0.wav", "3.wav"}
+
+
+def test_nan_in_a_recording_names_it(manifest: Path) -> None:
+    broken = speechlike(1.0, 0)
+    broken[100] = np.nan
+    soundfile.write(manifest.parent / "3.wav", broken, 16000, subtype="FLOAT")
+    with pytest.raises(AudioError, match="3.wav: holds NaN"):
+        read_windows(read_manifest(manifest))
+
+
+def test_what_products_tell() -> None:
+    """Rows that, times the kernel, are the product; inside loops too."""
+    heard: list[tuple[str, np.ndarray]] = []
+
+    def watched(kernel: np.ndarray, path: str) -> Any:
+        return WatchedArray(jax.numpy.asarray(kernel), path, lambda path, rows: heard.append((path, rows)))
+
+    x = GENERATOR.standard_normal((2, 6, 4)).astype(np.float32)
+    kernel = GENERATOR.standard_normal((4, 3)).astype(np.float32)
+    window = GENERATOR.standard_normal((3, 1, 4, 5)).astype(np.float32)
+
+    @jax.jit
+    def run(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        looped = lax.map(lambda row: linear_product(row, watched(kernel, "loop")), x)
+        convolved = convolution_product(x[:, :, None], watched(window, "convolution"), (2, 1), ((1, 0), (0, 0)))
+        return linear_product(x, watched(kernel, "dense")[:, :2]), looped, convolved
+
+    dense, looped, convolved = jax.device_get(run(x))
+    jax.effects_barrier()
+    rows = {path: [each for name, each in heard if name == path] for path in ("dense", "loop", "convolution")}
+    np.testing.assert_allclose(rows["dense"][0] @ kernel[:, :2], dense.reshape(-1, 2), rtol=1e-5, atol=1e-5)
+    assert len(rows["loop"]) == 2
+    np.testing.assert_allclose(np.stack(rows["loop"]) @ kernel, looped, rtol=1e-5, atol=1e-5)
+    product = rows["convolution"][0] @ window.reshape(-1, 5)
+    np.testing.assert_allclose(product, convolved.reshape(-1, 5), rtol=1e-5, atol=1e-5)
+
+
+def test_an_encoder_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "ROWS", 2)
+    sound = np.stack([speechlike(1.5, number) for number in range(4)])
+    windows = Windows(sound, tuple((f"{number}.wav",) for number in range(4)))
+    with tiny_recognizer() as recognizer:
+        params = jax.device_get(recognizer.programs.params)
+    leaves = store.flatten(params)
+    kernels = [path for path, leaf in leaves.items() if path.startswith("encoder.stacks") and path.endswith("kernel")]
+    dense = [path for path in kernels if leaves[path].ndim == 2]
+    hearing = Hearing(tiny_config(), windows, dense)
+    assert set(hearing.order(params)) == set(dense)
+    wanted = next(path for path in dense if "feed_forward" in path)
+    batches = list(hearing.inputs(params, {wanted}))
+    assert len(batches) == 2 and all(set(batch) == {wanted} for batch in batches)
+    assert all(batch[wanted].shape[1] == leaves[wanted].shape[0] for batch in batches)
+    encoded = hearing.encode(params)
+    assert len(encoded) == 4 and np.isfinite(encoded).all()
+    # Numbers beyond the range of floats come from the third recording alone.
+    sound[2] *= 1e30
+    with pytest.raises(AudioError, match="^2.wav: the encoder makes NaN or infinity of it"):
+        hearing.encode(params)
+
+
+def test_layers_follow_one_another() -> None:
+    paths = ["encoder.embed.out.kernel", "encoder.embed.in.kernel"]
+    paths += [f"encoder.stacks.0.layers.{layer}.{name}.kernel" for layer in (0, 1) for name in ("a.b", "c")]
+    assert [len(layer) for layer in in_layers([*paths, "encoder.out.linear.kernel"])] == [2, 2, 2, 1]

@@ -1,0 +1,88 @@
+"""Bits for a size from the errors of groups, and the command that measures them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from jaxasr import store
+from jaxasr.cli import main
+from jaxasr.compression import calibration
+from jaxasr.compression.sensitivity import CHOICES, Bits, Group, Sensitivity, spec_text
+from jaxasr.configuration import from_mapping
+from jaxasr.errors import ConfigError
+from jaxasr.quant.rules import QuantizationConfig, Rule
+from jaxasr.speechlike import speechlike
+from jaxasr.testing import tiny_model_directory
+
+
+def group(path: str, errors: tuple[float, ...], weights: int = 1000) -> Group:
+    rules = {bits: Rule(path=f"{path}.*", bits=bits) for bits in CHOICES}
+    sizes = {bits: weights * bits // 8 for bits in CHOICES}
+    return Group(path, (f"{path}.kernel",), weights, rules, sizes, dict(zip(CHOICES, errors, strict=True)))
+
+
+TOUGH, TENDER = group("encoder.tough", (0.001, 0.01, 0.02, 0.05)), group("encoder.tender", (0.01, 0.1, 0.5, 2.0))
+FOUND = Sensitivity((TOUGH, TENDER), 500, (Rule(path="*", layer="depthwise", bits=None), Rule(path="*", bits=8)))
+
+
+@pytest.mark.parametrize(
+    ("most", "tough", "tender"),
+    [(2500, 8, 8), (2499, 4, 8), (1800, 2, 8), (1700, 4, 4), (1300, 3, 3), (1250, 2, 4), (1000, 2, 2)],
+)
+def test_what_suffers_least_gets_few_bits(most: float, tough: Bits, tender: Bits) -> None:
+    bits = FOUND.propose(most)
+    assert FOUND.size(bits) <= most
+    assert (bits["encoder.tough"], bits["encoder.tender"]) == (tough, tender)
+
+
+def test_a_budget_that_is_too_small() -> None:
+    with pytest.raises(ConfigError, match="a budget of 0.000999 MB is too small.*0.001 MB"):
+        FOUND.propose(999)
+
+
+def test_the_spec_says_what_was_chosen() -> None:
+    import yaml
+
+    spec = FOUND.spec({"encoder.tough": 2, "encoder.tender": 8})
+    assert from_mapping(QuantizationConfig, yaml.safe_load(spec_text(spec)), "spec") == spec
+    chosen = {name: spec.rule(f"encoder.{name}.kernel", (8, 8)) for name in ("tough", "tender")}
+    assert {name: rule.bits for name, rule in chosen.items() if rule is not None} == {"tough": 2, "tender": 8}
+    assert spec.rule("encoder.tough.depthwise.kernel", (3, 1, 8)) is None
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "WINDOW_SECONDS", 1.0)
+    model = tiny_model_directory(tmp_path / "model")
+    soundfile.write(tmp_path / "a.wav", speechlike(4.0, 0), 16000)
+    (tmp_path / "manifest.tsv").write_text("path\ttext\na.wav\tA\n")
+    spec, plot = tmp_path / "spec.yaml", tmp_path / "plot.png"
+    command = ["sensitivity", str(model), "--manifest", str(tmp_path / "manifest.tsv"), "--block", "16"]
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--budget", "0.001"])
+    assert caught.value.code == 1 and "is too small" in capsys.readouterr().err
+
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--budget", "0.012", "--output", str(spec), "--plot", str(plot), "--json"])
+    assert not caught.value.code
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"] <= 12000 and 0 < found["error"]
+    assert {each["bits"] for each in found["groups"]} > {2} or {each["bits"] for each in found["groups"]} > {4}
+    assert all(each["errors"]["2"] > each["errors"]["8"] > 0 for each in found["groups"])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+    monkeypatch.setattr("jaxasr.quantizing.encoded_difference", lambda *_: 0.0)
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as caught:
+        main(["quantize", str(model), str(out), "--spec", str(spec)])
+    assert not caught.value.code
+    entries = store.open_model(out).manifest["arrays"].values()
+    import math
+
+    import numpy as np
+
+    stored = sum(math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize for entry in entries)
+    assert stored == found["bytes"]
