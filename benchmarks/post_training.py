@@ -11,6 +11,7 @@ prints the table of what is there, in Markdown.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,54 +21,92 @@ import numpy as np
 
 import jaxasr
 from jaxasr import store
+from jaxasr.compression.calibrated import hear
+from jaxasr.compression.calibration import read_windows
+from jaxasr.compression.post_training import fitting_rules, quantize_stored
 from jaxasr.evaluation import count_errors, evaluate, units
 from jaxasr.files import replacing_file
 from jaxasr.manifests import read_manifest
+from jaxasr.quant.array import QuantizedArray
+from jaxasr.quant.rules import QuantizationConfig, default_rules
+from jaxasr.recognizer import Recognizer
+from jaxasr.store import flatten, unflatten
 
 FLOAT = "float32"
 NEAREST: dict[str, Any] = {"clip": False}
 CLIPPED: dict[str, Any] = {"clip": True}
-CALIBRATED: dict[str, Any] = {"method": "calibrated"}
+CALIBRATED: dict[str, Any] = {"clip": True, "calibrated": True}
 BLOCKS: dict[str, Any] = {"symmetric": False, "block": 32}
-# Rows by name, the most telling first: what `jaxasr.quantize` is given.
+# Rows by name, the most telling first: what `default_rules` is given, rules before these, and whether to calibrate.
 ROWS: dict[str, dict[str, Any]] = {
     FLOAT: {},
     "2 bits, blocks of 32, calibrated": {"bits": 2, **BLOCKS, **CALIBRATED},
     "4 bits, blocks of 32, calibrated": {"bits": 4, **BLOCKS, **CALIBRATED},
     "3 bits, blocks of 32, calibrated": {"bits": 3, **BLOCKS, **CALIBRATED},
+    "2 bits, blocks of 32, clipped": {"bits": 2, **BLOCKS, **CLIPPED},
     "2 bits, blocks of 16, calibrated": {"bits": 2, "symmetric": False, "block": 16, **CALIBRATED},
     "4 bits, blocks of 32, nearest": {"bits": 4, **BLOCKS, **NEAREST},
+    "3 bits, blocks of 32, clipped": {"bits": 3, **BLOCKS, **CLIPPED},
+    "8 bits, nearest": {"bits": 8, **NEAREST},
+    "4 bits, blocks of 32, clipped": {"bits": 4, **BLOCKS, **CLIPPED},
     "3 bits, blocks of 32, nearest": {"bits": 3, **BLOCKS, **NEAREST},
     "2 bits, blocks of 32, nearest": {"bits": 2, **BLOCKS, **NEAREST},
-    "4 bits, blocks of 32, clipped": {"bits": 4, **BLOCKS, **CLIPPED},
-    "3 bits, blocks of 32, clipped": {"bits": 3, **BLOCKS, **CLIPPED},
-    "2 bits, blocks of 32, clipped": {"bits": 2, **BLOCKS, **CLIPPED},
-    "8 bits, nearest": {"bits": 8, **NEAREST},
-    "8 bits, clipped": {"bits": 8, **CLIPPED},
-    "8 bits, calibrated": {"bits": 8, **CALIBRATED},
     "4 bits, calibrated": {"bits": 4, **CALIBRATED},
     "4 bits, nearest": {"bits": 4, **NEAREST},
+    "8 bits, clipped": {"bits": 8, **CLIPPED},
+    "8 bits, calibrated": {"bits": 8, **CALIBRATED},
 }
 
 
-def make_row(name: str, model: Path, sets: Sequence[Path], calibrate: Path, results: Path) -> None:
-    """Quantize as the row says, unless that is done, recognise all sets, and keep what was heard."""
-    options = dict(ROWS[name])
-    directory = model if name == FLOAT else results / _slug(name)
-    if name != FLOAT and not directory.exists():
-        if options.get("method") == "calibrated":
-            options |= {"calibrate": calibrate, "where": {"split": ["train"]}}
-        jaxasr.quantize(model, directory, **options)
-    heard: dict[str, list[list[str]]] = {}
-    with jaxasr.load_model(directory) as recognizer:
-        for manifest in sets:
-            scored = list(evaluate(recognizer, read_manifest(manifest)))
+class Table:
+    """What the rows of one run share: the float model, its programs, and what calibration has heard."""
+
+    def __init__(self, model: Path, sets: Sequence[Path], calibrate: Path, results: Path) -> None:
+        self.stored = store.open_model(model)
+        self.params = self.stored.params()
+        self.sets = {manifest.stem: read_manifest(manifest) for manifest in sets}
+        self.calibrate, self.results = calibrate, results
+        self.recognizer = Recognizer(self.stored.config, self.params, self.stored.tokens)
+
+    @functools.cached_property
+    def heard(self) -> dict[str, np.ndarray]:
+        windows = read_windows(read_manifest(self.calibrate, {"split": ["train"]}))
+        rules = QuantizationConfig(rules=default_rules(4))
+        return hear(self.stored.config, self.params, windows, rules)
+
+    def make(self, name: str) -> None:
+        """Quantize as the row says, recognise all sets, and keep what was heard.
+
+        The words are those of the float model's program over dequantized weights, which are the same floats that
+        products of the quantized model multiply with.
+        """
+        directory, params = self.stored.folder, self.params
+        if name != FLOAT:
+            options = dict(ROWS[name])
+            heard = self.heard if options.pop("calibrated", False) else None
+            given = options.pop("rules", ())
+            defaults = default_rules(**options)
+            rules = QuantizationConfig(rules=(*given, *defaults))
+            rules = fitting_rules(self.stored.config, rules, defaults=len(defaults))
+            made = quantize_stored(self.stored, self.params, rules, heard)
+            directory = self.results / _slug(name)
+            card = store.ModelCard(name, ())
+            store.save(directory, made.config, made.params, self.stored.tokens, card, overwrite=True)
+            params = unflatten({path: _floats(leaf) for path, leaf in flatten(made.params).items()})
+        self.recognizer.programs.replace_params(params)
+        words: dict[str, list[list[str]]] = {}
+        for set_name, utterances in self.sets.items():
+            scored = list(evaluate(self.recognizer, utterances))
             if faults := [each.error for each in scored if each.error is not None]:
                 raise faults[0]
-            heard[manifest.stem] = [[each.utterance.text, each.hypothesis] for each in scored]
-    result = {"row": name, "bytes": store.describe(directory)["bytes"], "bits": _bits(directory), "heard": heard}
-    with replacing_file(results / f"{_slug(name)}.json") as file:
-        file.write(json.dumps(result, ensure_ascii=False).encode())
+            words[set_name] = [[each.utterance.text, each.hypothesis] for each in scored]
+        result = {"row": name, "bytes": store.describe(directory)["bytes"], "bits": _bits(directory), "heard": words}
+        with replacing_file(self.results / f"{_slug(name)}.json") as file:
+            file.write(json.dumps(result, ensure_ascii=False).encode())
+
+
+def _floats(leaf: Any) -> np.ndarray:
+    return np.asarray(leaf.dequantize() if isinstance(leaf, QuantizedArray) else leaf, np.float32)
 
 
 def print_table(results: Path) -> None:
@@ -136,9 +175,10 @@ def main() -> None:
         parser.error("a model, sets and --calibrate are needed to make rows")
     arguments.results.mkdir(parents=True, exist_ok=True)
     jaxasr.configure_process()
+    table = Table(Path(arguments.inputs[0]), sets, arguments.calibrate, arguments.results)
     for name in names:
         if not (arguments.results / f"{_slug(name)}.json").exists():
-            make_row(name, Path(arguments.inputs[0]), sets, arguments.calibrate, arguments.results)
+            table.make(name)
             print(name, flush=True)
 
 

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from jaxasr import store
 from jaxasr.compression.agreement import Words, compare_words, encoded_difference
+from jaxasr.compression.calibrated import hear
 from jaxasr.compression.calibration import Windows, read_windows
-from jaxasr.compression.post_training import Quantized, fitting_rules, quantize_stored, stored_bytes
+from jaxasr.compression.post_training import Quantized, check_finite, fitting_rules, quantize_stored, stored_bytes
 from jaxasr.configuration import from_mapping
 from jaxasr.detector_config import DetectorConfig
 from jaxasr.errors import ConfigError, ModelError
@@ -100,7 +101,9 @@ def quantize(
     utterances = read_manifest(evaluate) if evaluate is not None else []
     windows = read_windows(read_manifest(calibrate, where)) if calibrate is not None else None
     params = stored.params()
-    quantized = quantize_stored(stored, params, rules, windows, progress)
+    check_finite(stored, params, rules)
+    heard = hear(stored.config, params, windows, rules, progress) if windows is not None else None
+    quantized = quantize_stored(stored, params, rules, heard)
     before = Recognizer(stored.config, params, stored.tokens, parameters=stored.parameters)
     after = Recognizer(quantized.config, quantized.params, stored.tokens, parameters=stored.parameters)
     with before, after:

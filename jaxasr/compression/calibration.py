@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ from jaxasr.errors import AudioError, ConfigError, listing
 from jaxasr.manifests import Utterance, duration, read_audio
 from jaxasr.model import AbstractModel
 from jaxasr.model_config import ModelConfig, Parameters
-from jaxasr.quant.watched import WatchedArray
+from jaxasr.quant.watched import Listener, WatchedArray
 from jaxasr.store import flatten, unflatten
 
 WINDOW_SECONDS, ROWS = 8.0, 4  # of one batch
-# Sound beyond this adds little: a matrix of some hundred inputs sees 6,000 frames of 40 ms in it.
-MOST_SECONDS = 240.0
+# A layer that hears every eighth frame of 20 ms has 3,000 in it, ten for each of some hundred inputs.
+MOST_SECONDS = 480.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Windows:
     def seconds(self) -> float:
         """Seconds of sound."""
         return self.waveforms.size / SAMPLE_RATE
+
+    @property
+    def batch_seconds(self) -> float:
+        """Those of a batch."""
+        return ROWS * self.waveforms.shape[1] / SAMPLE_RATE
 
 
 def read_windows(utterances: Sequence[Utterance], most_seconds: float = MOST_SECONDS) -> Windows:
@@ -68,35 +73,20 @@ class Hearing:
     def __init__(self, config: ModelConfig, windows: Windows, watched: Collection[str] = ()) -> None:
         """`config`: of a model without quantized weights. `watched`: paths of weights whose inputs are asked for."""
         self._windows, self._watched = windows, frozenset(watched)
-        self._heard: Callable[[str, np.ndarray], None] = _unheard
+        self._heard: Listener = _unheard
         with usual_settings():
             self._model = AbstractModel(config)
             self._encode = jax.jit(self._encode_batch)
 
     def encode(self, params: Parameters) -> np.ndarray:
         """What the encoder makes of all windows, (N, T, D) float32."""
-        return np.concatenate(list(self._batches(params, _unheard)))
+        return np.concatenate(list(self.batches(params, _unheard)))
 
-    def inputs(self, params: Parameters, paths: Collection[str]) -> Iterator[dict[str, np.ndarray]]:
-        """Of each batch in turn the rows (M, in) that the weights of these paths are multiplied by."""
-        rows: dict[str, list[np.ndarray]] = {}
+    def batches(self, params: Parameters, heard: Listener) -> Iterator[np.ndarray]:
+        """What the encoder makes of each batch, (ROWS, T, D). AudioError names the files of what is not finite.
 
-        def hear(path: str, multiplied: np.ndarray) -> None:
-            if path in paths:
-                rows.setdefault(path, []).append(multiplied)
-
-        for _ in self._batches(params, hear):
-            yield {path: np.concatenate(parts) for path, parts in rows.items()}
-            rows.clear()
-
-    def order(self, params: Parameters) -> list[str]:
-        """The watched paths in the order in which the encoder multiplies with them first."""
-        seen: dict[str, None] = {}
-        next(self._batches(params, lambda path, _: seen.setdefault(path)))
-        return list(seen)
-
-    def _batches(self, params: Parameters, heard: Callable[[str, np.ndarray], None]) -> Iterator[np.ndarray]:
-        """What the encoder makes of each batch, (ROWS, T, D). AudioError names the files of what is not finite."""
+        `heard` is called with the paths of watched weights and rows (M, in) of what each is multiplied by.
+        """
         leaves = flatten(params)
         watched = {path: WatchedArray(leaves[path], path, self._listen) for path in self._watched}
         params = unflatten({**leaves, **watched})

@@ -1,23 +1,20 @@
 """Rounding that makes up for its own errors: integers of a matrix by what the matrix is multiplied by.
 
-A rounded matrix V should give what the float one W gave, y = x W for inputs x (n,) and outputs (m,). After rounded
-layers its inputs are others, u. The mean square of u V - x W over recordings is, but for a constant, the sum over the
-outputs of (V - T)^t H (V - T), where H is the mean of u^t u (n, n), C that of u^t x, and the target T = H^-1 C W (least
-squares; GPTAQ, Li et al., 2025, arXiv 2504.02692, aims at x W too). So inputs that are correlated make up for each
-other's errors, and a matrix for those of the layers before it. To the diagonals of H and C a share of the mean one of H
-is added (GPTQ, section 3.3), which draws T to W.
+For inputs x (n,), a rounded matrix V should give what the float one W (n, m) gives. The mean square of x V - x W over
+recordings is the sum over the outputs of (V - W)^t H (V - W), where H is the mean of x^t x (n, n). So weights whose
+inputs are correlated can make up for each other's errors.
 
 `compensate` begins with a grid and lowers that sum in steps:
 
-1. The rows of T are rounded one after another, from the largest H_ii on; the error of each, t_i - v_i, is spread over
-   those that are still to come: t_j += (v_i - t_i) * U_ij / U_ii, with U the upper Cholesky factor of H^-1 (GPTQ,
+1. The rows of W are rounded one after another, from the largest H_ii on; the error of each, w_i - v_i, is spread over
+   those that are still to come: w_j += (v_i - w_i) * U_ij / U_ii, with U the upper Cholesky factor of H^-1 (GPTQ,
    Frantar et al., 2022, arXiv 2210.17323, equations 2 and 3, section 3.3; the order is `act_order` of its code).
 2. Each row is rounded once more, the others as they are, to the value of the grid that is nearest to the best real one,
-   v_i - (H (V - T))_i / H_ii (coordinate descent: QuantEase, Behdin et al., 2023, arXiv 2309.01885, section 3).
+   v_i - (H (V - W))_i / H_ii (coordinate descent: QuantEase, Behdin et al., 2023, arXiv 2309.01885, section 3).
 3. Scales and zeros that are best for these integers are the solution of normal equations in H, all blocks of an output
    together, and 1 and 2 begin again on that grid; what does not lower the sum is not kept.
 
-All in float64 on the host.
+To the diagonal of H a share of its mean is added (GPTQ, section 3.3). All in float64 on the host.
 """
 
 from __future__ import annotations
@@ -31,33 +28,6 @@ SWEEPS, ROUNDS = 4, 3  # of step 2, and of step 3
 AT_ONCE = 32  # rows whose errors are spread together over those far from them
 OUTPUTS = 128  # whose normal equations are solved at once
 RIDGE = 1e-9  # of their mean diagonal: integers of a cell that are all alike leave its zero open
-
-
-@dataclasses.dataclass
-class Moments:
-    """Sums over the rows that a matrix with n inputs was multiplied by: `gram` of u^t u, `cross` of u^t x, (n, n)."""
-
-    gram: np.ndarray
-    cross: np.ndarray
-
-    @classmethod
-    def zeros(cls, inputs: int) -> Moments:
-        """Nothing heard yet."""
-        return cls(np.zeros((inputs, inputs)), np.zeros((inputs, inputs)))
-
-    def add(self, rounded: np.ndarray, whole: np.ndarray) -> None:
-        """Rows (M, n): u, after rounded layers, and x, after float ones."""
-        self.gram += rounded.T @ rounded
-        self.cross += rounded.T @ whole
-
-    def problem(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """H and T for weights (n, m)."""
-        gram, cross = self.gram.copy(), self.cross.copy()
-        unheard = np.diag(gram) <= 0
-        mean = np.diag(gram).mean() or 1.0
-        for each in (gram, cross):
-            each[np.diag_indices_from(each)] += np.where(unheard, mean, DAMPING * mean)
-        return gram, np.linalg.solve(gram, cross @ weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,35 +56,40 @@ class RowGrid:
         return np.zeros(()) if self.zero is None else np.asarray(self.zero[self.cell[rows]])
 
 
-def compensate(gram: np.ndarray, target: np.ndarray, grid: RowGrid, dtype: np.dtype) -> tuple[np.ndarray, RowGrid]:
-    """H (n, n) and T (n, m) -> integers (n, m) and their grid, of which scales and zeros have values of `dtype`."""
-    best = _settled(gram, target, grid, _spread(gram, target, grid))
-    least = _error(gram, target, grid, best)
-    for _ in range(ROUNDS if grid.scale.shape[-1] == target.shape[-1] else 0):  # one grid for all outputs stays
-        refitted = _refitted(gram, target, grid, best, dtype)
-        begun = (best, _spread(gram, target, refitted))
-        tried = [_settled(gram, target, refitted, each) for each in begun]
-        errors = [_error(gram, target, refitted, each) for each in tried]
+def compensate(gram: np.ndarray, weights: np.ndarray, grid: RowGrid, dtype: np.dtype) -> tuple[np.ndarray, RowGrid]:
+    """Integers (n, m) of weights (n, m) and their grid, of which scales and zeros have values of `dtype`.
+
+    `gram`: sums of x^t x (n, n), H but for a factor; inputs that are never heard count as much as the mean.
+    """
+    gram = gram.astype(np.float64)
+    mean = np.diag(gram).mean() or 1.0
+    gram[np.diag_indices_from(gram)] += np.where(np.diag(gram) <= 0, mean, DAMPING * mean)
+    best = _settled(gram, weights, grid, _spread(gram, weights, grid))
+    least = _error(gram, weights, grid, best)
+    for _ in range(ROUNDS if grid.scale.shape[-1] == weights.shape[-1] else 0):  # one grid for all outputs stays
+        refitted = _refitted(gram, weights, grid, best, dtype)
+        tried = [_settled(gram, weights, refitted, each) for each in (best, _spread(gram, weights, refitted))]
+        errors = [_error(gram, weights, refitted, each) for each in tried]
         if min(errors) >= least:
             break
         least, best, grid = min(errors), tried[int(np.argmin(errors))], refitted
     return best, grid
 
 
-def _error(gram: np.ndarray, target: np.ndarray, grid: RowGrid, integers: np.ndarray) -> float:
-    off = grid.values(np.arange(len(target)), integers) - target
+def _error(gram: np.ndarray, weights: np.ndarray, grid: RowGrid, integers: np.ndarray) -> float:
+    off = grid.values(np.arange(len(weights)), integers) - weights
     return float(np.vdot(off, gram @ off))
 
 
-def _spread(gram: np.ndarray, target: np.ndarray, grid: RowGrid) -> np.ndarray:
+def _spread(gram: np.ndarray, weights: np.ndarray, grid: RowGrid) -> np.ndarray:
     """Step 1."""
     order = np.argsort(-np.diag(gram), kind="stable")
     factor = np.linalg.cholesky(np.linalg.inv(gram[np.ix_(order, order)])).T
-    left = target[order]
-    integers = np.empty_like(target)
+    left = weights[order]
+    integers = np.empty_like(weights)
     for start in range(0, len(order), AT_ONCE):
         stop = min(start + AT_ONCE, len(order))
-        errors = np.empty((stop - start, target.shape[1]))
+        errors = np.empty((stop - start, weights.shape[1]))
         for place in range(start, stop):
             row = order[place]
             integers[row] = grid.integers(row, left[place])
@@ -124,14 +99,14 @@ def _spread(gram: np.ndarray, target: np.ndarray, grid: RowGrid) -> np.ndarray:
     return integers
 
 
-def _settled(gram: np.ndarray, target: np.ndarray, grid: RowGrid, integers: np.ndarray) -> np.ndarray:
+def _settled(gram: np.ndarray, weights: np.ndarray, grid: RowGrid, integers: np.ndarray) -> np.ndarray:
     """Step 2, until nothing changes."""
     integers = integers.copy()
-    values = grid.values(np.arange(len(target)), integers)
-    slope = gram @ (values - target)
+    values = grid.values(np.arange(len(weights)), integers)
+    slope = gram @ (values - weights)
     for _ in range(SWEEPS):
         before = integers.copy()
-        for row in range(len(target)):
+        for row in range(len(weights)):
             integers[row] = grid.integers(row, values[row] - slope[row] / gram[row, row])
             moved = grid.values(row, integers[row]) - values[row]
             if moved.any():
@@ -142,11 +117,11 @@ def _settled(gram: np.ndarray, target: np.ndarray, grid: RowGrid, integers: np.n
     return integers
 
 
-def _refitted(gram: np.ndarray, target: np.ndarray, grid: RowGrid, integers: np.ndarray, dtype: np.dtype) -> RowGrid:
+def _refitted(gram: np.ndarray, weights: np.ndarray, grid: RowGrid, integers: np.ndarray, dtype: np.dtype) -> RowGrid:
     """Step 3: V is linear in the scale s of a cell, q s, or in s and s z, q s - s z."""
     solved = [
-        _normal_solution(gram, target[:, part], grid, integers[:, part])
-        for start in range(0, target.shape[1], OUTPUTS)
+        _normal_solution(gram, weights[:, part], grid, integers[:, part])
+        for start in range(0, weights.shape[1], OUTPUTS)
         for part in (slice(start, start + OUTPUTS),)
     ]
     found = np.concatenate(solved, axis=-1)  # (parts, cells, m)
@@ -159,19 +134,19 @@ def _refitted(gram: np.ndarray, target: np.ndarray, grid: RowGrid, integers: np.
     return dataclasses.replace(grid, scale=scale, zero=np.where(usable & np.isfinite(zero), zero, grid.zero))
 
 
-def _normal_solution(gram: np.ndarray, target: np.ndarray, grid: RowGrid, integers: np.ndarray) -> np.ndarray:
+def _normal_solution(gram: np.ndarray, weights: np.ndarray, grid: RowGrid, integers: np.ndarray) -> np.ndarray:
     """Integers (n, m) -> the coefficients (1 or 2, cells, m) of least error."""
-    cells, outputs = len(grid.scale), target.shape[1]
+    cells, outputs = len(grid.scale), weights.shape[1]
     order = np.argsort(grid.cell, kind="stable")
     bounds = np.searchsorted(grid.cell[order], np.arange(cells + 1))
     parts = [integers[order]] if grid.zero is None else [integers[order], np.full_like(integers, -1.0)]
     size = len(parts) * cells
-    gram, target = gram[np.ix_(order, order)], target[order]
+    gram, weights = gram[np.ix_(order, order)], weights[order]
     matrix, right = np.empty((outputs, size, size)), np.empty((outputs, size, 1))
     for number in range(size):
         part, (start, stop) = parts[number // cells], bounds[number % cells :][:2]
         raised = gram[:, start:stop] @ part[start:stop]  # what one cell alone gives, times H
-        right[:, number, 0] = np.einsum("nm,nm->m", raised, target)
+        right[:, number, 0] = np.einsum("nm,nm->m", raised, weights)
         for place, other in enumerate(parts):
             sums = np.add.reduceat(raised * other, bounds[:-1], axis=0)
             matrix[:, place * cells : (place + 1) * cells, number] = sums.T

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
 
-from jaxasr.compression.calibrated import calibrated_arrays
-from jaxasr.compression.calibration import Windows
+from jaxasr.compression.calibrated import quantize_heard
 from jaxasr.devices import usual_settings
 from jaxasr.errors import ConfigError, ModelError
 from jaxasr.model import AbstractModel
@@ -56,25 +55,24 @@ def fitting_rules(model: ModelConfig, rules: QuantizationConfig, *, defaults: in
     return checked
 
 
+def check_finite(stored: StoredModel, params: Parameters, rules: QuantizationConfig) -> None:
+    """ModelError for weights of a model directory, among those to be quantized, for which no integers can stand."""
+    for path, weights in flatten(params).items():
+        if rules.rule(path, weights.shape) is not None and not np.isfinite(weights).all():
+            raise ModelError(f"{stored.folder}: {path} holds numbers that are not finite, which no integer stands for")
+
+
 def quantize_stored(
     stored: StoredModel,
     params: Parameters,
     rules: QuantizationConfig,
-    windows: Windows | None = None,
-    progress: Callable[[float, float | None], None] | None = None,
+    heard: Mapping[str, np.ndarray] | None = None,
 ) -> Quantized:
     """Quantize `params` of a model directory by rules that fit, leaf by leaf, to the nearest integers of each grid.
 
-    `windows`: recordings, with which the encoder's matrices and convolutions are quantized instead by `calibrated`.
-    `progress`: called with seconds of them heard, and in all.
-
-    Raises ModelError for weights, and AudioError for recordings, of which no integers can be made.
+    `heard`: what `calibrated.hear` gives, with which the weights of its paths are quantized instead.
     """
     leaves = flatten(params)
-    for path, weights in leaves.items():
-        if rules.rule(path, weights.shape) is not None and not np.isfinite(np.asarray(weights)).all():
-            raise ModelError(f"{stored.folder}: {path} holds numbers that are not finite, which no integer stands for")
-    calibrated = {} if windows is None else calibrated_arrays(stored.config, params, rules, windows, progress)
     quantized: dict[str, Any] = {}
     changed = whole = 0.0
     with usual_settings():
@@ -84,7 +82,8 @@ def quantize_stored(
             if rule is None or layer is None:
                 quantized[path] = stored_float(path, weights, rules.floats)
                 continue
-            array = calibrated.get(path) or quantize_array(weights, rule, layer)
+            gram = heard.get(path) if heard is not None else None
+            array = quantize_array(weights, rule, layer) if gram is None else quantize_heard(weights, rule, layer, gram)
             difference = np.asarray(array.dequantize()) - weights
             changed += float(np.square(difference, dtype=np.float64).sum())
             whole += float(np.square(weights, dtype=np.float64).sum())

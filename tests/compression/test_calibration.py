@@ -14,7 +14,6 @@ from jax import lax
 
 from jaxasr import store
 from jaxasr.compression import calibration
-from jaxasr.compression.calibrated import in_layers
 from jaxasr.compression.calibration import Hearing, Windows, read_windows
 from jaxasr.errors import AudioError
 from jaxasr.layers.products import convolution_product, linear_product
@@ -96,20 +95,15 @@ def test_an_encoder_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = [path for path, leaf in leaves.items() if path.startswith("encoder.stacks") and path.endswith("kernel")]
     dense = [path for path in kernels if leaves[path].ndim == 2]
     hearing = Hearing(tiny_config(), windows, dense)
-    assert set(hearing.order(params)) == set(dense)
-    wanted = next(path for path in dense if "feed_forward" in path)
-    batches = list(hearing.inputs(params, {wanted}))
-    assert len(batches) == 2 and all(set(batch) == {wanted} for batch in batches)
-    assert all(batch[wanted].shape[1] == leaves[wanted].shape[0] for batch in batches)
-    encoded = hearing.encode(params)
+    heard: dict[str, list[np.ndarray]] = {path: [] for path in dense}
+    encoded = np.concatenate(list(hearing.batches(params, lambda path, rows: heard[path].append(rows))))
     assert len(encoded) == 4 and np.isfinite(encoded).all()
+    assert {path: {rows.shape[1] for rows in each} for path, each in heard.items()} == {
+        path: {leaves[path].shape[0]} for path in dense
+    }
+    assert {len(each) for each in heard.values()} == {2}, "once for each batch"
+    np.testing.assert_array_equal(hearing.encode(params), encoded)
     # Numbers beyond the range of floats come from the third recording alone.
     sound[2] *= 1e30
     with pytest.raises(AudioError, match="^2.wav: the encoder makes NaN or infinity of it"):
         hearing.encode(params)
-
-
-def test_layers_follow_one_another() -> None:
-    paths = ["encoder.embed.out.kernel", "encoder.embed.in.kernel"]
-    paths += [f"encoder.stacks.0.layers.{layer}.{name}.kernel" for layer in (0, 1) for name in ("a.b", "c")]
-    assert [len(layer) for layer in in_layers([*paths, "encoder.out.linear.kernel"])] == [2, 2, 2, 1]
