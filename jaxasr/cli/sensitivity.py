@@ -52,7 +52,7 @@ def sensitivity(
     """
     import jaxasr
     from jaxasr import store
-    from jaxasr.compression.calibration import read_windows
+    from jaxasr.compression.calibration import Hearing, read_windows
     from jaxasr.compression.sensitivity import CHOICES, grouped, measured, picture, proposed_error, spec_text
     from jaxasr.loading import locate
     from jaxasr.manifests import read_manifest
@@ -63,12 +63,12 @@ def sensitivity(
     params = stored.params()
     found = grouped(stored.config, params, block=block, symmetric=not asymmetric)
     found.check_budget(budget * 1e6)
-    windows = read_windows(utterances, seconds)
+    hearing = Hearing(stored.config, read_windows(utterances, seconds))
     with metered("hearing") as meter:
-        found = measured(found, stored.config, params, windows, meter)
+        found = measured(found, hearing, params, meter)
     bits = found.propose(budget * 1e6)
     spec = found.spec(bits)
-    error = proposed_error(stored.config, params, windows, spec)
+    error = proposed_error(hearing, params, spec)
     if output is not None:
         with writing_file(output) as write:
             write(spec_text(spec))

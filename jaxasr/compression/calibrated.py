@@ -69,11 +69,10 @@ def quantize_heard(weights: np.ndarray, rule: Rule, layer: Layer, gram: np.ndarr
         def stored(values: np.ndarray) -> jax.Array:
             return jnp.asarray(values.reshape(begun.scale.shape), begun.scale.dtype)
 
-        zero = None if grid.zero is None else stored(grid.zero)
-        made: QuantizedArray = jax.device_get(
-            dataclasses.replace(begun, integers=packed, scale=stored(grid.scale), zero=zero)
-        )
-        return made
+        zeros = None if grid.zero is None else stored(grid.zero)
+        made = dataclasses.replace(begun, integers=packed, scale=stored(grid.scale), zero=zeros)
+        held: QuantizedArray = jax.device_get(made)
+        return held
 
 
 def _rows(grid: Any) -> np.ndarray:

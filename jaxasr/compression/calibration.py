@@ -43,7 +43,7 @@ class Windows:
     @property
     def batch_seconds(self) -> float:
         """Those of a batch."""
-        return ROWS * self.waveforms.shape[1] / SAMPLE_RATE
+        return float(ROWS * self.waveforms.shape[1] / SAMPLE_RATE)
 
 
 def read_windows(utterances: Sequence[Utterance], most_seconds: float = MOST_SECONDS) -> Windows:
@@ -72,6 +72,7 @@ class Hearing:
 
     def __init__(self, config: ModelConfig, windows: Windows, watched: Collection[str] = ()) -> None:
         """`config`: of a model without quantized weights. `watched`: paths of weights whose inputs are asked for."""
+        self.seconds = windows.seconds
         self._windows, self._watched = windows, frozenset(watched)
         self._heard: Listener = _unheard
         with usual_settings():

@@ -45,7 +45,8 @@ class RowGrid:
 
     def integers(self, rows: np.ndarray | int, values: np.ndarray) -> np.ndarray:
         """The integers nearest to values (..., m) of the rows of these numbers."""
-        return np.clip(np.rint(values / self.scale[self.cell[rows]] + self._zero(rows)), self.least, self.largest)
+        nearest: np.ndarray = np.rint(values / self.scale[self.cell[rows]] + self._zero(rows))
+        return nearest.clip(self.least, self.largest)
 
     def values(self, rows: np.ndarray | int, integers: np.ndarray) -> np.ndarray:
         """What integers (..., m) of the rows of these numbers stand for."""

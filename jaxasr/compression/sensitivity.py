@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import yaml
 
-from jaxasr.compression.calibration import Hearing, Windows
+from jaxasr.compression.calibration import Hearing
 from jaxasr.compression.post_training import fitting_rules, stored_float
 from jaxasr.configuration import to_mapping
 from jaxasr.devices import usual_settings
@@ -152,9 +152,8 @@ def grouped(
 
 def measured(
     found: Sensitivity,
-    config: ModelConfig,
+    hearing: Hearing,
     params: Parameters,
-    windows: Windows,
     progress: Callable[[float, float | None], None] | None = None,
 ) -> Sensitivity:
     """The same with the errors of each group, all else float, on recordings.
@@ -163,7 +162,6 @@ def measured(
     makes no numbers.
     """
     leaves = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(params).items()}
-    hearing = Hearing(config, windows)
     whole = hearing.encode(unflatten(leaves))
     errors: list[dict[Bits, float]] = [{} for _ in found.groups]
     for number, (group, bits) in enumerate(itertools.product(found.groups, CHOICES)):
@@ -171,15 +169,14 @@ def measured(
         heard = hearing.encode(unflatten({**leaves, **rounded}))
         errors[number // len(CHOICES)][bits] = difference(whole, heard)
         if progress is not None:
-            progress((number + 1) * windows.seconds, len(errors) * len(CHOICES) * windows.seconds)
+            progress((number + 1) * hearing.seconds, len(errors) * len(CHOICES) * hearing.seconds)
     groups = zip(found.groups, errors, strict=True)
     return dataclasses.replace(found, groups=tuple(dataclasses.replace(group, errors=each) for group, each in groups))
 
 
-def proposed_error(config: ModelConfig, params: Parameters, windows: Windows, rules: QuantizationConfig) -> float:
+def proposed_error(hearing: Hearing, params: Parameters, rules: QuantizationConfig) -> float:
     """The error of what is encoded with all of an encoder's weights rounded as the rules say."""
     leaves = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(params).items()}
-    hearing = Hearing(config, windows)
     rounded = {
         path: _rounded(path, leaf, rule)
         for path, leaf in leaves.items()
