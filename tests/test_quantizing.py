@@ -124,6 +124,35 @@ def test_what_does_not_fit_is_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spec.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rules: []", "spec.yaml: no rule quantizes anything"),
+        ("rules:\n- {path: 'encoder.*', bits: 5}", "spec.yaml: rules[0]: bits"),
+        ("rules:\n- {path: 'encoder.*', bits: 4, blok: 8}", "unknown key blok"),
+        ("rules:\n- {bits: 4}", "missing key path"),
+        ("- encoder", "must be a mapping"),
+        ("rules: [", "spec.yaml is not valid yaml"),
+        ("rules:\n- {path: 'encoder.*', bits: 4, block: 4096}", "a block of 4096 does not fit 'encoder.*'"),
+        ("rules:\n- {path: 'encoder.*', bits: 4, block: 8, per: tensor}", "exclude each other"),
+        (
+            "rules:\n- {path: 'encoder.*', bits: 4}\n- {path: 'encoder.stacks.*', bits: 8}",
+            "comes after rules that fit all",
+        ),
+    ],
+)
+def test_a_bad_spec_is_one_line(
+    floats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        main(["quantize", str(floats), str(tmp_path / "out"), "--spec", str(spec)])
+    error = capsys.readouterr().err
+    assert caught.value.code == 1 and words in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_interrupted_run_leaves_nothing(floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

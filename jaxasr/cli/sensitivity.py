@@ -16,7 +16,7 @@ from jaxasr.files import reason, replacing_file, writing_file
 from jaxasr.writers import json_text
 
 EXAMPLE = "Example: jaxasr sensitivity model/ --manifest an4/manifest.tsv --budget 2.5 --output spec.yaml"
-SECONDS = 32.0
+SECONDS = 16.0
 
 
 def sensitivity(

@@ -20,7 +20,7 @@ from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.quant.watched import Listener, WatchedArray
 from jaxasr.store import flatten, unflatten
 
-WINDOW_SECONDS, ROWS = 8.0, 4  # of one batch
+WINDOW_SECONDS, ROWS = 8.0, 4  # of one batch, at most
 # A layer that hears every eighth frame of 20 ms has 3,000 in it, ten for each of some hundred inputs.
 MOST_SECONDS = 480.0
 
@@ -29,11 +29,13 @@ MOST_SECONDS = 480.0
 class Windows:
     """Recordings one after another, cut to windows of one length: no frame is padding, and one program hears all.
 
-    `waveforms`: (N, S) float32 at 16 kHz, N a multiple of ROWS. `files`: what each window was read from.
+    `waveforms`: (N, S) float32 at 16 kHz, N a multiple of `rows`, which run at once. `files`: what each window was
+    read from.
     """
 
     waveforms: np.ndarray
     files: tuple[tuple[str, ...], ...]
+    rows: int
 
     @property
     def seconds(self) -> float:
@@ -43,7 +45,7 @@ class Windows:
     @property
     def batch_seconds(self) -> float:
         """Those of a batch."""
-        return float(ROWS * self.waveforms.shape[1] / SAMPLE_RATE)
+        return float(self.rows * self.waveforms.shape[1] / SAMPLE_RATE)
 
 
 def read_windows(utterances: Sequence[Utterance], most_seconds: float = MOST_SECONDS) -> Windows:
@@ -58,13 +60,14 @@ def read_windows(utterances: Sequence[Utterance], most_seconds: float = MOST_SEC
     if not samples.size:
         raise ConfigError(f"{utterances[0].manifest}: the recordings hold no sound")
     size = int(WINDOW_SECONDS * SAMPLE_RATE)
-    batches = max(round(samples.size / (size * ROWS)), 1)
-    waveforms = np.resize(samples, (batches * ROWS, size))
+    rows = min(max(round(min(samples.size / size, most_seconds / WINDOW_SECONDS)), 1), ROWS)
+    batches = max(round(samples.size / (size * rows)), 1)
+    waveforms = np.resize(samples, (batches * rows, size))
     # Of every sample the number of the recording that it is from.
     source = np.resize(np.repeat(np.arange(len(clips), dtype=np.int32), list(map(len, clips))), waveforms.shape)
     names = [str(utterance.pieces[0].path) for utterance in chosen]
     files = (tuple(dict.fromkeys(names[number] for number in np.unique(row))) for row in source)
-    return Windows(waveforms, tuple(files))
+    return Windows(waveforms, tuple(files), rows)
 
 
 class Hearing:
@@ -84,17 +87,18 @@ class Hearing:
         return np.concatenate(list(self.batches(params, _unheard)))
 
     def batches(self, params: Parameters, heard: Listener) -> Iterator[np.ndarray]:
-        """What the encoder makes of each batch, (ROWS, T, D). AudioError names the files of what is not finite.
+        """What the encoder makes of each batch, (rows, T, D). AudioError names the files of what is not finite.
 
         `heard` is called with the paths of watched weights and rows (M, in) of what each is multiplied by.
         """
         leaves = flatten(params)
         watched = {path: WatchedArray(leaves[path], path, self._listen) for path in self._watched}
         params = unflatten({**leaves, **watched})
-        for start in range(0, len(self._windows.waveforms), ROWS):
+        rows = self._windows.rows
+        for start in range(0, len(self._windows.waveforms), rows):
             self._heard = heard
             with programs_kept(), usual_settings():
-                encoded = np.asarray(self._encode(params, self._windows.waveforms[start : start + ROWS]))
+                encoded = np.asarray(self._encode(params, self._windows.waveforms[start : start + rows]))
                 jax.effects_barrier()
             for row in np.flatnonzero(~np.isfinite(encoded).all((1, 2))):
                 files = self._windows.files[start + int(row)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ from jax import lax
 from jaxasr import store
 from jaxasr.compression import calibration
 from jaxasr.compression.calibration import Hearing, Windows, read_windows
+from jaxasr.configs import named_configs
 from jaxasr.errors import AudioError
 from jaxasr.layers.products import convolution_product, linear_product
 from jaxasr.manifests import read_manifest
+from jaxasr.model import AbstractModel
+from jaxasr.quant.rules import QuantizationConfig, default_rules
 from jaxasr.quant.watched import WatchedArray
 from jaxasr.speechlike import speechlike
 from jaxasr.testing import tiny_config, tiny_recognizer
@@ -85,10 +90,9 @@ def test_what_products_tell() -> None:
     np.testing.assert_allclose(product, convolved.reshape(-1, 5), rtol=1e-5, atol=1e-5)
 
 
-def test_an_encoder_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "ROWS", 2)
+def test_an_encoder_is_heard() -> None:
     sound = np.stack([speechlike(1.5, number) for number in range(4)])
-    windows = Windows(sound, tuple((f"{number}.wav",) for number in range(4)))
+    windows = Windows(sound, tuple((f"{number}.wav",) for number in range(4)), rows=2)
     with tiny_recognizer() as recognizer:
         params = jax.device_get(recognizer.programs.params)
     leaves = store.flatten(params)
@@ -107,3 +111,36 @@ def test_an_encoder_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     sound[2] *= 1e30
     with pytest.raises(AudioError, match="^2.wav: the encoder makes NaN or infinity of it"):
         hearing.encode(params)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gigaspeech_kws_zipformer",
+        "librispeech_icefall_conformer_base",
+        "stt_en_conformer_ctc_large",
+        "stt_en_citrinet_256",
+        "paraformer_large",
+    ],
+)
+def test_every_family_tells_what_all_its_weights_are_multiplied_by(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced, not run: what the rules quantize of an encoder has its inputs told, with as many as it has rows."""
+    told: dict[str, int] = {}
+    monkeypatch.setattr(WatchedArray, "tell", lambda self, x: told.setdefault(self.path, x.shape[-1]))
+    config = store.read_config(named_configs()[name])
+    if isinstance(getattr(config.encoder, "num_layers", None), int):
+        encoder: Any = dataclasses.replace(config.encoder, num_layers=2)  # type: ignore[call-arg]
+        config = dataclasses.replace(config, encoder=encoder)
+    model = AbstractModel(config)
+    leaves = store.flatten(model.floats)
+    rules = QuantizationConfig(rules=default_rules(4))
+    wanted = {
+        path: math.prod(leaf.shape[:-1])
+        for path, leaf in leaves.items()
+        if path.startswith("encoder.") and rules.rule(path, leaf.shape) is not None
+    }
+    watched = {path: WatchedArray(leaves[path], path, lambda path, rows: None) for path in wanted}
+    params = store.unflatten({**leaves, **watched})
+    sound = jax.ShapeDtypeStruct((1, 32000), jax.numpy.float32), jax.ShapeDtypeStruct((1,), jax.numpy.int32)
+    jax.eval_shape(lambda params, *sound: model.fill(params).encode(*sound), params, *sound)
+    assert wanted and told == wanted
