@@ -70,9 +70,15 @@ class Table:
 
     @functools.cached_property
     def heard(self) -> dict[str, np.ndarray]:
-        windows = read_windows(read_manifest(self.calibrate, {"split": ["train"]}))
-        rules = QuantizationConfig(rules=default_rules(4))
-        return hear(self.stored.config, self.params, windows, rules)
+        """What calibration hears, which is the same for all rows: kept with their results."""
+        kept = self.results / "heard.npz"
+        if not kept.exists():
+            windows = read_windows(read_manifest(self.calibrate, {"split": ["train"]}))
+            rules = QuantizationConfig(rules=default_rules(4))
+            with replacing_file(kept) as file:
+                np.savez(file, allow_pickle=False, **hear(self.stored.config, self.params, windows, rules))
+        with np.load(kept) as arrays:
+            return dict(arrays)
 
     def make(self, name: str) -> None:
         """Quantize as the row says, recognise all sets, and keep what was heard.

@@ -24,8 +24,8 @@ import dataclasses
 import numpy as np
 
 DAMPING = 0.01
-SWEEPS, ROUNDS = 4, 3  # of step 2, and of step 3
-AT_ONCE = 32  # rows whose errors are spread together over those far from them
+SWEEPS, ROUNDS = 4, 2  # of step 2, and of step 3
+AT_ONCE = 32  # rows of which far ones hear together
 OUTPUTS = 128  # whose normal equations are solved at once
 RIDGE = 1e-9  # of their mean diagonal: integers of a cell that are all alike leave its zero open
 
@@ -106,14 +106,17 @@ def _settled(gram: np.ndarray, weights: np.ndarray, grid: RowGrid, integers: np.
     values = grid.values(np.arange(len(weights)), integers)
     slope = gram @ (values - weights)
     for _ in range(SWEEPS):
-        before = integers.copy()
-        for row in range(len(weights)):
-            integers[row] = grid.integers(row, values[row] - slope[row] / gram[row, row])
-            moved = grid.values(row, integers[row]) - values[row]
-            if moved.any():
-                slope += gram[:, row, None] * moved
-                values[row] += moved
-        if np.array_equal(before, integers):
+        before = values.copy()
+        for start in range(0, len(weights), AT_ONCE):
+            block = slice(start, start + AT_ONCE)
+            near, moved = slope[block].copy(), np.zeros_like(slope[block])
+            for place, row in enumerate(range(start, min(start + AT_ONCE, len(weights)))):
+                integers[row] = grid.integers(row, values[row] - near[place] / gram[row, row])
+                moved[place] = grid.values(row, integers[row]) - values[row]
+                near += gram[block, row, None] * moved[place]
+            values[block] += moved
+            slope += gram[:, block] @ moved
+        if np.array_equal(before, values):
             break
     return integers
 
