@@ -24,11 +24,12 @@ from jaxasr import store
 from jaxasr.compression.calibrated import hear
 from jaxasr.compression.calibration import read_windows
 from jaxasr.compression.post_training import fitting_rules, quantize_stored
+from jaxasr.configuration import from_mapping
 from jaxasr.evaluation import count_errors, evaluate, units
-from jaxasr.files import replacing_file
+from jaxasr.files import read_yaml, replacing_file
 from jaxasr.manifests import read_manifest
 from jaxasr.quant.array import QuantizedArray
-from jaxasr.quant.rules import QuantizationConfig, default_rules
+from jaxasr.quant.rules import QuantizationConfig, Rule, default_rules
 from jaxasr.recognizer import Recognizer
 from jaxasr.store import flatten, unflatten
 
@@ -37,19 +38,23 @@ NEAREST: dict[str, Any] = {"clip": False}
 CLIPPED: dict[str, Any] = {"clip": True}
 CALIBRATED: dict[str, Any] = {"clip": True, "calibrated": True}
 BLOCKS: dict[str, Any] = {"symmetric": False, "block": 32}
+# What decides what a frame attends to, a tenth of the weights, which suffer most (`jaxasr sensitivity`).
+SCORES: dict[str, Any] = {"rules": (Rule(path="encoder.*attention_weights*", bits=8),)}
 # Rows by name, the most telling first: what `default_rules` is given, rules before these, and whether to calibrate.
 ROWS: dict[str, dict[str, Any]] = {
     FLOAT: {},
-    "2 bits, blocks of 32, calibrated": {"bits": 2, **BLOCKS, **CALIBRATED},
+    "2 bits, blocks of 32, attention 8, calibrated": {"bits": 2, **BLOCKS, **SCORES, **CALIBRATED},
     "4 bits, blocks of 32, calibrated": {"bits": 4, **BLOCKS, **CALIBRATED},
+    "3 bits, blocks of 32, attention 8, calibrated": {"bits": 3, **BLOCKS, **SCORES, **CALIBRATED},
+    "2 bits, blocks of 32, calibrated": {"bits": 2, **BLOCKS, **CALIBRATED},
     "3 bits, blocks of 32, calibrated": {"bits": 3, **BLOCKS, **CALIBRATED},
-    "2 bits, blocks of 32, clipped": {"bits": 2, **BLOCKS, **CLIPPED},
-    "2 bits, blocks of 16, calibrated": {"bits": 2, "symmetric": False, "block": 16, **CALIBRATED},
+    "2 bits, blocks of 16, attention 8, calibrated": {"bits": 2, **BLOCKS, "block": 16, **SCORES, **CALIBRATED},
     "4 bits, blocks of 32, nearest": {"bits": 4, **BLOCKS, **NEAREST},
+    "2 bits, blocks of 32, clipped": {"bits": 2, **BLOCKS, **CLIPPED},
     "3 bits, blocks of 32, clipped": {"bits": 3, **BLOCKS, **CLIPPED},
     "8 bits, nearest": {"bits": 8, **NEAREST},
-    "4 bits, blocks of 32, clipped": {"bits": 4, **BLOCKS, **CLIPPED},
     "3 bits, blocks of 32, nearest": {"bits": 3, **BLOCKS, **NEAREST},
+    "4 bits, blocks of 32, clipped": {"bits": 4, **BLOCKS, **CLIPPED},
     "2 bits, blocks of 32, nearest": {"bits": 2, **BLOCKS, **NEAREST},
     "4 bits, calibrated": {"bits": 4, **CALIBRATED},
     "4 bits, nearest": {"bits": 4, **NEAREST},
@@ -91,7 +96,7 @@ class Table:
             options = dict(ROWS[name])
             heard = self.heard if options.pop("calibrated", False) else None
             given = options.pop("rules", ())
-            defaults = default_rules(**options)
+            defaults = default_rules(**options) if "bits" in options else ()
             rules = QuantizationConfig(rules=(*given, *defaults))
             rules = fitting_rules(self.stored.config, rules, defaults=len(defaults))
             made = quantize_stored(self.stored, self.params, rules, heard)
@@ -117,7 +122,7 @@ def _floats(leaf: Any) -> np.ndarray:
 
 def print_table(results: Path) -> None:
     """The rows that are there, in Markdown."""
-    rows = [json.loads(path.read_text("utf-8")) for name in ROWS if (path := results / f"{_slug(name)}.json").exists()]
+    rows = [json.loads(path.read_text("utf-8")) for path in results.glob("*.json")]
     whole = next((row for row in rows if row["row"] == FLOAT), None)
     if whole is None:
         raise SystemExit(f"post_training: {results} has no row {FLOAT}: make it first")
@@ -170,13 +175,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="*", metavar="MODEL SET.tsv... ROW...")
     parser.add_argument("--calibrate", type=Path, metavar="MANIFEST")
+    parser.add_argument("--spec", type=Path, action="append", default=[], metavar="SPEC.yaml", help="rows of it too")
     parser.add_argument("--results", type=Path, required=True, metavar="DIR")
     arguments = parser.parse_args()
     if not arguments.inputs:
         print_table(arguments.results)
         return
-    sets = [Path(each) for each in arguments.inputs[1:] if each not in ROWS]
+    for file in arguments.spec:
+        rules = from_mapping(QuantizationConfig, read_yaml(file), str(file)).rules
+        ROWS.update(
+            {
+                f"{file.stem}, clipped": {"rules": rules},
+                f"{file.stem}, calibrated": {"rules": rules, "calibrated": True},
+            }
+        )
     names = [each for each in arguments.inputs if each in ROWS] or list(ROWS)
+    sets = [Path(each) for each in arguments.inputs[1:] if each not in ROWS]
     if not sets or arguments.calibrate is None:
         parser.error("a model, sets and --calibrate are needed to make rows")
     arguments.results.mkdir(parents=True, exist_ok=True)

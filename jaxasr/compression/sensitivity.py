@@ -212,7 +212,8 @@ def picture(found: Sensitivity, bits: Mapping[str, Bits]) -> Figure:
     for number, choice in enumerate(CHOICES):
         errors = [100 * group.errors[choice] for group in found.groups]
         faces = [f"C{number}" if bits[group.path] == choice else "none" for group in found.groups]
-        axes.scatter(errors, rows, s=22, facecolors=faces, edgecolors=f"C{number}", label=f"{choice} bits")
+        axes.scatter(errors, rows, s=22, facecolors=faces, edgecolors=f"C{number}")
+        axes.scatter([], [], s=22, color=f"C{number}", label=f"{choice} bits")
     axes.set_yticks(rows, [group.path.removeprefix("encoder.") for group in found.groups], fontsize=6)
     axes.invert_yaxis()
     axes.set_xscale("log")
