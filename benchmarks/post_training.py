@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--calibrate", type=Path, metavar="MANIFEST")
     parser.add_argument("--spec", type=Path, action="append", default=[], metavar="SPEC.yaml", help="rows of it too")
     parser.add_argument("--results", type=Path, required=True, metavar="DIR")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if not arguments.inputs:
         print_table(arguments.results)
         return

@@ -131,9 +131,15 @@ class QuantizedArray:
         return jax.lax.slice_in_dim(whole, 0, self.length, axis=at)
 
 
-@functools.partial(jax.jit, static_argnames=("rule", "layer"))
 def quantize_array(weights: jax.Array, rule: Rule, layer: Layer) -> QuantizedArray:
     """The weights of a layer of this kind, as a rule quantizes them; ValueError where it leaves them in float."""
+    _bits(rule)
+    # One program for all rules that say the same of other paths.
+    return _quantized(weights, dataclasses.replace(rule, path="*"), layer)
+
+
+@functools.partial(jax.jit, static_argnames=("rule", "layer"))
+def _quantized(weights: jax.Array, rule: Rule, layer: Layer) -> QuantizedArray:
     bits, axis = _bits(rule), PACKED_AXIS[layer]
     at = weights.ndim + axis
     length = weights.shape[at]
