@@ -109,7 +109,9 @@ def funasr(folder: Path) -> Iterator[Reference]:
         if (file := folder / f"clip_{clip}.npz").exists():
             with np.load(file) as arrays:
                 encoded = arrays["enc_out"] if "enc_out" in arrays.files else None
-        ids = [token for token in of.get("ids", []) if token > 2]  # blank and the marks of beginning and end are no tokens
+        ids = [
+            token for token in of.get("ids", []) if token > 2
+        ]  # blank and the marks of beginning and end are no tokens
         heard[clip] = {"text": of.get("text", ""), "ids": ids, "encoded": encoded, "spaced": "timestamp" in of}
     yield Reference(folder, ".pt", folder.parent / "audio", {}, "FunASR 1.4.16", None, heard)
 
