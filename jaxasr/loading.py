@@ -18,7 +18,7 @@ from jaxasr.quant.rules import Activations
 from jaxasr.recognizer import Recognizer
 
 if TYPE_CHECKING:
-    from jaxasr.longform.detector import Detector  # Flax, which a recognizer whose programs are kept does not need
+    from jaxasr.detector import Detector  # Flax, which a recognizer whose programs are kept does not need
 
 logger = logging.getLogger("jaxasr")
 
@@ -125,7 +125,7 @@ def load_detector(name_or_path: str | os.PathLike[str], *, verify: bool = True) 
     `verify`: check the hash of every file and array.
     """
     stored = store.open_detector(locate(name_or_path), verify=verify)
-    from jaxasr.longform.detector import Detector
+    from jaxasr.detector import Detector
 
     return Detector(stored.config, stored.params(verify=verify))
 

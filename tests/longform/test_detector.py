@@ -17,8 +17,8 @@ from jaxasr.configuration import from_mapping, to_mapping
 from jaxasr.detector_config import DetectorConfig, WindowConfig
 from jaxasr.errors import AudioError, ConfigError, ModelError
 from jaxasr.features.kaldi_config import KaldiConfig
-from jaxasr.longform import detector as module
-from jaxasr.longform.detector import Detector
+from jaxasr import detector as module
+from jaxasr.detector import Detector
 from jaxasr.store import read_config
 
 ATTENTION = read_config(named_configs()["librispeech_zipformer_medium"]).encoder
