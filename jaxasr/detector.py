@@ -171,11 +171,12 @@ class _Levels:
         self._kept = np.concatenate([self._kept, samples])
         needed = (frames - 1) * self._step + self._length if frames else 0
         sound = np.pad(self._kept[:needed], (0, max(needed - len(self._kept), 0)))
-        windows = np.lib.stride_tricks.sliding_window_view(sound, self._length)[:: self._step] if frames else []
-        energies = [np.sum(np.square(window)) for window in windows]
+        places = range(0, frames * self._step, self._step)
+        energies = [np.sum(np.square(sound[place : place + self._length])) for place in places]
         self._kept = self._kept[frames * self._step :]
         # The guard is the original's: FunASR, fsmn_vad_streaming/model.py, ComputeDecibel.
-        return np.float32(10) * np.log10(np.array(energies, np.float32) + np.float32(1e-6))
+        levels: np.ndarray = np.float32(10) * np.log10(np.array(energies, np.float32) + np.float32(1e-6))
+        return levels
 
 
 def _load(source: AudioInput, sample_rate: float | None) -> np.ndarray:

@@ -24,6 +24,7 @@ MODELS = {"fsmnvadstreaming": "detector", "fsmn_vad_streaming": "detector", "e2e
 ENCODERS = {"fsmn": "fsmn"}
 # Where the options of the segments stand: in the first releases under the second name.
 _SECTIONS = ("model_conf", "vad_post_conf")
+MOST_FRAMES = 100  # of a memory's side, and from one to the next
 CALL_SECONDS = 60  # FunASR's offline piece of a recording
 
 
@@ -118,20 +119,24 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     found = checkpoint.settings
     funasr.meaning(found, "encoder", ENCODERS)
     given = funasr.options(EncoderOptions, found, "encoder_conf")
+    blocks = sum(name.endswith(".fsmn_block.conv_left.weight") for name in checkpoint.tensors)
+    if given.fsmn_layers != blocks:
+        raise funasr.refuse("encoder_conf", "fsmn_layers", given.fsmn_layers, f"the weights are of {blocks}")
     try:
         features = network.features_config(found)
+        rules = segments_config(found, features)
         config = DetectorConfig(
             name=options.name,
             encoder=encoder_config(given),
             features=features,
             classifier=_classifier(found, given),
-            segments=segments_config(found, features),
+            segments=rules,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
     tensors = _with_whole_memories(checkpoint.tensors, given)
     checkpoint.notes.append(
-        f"segments end after {config.segments.silence_ms} ms of silence, as config.yaml says; FunASR 1.4 follows a "
+        f"segments end after {rules.silence_ms} ms of silence, as config.yaml says; FunASR 1.4 follows a "
         "schedule instead where a call does not say: segments.schedule of the directory's config.yaml"
     )
     return Converted(config, match_parameters(map_tensors(tensors, TABLE), config), None)
@@ -141,6 +146,9 @@ def encoder_config(given: EncoderOptions) -> FsmnConfig:
     """encoder_conf as our configuration; ValueError for what it cannot be."""
     if not given.use_softmax:
         raise funasr.refuse("encoder_conf", "use_softmax", False, "scores are probabilities here")
+    for name in ("lorder", "rorder", "lstride", "rstride"):
+        if not 0 <= getattr(given, name) <= MOST_FRAMES:
+            raise funasr.refuse("encoder_conf", name, getattr(given, name), f"memories hear up to {MOST_FRAMES} frames")
     return FsmnConfig(
         num_layers=given.fsmn_layers,
         dim=given.linear_dim,
@@ -203,7 +211,7 @@ def _segment_options(found: Mapping[str, Any]) -> SegmentOptions:
     if isinstance(given, Mapping):
         given = {name: value for name, value in given.items() if name not in _WITHOUT_EFFECT}
         # Some directories write the switch as a number, others as a word.
-        given = {name: int(value) if name == "do_extend" else value for name, value in given.items()}
+        given = {name: int(value) if isinstance(value, bool) else value for name, value in given.items()}
     return funasr.options(SegmentOptions, {section: given}, section)
 
 

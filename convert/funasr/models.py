@@ -1,4 +1,4 @@
-"""A FunASR model directory, or its detector's export, to a whole model: its files read, a configuration derived or taken, the table applied."""
+"""A FunASR model directory, or its detector's export, to a whole model: files read, a table applied."""
 
 from __future__ import annotations
 

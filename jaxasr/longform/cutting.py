@@ -54,6 +54,14 @@ class SpeechFinder(Protocol):
         ...
 
 
+class SpeechDetector(Protocol):
+    """What finds speech: `finder` for one recording."""
+
+    def finder(self) -> SpeechFinder:
+        """A new one, that has heard nothing."""
+        ...
+
+
 class Uncut:
     """A Cutter that gives a recording as one piece, whatever its length."""
 

@@ -6,6 +6,8 @@ Frames count from 0; a segment that begins with frame s and ends with frame e is
 
 from __future__ import annotations
 
+import collections
+
 import numpy as np
 
 from jaxasr.audio import SAMPLE_RATE
@@ -22,9 +24,7 @@ class Endpoints:
     def __init__(self, config: EndpointConfig, frame_seconds: float) -> None:
         self._config = config
         self._frame_ms = frame_ms = round(1000 * frame_seconds)
-        self._window = [False] * max(config.window_ms // frame_ms, 1)
         self._latency = config.window_ms // frame_ms + (config.before_ms // frame_ms if config.extends else 0)
-        self._to_speech, self._to_silence = config.to_speech_ms // frame_ms, config.to_silence_ms // frame_ms
         self._after = config.after_ms // frame_ms
         self._threshold = config.threshold
         self._silence_ms = config.silence_ms - config.to_silence_ms  # what ends a segment, after silence has begun
@@ -34,7 +34,10 @@ class Endpoints:
         self._noise = OPEN
         self._frame = 0  # the next one's number
         self._free = 0  # the first frame that is in no segment yet
-        self._reset()
+        self._begun: int | None = None  # the open segment's first frame
+        self._last = -1  # its last one so far
+        self._silent = 0  # frames of silence since the last change
+        self._window = self._new_window()
 
     @property
     def hears_levels(self) -> bool:
@@ -96,7 +99,8 @@ class Endpoints:
 
     def _decisions(self, speech: np.ndarray, levels: np.ndarray | None) -> list[bool]:
         """Which frames are speech, by their probabilities (n,) and levels (n,)."""
-        found: list[bool] = (speech >= (1 - speech) ** self._config.noise_power + self._threshold).tolist()
+        noise = np.maximum(1 - speech, 0) ** self._config.noise_power
+        found: list[bool] = (speech >= noise + self._threshold).tolist()
         if not self.hears_levels or levels is None:
             return found
         least = self._config.least_level
@@ -113,30 +117,24 @@ class Endpoints:
 
     def _hear(self, speaks: bool, final: bool) -> list[Span]:
         """The next frame; `final`: the recording's last one."""
-        frame, before = self._frame, self._speaks
+        frame, before = self._frame, self._window.speech
         self._frame += 1
-        self._sum += speaks - self._window[self._place]
-        self._window[self._place] = speaks
-        self._place = (self._place + 1) % len(self._window)
-        if not before and self._sum >= self._to_speech:
-            self._speaks = True
-        elif before and self._sum <= self._to_silence:
-            self._speaks = False
-        self._silent = self._silent + 1 if not (before or self._speaks) else 0
+        speech = self._window.hear(speaks)
+        self._silent = self._silent + 1 if not (before or speech) else 0
 
         if self._begun is None:
-            if self._speaks and not before:
+            if speech and not before:
                 self._begun = self._free = max(self._free, frame - self._latency)
                 self._last = self._begun - 1
                 self._take_until(frame + 1)
             elif self._silent and frame >= self._latency:
                 self._free = max(self._free, frame - self._latency)
             return []
-        if self._speaks and not before:
+        if speech and not before:
             self._take_until(frame)
         if self._silent and self._silent * self._frame_ms >= self._silence_ms:
-            back = int(self._silence_ms / self._frame_ms)
-            return self._end(frame - (max(back - self._after - 1, 0) if self._config.extends else back))
+            back = int(self._silence_ms / self._frame_ms) - (self._after + 1 if self._config.extends else 0)
+            return self._end(frame - max(back, 0))
         if (frame - self._begun + 1) * self._frame_ms > self._config.longest_ms or final:
             return self._end(frame)
         if not self._silent or (self._config.extends and self._silent <= self._after):
@@ -159,12 +157,28 @@ class Endpoints:
         self._take_until(frame)
         self._take(frame)
         span = (self._begun, frame + 1)
-        self._reset()
+        self._begun, self._last, self._silent = None, -1, 0
+        self._window = self._new_window()
         return [span]
 
-    def _reset(self) -> None:
-        self._window = [False] * len(self._window)
-        self._place = self._sum = self._silent = 0
-        self._speaks = False
-        self._begun: int | None = None  # the open segment's first frame
-        self._last = -1  # its last one so far
+    def _new_window(self) -> _Window:
+        config, frame_ms = self._config, self._frame_ms
+        sizes = (each // frame_ms for each in (config.window_ms, config.to_speech_ms, config.to_silence_ms))
+        return _Window(*sizes)
+
+
+class _Window:
+    """Decisions of `size` frames, summed: `speech` from a sum of `to_speech` on, until one of at most `to_silence`."""
+
+    def __init__(self, size: int, to_speech: int, to_silence: int) -> None:
+        self._to_speech, self._to_silence = to_speech, to_silence
+        self._decisions = collections.deque([False] * max(size, 1))
+        self._sum = 0
+        self.speech = False
+
+    def hear(self, speaks: bool) -> bool:
+        """The next frame's decision: whether it counts as speech after all."""
+        self._decisions.append(speaks)
+        self._sum += speaks - self._decisions.popleft()
+        self.speech = self._sum > self._to_silence if self.speech else self._sum >= self._to_speech
+        return self.speech
