@@ -11,6 +11,7 @@ from jaxasr.arrays import Count
 from jaxasr.configuration import Table, deferred
 from jaxasr.encoders.citrinet_config import CitrinetConfig
 from jaxasr.encoders.conformer_config import ConformerConfig
+from jaxasr.encoders.fsmn_config import FsmnConfig
 from jaxasr.encoders.icefall_conformer_config import IcefallConformerConfig
 from jaxasr.encoders.sanm_config import SanmConfig
 from jaxasr.encoders.zipformer_config import ZipformerConfig
@@ -99,6 +100,7 @@ ENCODERS: Table[Encoder] = Table(
     {
         "citrinet": (CitrinetConfig, deferred("jaxasr.encoders.citrinet", "Citrinet")),
         "conformer": (ConformerConfig, deferred("jaxasr.encoders.conformer", "Conformer")),
+        "fsmn": (FsmnConfig, deferred("jaxasr.encoders.fsmn", "Fsmn")),
         "icefall_conformer": (
             IcefallConformerConfig,
             deferred("jaxasr.encoders.icefall_conformer", "IcefallConformer"),
