@@ -85,7 +85,7 @@ class Model(nnx.Module):
         of the whole.
         """
         features, encoder = cast(StreamingFeatures, self.features), cast(StreamingEncoder, self.encoder)
-        samples, begin, end, first, stop, counted, final = piece
+        samples, begin, end, first, stop, counted, final = (jnp.asarray(leaf) for leaf in piece)
         frames = features.piece(samples, begin, end)
         index = jnp.arange(frames.shape[1])
         exists = (index >= first[:, None]) & (index < stop[:, None])

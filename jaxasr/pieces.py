@@ -67,9 +67,9 @@ class Cuts:
 
     def empty(self, rows: int) -> Piece:
         """A piece for so many streams, none of which has anything in it."""
-        zeros = np.zeros((rows,), np.int32)
-        nothing = (zeros.copy() for _ in range(5))
-        return Piece(np.zeros((rows, self.samples), np.float32), *nothing, np.zeros((rows,), bool))
+        samples, final = np.zeros((rows, self.samples), np.float32), np.zeros((rows,), bool)
+        begin, end, first, stop, counted = np.zeros((5, rows), np.int32)
+        return Piece(samples, begin, end, first, stop, counted, final)
 
     def fill(self, piece: Piece, row: int, step: int, samples: np.ndarray, known: int, ended: bool) -> None:
         """Put a stream's step into a row.

@@ -76,7 +76,7 @@ class Programs:
         self.devices = list(devices) if devices is not None else jax.local_devices()
         self.config = config
         self.compiled: dict[Shape, jax.stages.Compiled] = {}
-        self._steps: dict[tuple[object, ...], jax.stages.Compiled] = {}
+        self._steps: dict[int, jax.stages.Compiled] = {}
         mesh = Mesh(np.array(self.devices), ("batch",))
         self._mesh = mesh
         self._everywhere = NamedSharding(mesh, PartitionSpec())
@@ -221,6 +221,7 @@ class Programs:
 
     def _lower(self, rows: int, samples: int, anew: Callable[[], None]) -> jax.stages.Lowered:
         """`anew`: called where no earlier process has made the program."""
+
         def trace() -> tuple[Callable[..., Hypotheses], tuple[object, ...]]:
             arguments = (
                 self.abstract_params(),
@@ -238,15 +239,15 @@ class Programs:
         types = [str(self.policy.weights), str(self.policy.activations)]
         return config, {"types": types, "shape": [rows, samples]}, self._mesh
 
-    def compile_step(self, key: tuple[object, ...], step: Callable[..., Any], rows: tuple[Any, ...]) -> Step:
-        """The program of `step`(params, *rows, blank_penalty), whose results are rows again; compiled once a `key`.
+    def compile_step(self, slots: int, step: Callable[..., Any], rows: tuple[Any, ...]) -> Step:
+        """The program of `step`(params, *rows, blank_penalty), whose results are rows again: made once for these slots.
 
-        rows: trees of shapes whose first axis is divided among the devices; those of the first are overwritten. Unlike
-        recognition it is traced in each process, but compiled once for a machine.
+        `rows`: trees of shapes whose first axis is divided among the devices; those of the first are overwritten.
+        Unlike recognition it is traced in each process, but compiled once for a machine.
         """
         check_process()
         with self._lock:
-            if key not in self._steps:
+            if slots not in self._steps:
                 wait = Wait("compiling for streams: once for this machine")
                 wait.note(awaited=True, long=True)
                 try:
@@ -257,10 +258,10 @@ class Programs:
                         penalty = jax.ShapeDtypeStruct((), jnp.float32, sharding=self._everywhere)
                         program = jax.jit(self._over_rows(step, len(rows)), donate_argnums=1)
                         lowered = program.lower(self.abstract_params(), *placed, penalty)
-                        self._steps[key] = lowered.compile()
+                        self._steps[slots] = lowered.compile()
                 finally:
                     wait.end()
-            compiled = self._steps[key]
+            compiled = self._steps[slots]
 
         def run(state: Any, *others: Any, blank_penalty: float) -> Any:
             with usual_settings():

@@ -362,8 +362,8 @@ class Recognizer:
                     "take float32 or bfloat16 as dtype"
                 )
             count, start = lengths[row], window.start / SAMPLE_RATE
-            best = (each[row, :count] for each in (ids, frames, durations, log_probs))
-            spoken[window] = self._speller.spoken(*best, start)
+            best = [each[row, :count] for each in (ids, frames, durations, log_probs)]
+            spoken[window] = self._speller.spoken(best, start)
         return spoken
 
     def _transcript(self, clip: Clip, parts: list[Spoken]) -> Transcript:

@@ -33,10 +33,12 @@ class Speller:
         self._durations = config.predicts_durations(search)
         self._frame, self._silence = config.seconds_per_frame, config.audio.silence_before
 
-    def spoken(
-        self, ids: np.ndarray, frames: np.ndarray, durations: np.ndarray, log_probs: np.ndarray, start: float = 0.0
-    ) -> Spoken:
-        """Arrays (L,) of a hypothesis of what begins at `start` seconds, after the model's silence: frames to times."""
+    def spoken(self, found: Sequence[np.ndarray], start: float = 0.0) -> Spoken:
+        """A hypothesis of what begins at `start` seconds, before which the model has its silence.
+
+        found: ids, frames, durations in frames, and log-probabilities, each (L,).
+        """
+        ids, frames, durations, log_probs = found
         times = np.maximum(frames * self._frame + (start - self._silence), start)
         return Spoken(ids, times, durations * self._frame, log_probs)
 

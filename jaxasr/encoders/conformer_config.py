@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from jaxasr.arrays import Count
+from jaxasr.arrays import Count, ceil_div
 
 UNLIMITED = -1
 

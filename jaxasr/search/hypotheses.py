@@ -91,7 +91,13 @@ class Buffers(NamedTuple):
         def shifted(values: Shaped[Array, "B N L"]) -> Shaped[Array, "B N L"]:
             return jnp.where(left, jnp.take_along_axis(values, places, axis=-1, mode="clip"), 0)
 
-        return Buffers(*map(shifted, self[:4]), length=length)
+        return Buffers(
+            tokens=shifted(self.tokens),
+            frames=shifted(self.frames),
+            durations=shifted(self.durations),
+            log_probs=shifted(self.log_probs),
+            length=length,
+        )
 
     def scored(self, score: Float[Array, "B N"]) -> Hypotheses:
         """Hypotheses of these tokens with a score (B, N)."""

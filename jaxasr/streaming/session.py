@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from jaxasr.arrays import ceil_div
 from jaxasr.audio import SAMPLE_RATE
 from jaxasr.errors import AudioError, ConfigError, ModelError
 from jaxasr.pieces import Cuts
@@ -91,11 +90,8 @@ class Streams:
             self._step()
 
     def _step(self) -> None:
-        piece = self._stepping.empty._replace(**{
-            name: np.copy(value) for name, value in self._stepping.empty._asdict().items()
-        })  # fmt: skip
-        rows = len(piece.final)
-        turn = Turn(np.zeros((rows,), bool), np.zeros((rows,), bool))
+        piece = self._cuts.empty(self._stepping.rows)
+        turn = Turn(*np.zeros((2, self._stepping.rows), bool))
         going = [(row, each) for row, each in enumerate(self._slots) if each is not None and each._has_step]
         for row, stream in going:
             turn.active[row], turn.fresh[row] = True, stream._steps == 0
@@ -126,7 +122,7 @@ class Stream:
         self._steps = 0
         self._total: int | None = None  # steps, once it has ended
         self._settled: list[Spoken] = []
-        self._rest = _nothing(streams._speller)
+        self._rest = streams._speller.spoken([np.zeros((0,))] * 4)
         self._is_finite = True
 
     def feed(self, samples: np.ndarray) -> None:
@@ -184,8 +180,8 @@ class Stream:
         """What a step has found."""
         speller = self._streams._speller
         if len(settled[0]):
-            self._settled.append(speller.spoken(*settled))
-        self._rest = speller.spoken(*rest)
+            self._settled.append(speller.spoken(settled))
+        self._rest = speller.spoken(rest)
         self._is_finite = bool(np.isfinite(settled[3]).all() and np.isfinite(rest[3]).all())
 
 
@@ -206,8 +202,3 @@ def _row(found: Hypotheses, row: int) -> tuple[np.ndarray, ...]:
     """ids, frames, durations and log-probabilities (L,) of a slot's hypothesis."""
     count = int(found.length[row, 0])
     return tuple(np.asarray(leaf[row, 0, :count]) for leaf in found[:4])
-
-
-def _nothing(speller: Speller) -> Spoken:
-    none = np.zeros((0,), np.int32)
-    return speller.spoken(none, none, none, np.zeros((0,), np.float32))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxasr.arrays import ceil_div
 from jaxasr.devices import usual_settings
 from jaxasr.errors import ConfigError
 from jaxasr.model_config import Parameters
@@ -32,24 +33,21 @@ class Turn(NamedTuple):
 
 
 class Stepping:
-    """A model's streams in so many slots. It holds no stream's state, so that all who step them may share it."""
+    """A model's streams in so many slots; it holds no stream's state.
+
+    `rows`: the slots asked for, and as many more as the devices divide evenly.
+    """
 
     def __init__(self, programs: Programs, cuts: Cuts, slots: int) -> None:
         """ConfigError where the search cannot take a stream. Compiles the program, if it has not been."""
         self._programs = programs
         self._room = cuts.encoded * (1 if programs.search.beam == 1 else UNSETTLED_STEPS)
-        rows = -(-slots // len(programs.devices)) * len(programs.devices)
-        self.empty = cuts.empty(rows)
+        self.rows = rows = ceil_div(slots, len(programs.devices)) * len(programs.devices)
         with usual_settings():
             self._state = jax.eval_shape(lambda params: self._begin(params, rows), programs.abstract_params())
-        idle = np.zeros((rows,), bool)
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (self.empty, Turn(idle, idle)))
-        self._run = programs.compile_step((rows,), self._advance, (self._state, *shapes))
-
-    @property
-    def rows(self) -> int:
-        """Slots: those asked for, and as many more as the devices divide evenly."""
-        return len(self.empty.final)
+        nothing = cuts.empty(rows), Turn(*np.zeros((2, rows), bool))
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nothing)
+        self._run = programs.compile_step(rows, self._advance, (self._state, *shapes))
 
     def begin(self) -> Any:
         """The state of slots in which no stream has begun."""
