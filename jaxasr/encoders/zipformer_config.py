@@ -91,8 +91,9 @@ class ZipformerConfig:
 
     @property
     def streamable(self) -> bool:
-        """Whether steps give what the whole utterance gives: of whole chunks, with a limited left context."""
-        return self.causal and self.chunk_size > 0 and self.left_context >= 0 and self.whole_chunks
+        """Whether steps give what the whole utterance gives: with chunks and a limited left context."""
+        chunked = self.causal and self.chunk_size > 0 and self.left_context >= 0
+        return chunked and (self.whole_chunks or self.padding == "isolated")
 
     @property
     def first_frame(self) -> int:
@@ -116,12 +117,16 @@ class ZipformerConfig:
 
     def ready_steps(self, frames: int) -> int:
         """Steps that so many feature frames suffice for: see `whole_chunks`."""
-        return self.total_steps(frames)
+        if self.whole_chunks:
+            return self.total_steps(frames)
+        return max((frames - self.frames_per_step) // self.shift_per_step + 1, 0)
 
     def total_steps(self, frames: int) -> int:
         """Steps of a stream of so many feature frames."""
-        return self.decoded_length(frames) // self.encoded_per_step
+        return ceil_div(self.decoded_length(frames), self.encoded_per_step)
 
     def counted(self, step: int, frames: int) -> int:
-        """Encoded frames of a step that a search is given: all."""
-        return self.encoded_per_step
+        """Encoded frames of a step that a search is given; a last chunk may have fewer, see `whole_chunks`."""
+        if self.whole_chunks:
+            return self.encoded_per_step
+        return min(self.encoded_length(frames) - step * self.encoded_per_step, self.encoded_per_step)

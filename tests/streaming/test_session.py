@@ -36,6 +36,18 @@ def chunked() -> ModelConfig:
     return dataclasses.replace(config, encoder=encoder, audio=AudioConfig(silence_before=0.1, silence_after=0.3))
 
 
+def with_a_shorter_chunk() -> ModelConfig:
+    """Convolutions and attention within chunks, the last of which may be shorter; stacks at two rates, CTC."""
+    config = chunked()
+    twice: Any = {
+        field.name: getattr(config.encoder, field.name) * 2
+        for field in dataclasses.fields(config.encoder)  # type: ignore[arg-type]
+        if isinstance(getattr(config.encoder, field.name), tuple) and field.name != "embed_channels"
+    }
+    encoder: Any = dataclasses.replace(config.encoder, **twice | {"downsampling": (1, 2), "whole_chunks": False})
+    return dataclasses.replace(config, encoder=encoder, transducer=None)
+
+
 def with_a_last_chunk() -> ModelConfig:
     """The last chunk may be shorter; a predictor with a memory, and tokens with durations."""
     encoder = ConformerConfig(
@@ -64,6 +76,7 @@ def with_a_right_context() -> ModelConfig:
 MODELS: dict[str, tuple[Callable[[], ModelConfig], dict[str, Any]]] = {
     "chunked": (chunked, {}),
     "beam": (chunked, {"search": "beam"}),
+    "shorter chunk": (with_a_shorter_chunk, {}),
     "last chunk": (with_a_last_chunk, {}),
     "right context": (with_a_right_context, {}),
 }
