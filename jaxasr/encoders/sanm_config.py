@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from jaxasr.arrays import Count
 from jaxasr.layers.overlapped import Overlapped
+from jaxasr.layers.sliding import Sliding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,7 @@ class SanmConfig:
 
     `input_dim`: width of the features, from which the first layer maps to `dim`. `kernel`, `shift`: frames of each
     memory's window, and by how many it is moved into the past. `chunks`: the utterance is encoded in overlapping
-    chunks, whose rows come out one after another, gaps included.
+    chunks, whose rows come out one after another, gaps included. `window`: that in which a stream is encoded.
     """
 
     kind: Literal["sanm"] = "sanm"
@@ -27,6 +28,7 @@ class SanmConfig:
     shift: int = 0
     input_dim: int = 560
     chunks: Overlapped | None = None
+    window: Sliding | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "dim", "num_heads", "feedforward_dim", "kernel"):

@@ -1,30 +1,51 @@
 """The parallel head: a predictor that counts the tokens, and a decoder that says all of them at once.
 
 Gao et al., 2022, arXiv 2206.08317 (Paraformer), as FunASR publishes it (models/paraformer/decoder.py). Every token sees
-its neighbours' vectors on both sides and all encoded frames. A batch gives what its single utterances give.
+its neighbours' vectors on both sides and all encoded frames. A batch gives what its single utterances give. Of a stream
+a token sees those before it, and the encoded frames of its window and of some before (forward_chunk there).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxasr.arrays import length_mask, zero_beyond
-from jaxasr.heads.cif import CIF, Fired, fire_places
+from jaxasr.heads.cif import CIF, Carried, Fired, fire_places
 from jaxasr.heads.parallel_config import ParallelConfig
-from jaxasr.layers.attention import attend
+from jaxasr.layers.attention import attend, extend_cache
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.memory import Memory
 from jaxasr.layers.norms import LayerNorm
-from jaxasr.layers.repeated import run_layer
+from jaxasr.layers.repeated import run_layer, run_step
+from jaxasr.layers.sliding import Sliding
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
 EPSILON = 1e-12  # of all norms
+
+
+class ParallelState(NamedTuple):
+    """What a stream has left in the head.
+
+    `carried`: the open token. `first` (B,): the frame of the stream with which the next window begins, negative where
+    that does not exist. Of the decoder, `begun` (B,) where a token was decoded: `history` (B, layers, kernel - 1, D),
+    inputs of the memories; `keys`, `values` (B, layers, N, D) of encoded frames, of which the last `cached` (B,) are there.
+    """
+
+    carried: Carried
+    first: Int[Array, " B"]
+    begun: Bool[Array, " B"]
+    history: Float[Array, "B layers K D"]
+    keys: Float[Array, "B layers N D"]
+    values: Float[Array, "B layers N D"]
+    cached: Int[Array, " B"]
 
 
 class Parallel(nnx.Module):
@@ -101,6 +122,74 @@ class Parallel(nnx.Module):
         return length_mask(fired.counts, size), sees
 
 
+    def initial_state(self, batch: int, dtype: DTypeLike = jnp.float32) -> ParallelState:
+        """The state before the first window of a stream."""
+        window, config = self._window(), self.config
+        cache = (batch, config.num_layers, window.decoder_cache, self.encoder_dim)
+        layers = config.num_layers + len(self._streamed_memory_layers())
+        return ParallelState(
+            carried=self.predictor.initial_state(batch),
+            first=jnp.full((batch,), -window.kept, jnp.int32),
+            begun=jnp.zeros((batch,), bool),
+            history=jnp.zeros((batch, layers, config.kernel - 1, self.encoder_dim), dtype),
+            keys=jnp.zeros(cache, dtype),
+            values=jnp.zeros(cache, dtype),
+            cached=jnp.zeros((batch,), jnp.int32),
+        )
+
+    def fire_step(
+        self, state: ParallelState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], final: Bool[Array, " B"]
+    ) -> tuple[ParallelState, Fired]:
+        """The tokens of one window, not yet decoded: encoded (B, window.size, D), lengths (B,), final (B,).
+
+        `frames` count from the beginning of the stream.
+        """
+        window = self._window()
+        places = jnp.arange(encoded.shape[1])
+        counted = (places >= window.past) & ((places < window.past + window.current) | final[:, None])
+        counted &= length_mask(lengths, encoded.shape[1])
+        carried, fired = self.predictor.step(state.carried, encoded, lengths, counted, final, window.most_tokens)
+        last = jnp.maximum(lengths - 1, 0)[:, None]
+        frames = jnp.maximum(state.first[:, None] + jnp.minimum(fired.frames, last), 0)
+        return state._replace(carried=carried, first=state.first + window.current), fired._replace(frames=frames)
+
+    def decode_step(
+        self, state: ParallelState, fired: Fired, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]
+    ) -> tuple[ParallelState, Float[Array, "B L V"]]:
+        """Logits (B, L, V) float32 of the tokens that `fire_step` found in the window.
+
+        The decoder's state of a row without a token stays as it is: FunASR does not run the decoder then.
+        """
+        window, x = self._window(), fired.vectors.astype(encoded.dtype)
+        filled = jnp.arange(window.decoder_cache) >= window.decoder_cache - state.cached[:, None]
+        sees = jnp.concatenate([filled, length_mask(lengths, encoded.shape[1])], axis=1)[:, None]
+        histories, keys, values = [], [], []
+        for index, layer in enumerate(self.layers):
+            caches = state.history[:, index], state.keys[:, index], state.values[:, index]
+            x, *caches = run_step(layer, x, state.begun, fired.counts, encoded, sees, *caches)
+            for made, cache in zip((histories, keys, values), caches, strict=True):
+                made.append(cache)
+        for index, memory_layer in enumerate(self._streamed_memory_layers(), start=len(self.layers)):
+            x, history = run_step(memory_layer, x, state.begun, fired.counts, state.history[:, index])
+            histories.append(history)
+        for final_layer in self.final_layers:
+            x = run_layer(final_layer, x)
+        cached = jnp.minimum(state.cached + lengths, window.decoder_cache)
+        new = state._replace(begun=jnp.ones_like(state.begun), cached=cached)
+        new = new._replace(**{name: jnp.stack(made, axis=1) for name, made in (("history", histories), ("keys", keys), ("values", values))})
+        decoded = jax.tree.map(functools.partial(choose_rows, fired.counts > 0), new, state)
+        return decoded, self.output(self.norm(x)).astype(jnp.float32)
+
+    def _window(self) -> Sliding:
+        if self.config.window is None:
+            raise ValueError("only a parallel head with a window takes streams")
+        return self.config.window
+
+    def _streamed_memory_layers(self) -> list[MemoryLayer]:
+        """FunASR leaves out one such layer alone where it decodes streams."""
+        return [] if len(self.memory_layers) == 1 else list(self.memory_layers)
+
+
 class NormedFeedForward(nnx.Module):
     """(B, L, D) -> (B, L, D): a norm, then a feed-forward with a norm over its hidden units. Without a residual."""
 
@@ -125,6 +214,13 @@ class MemoryLayer(nnx.Module):
     def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
         return x + self.memory(self.norm_memory(self.feed_forward(x)), mask)
 
+    def step(
+        self, x: Float[Array, "B L D"], begun: Bool[Array, " B"], counts: Int[Array, " B"], history: Float[Array, "B K D"]
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B K D"]]:
+        """The next tokens of a stream, counts (B,) of them, after those of the history."""
+        history, remembered = self.memory.step(history, begun, self.norm_memory(self.feed_forward(x)), counts)
+        return x + remembered, history
+
 
 class Layer(nnx.Module):
     """A memory layer, then attention to the encoded frames."""
@@ -144,6 +240,22 @@ class Layer(nnx.Module):
         x = self.neighbours(x, mask)
         return x + self.attention(self.norm_attention(x), encoded, sees)
 
+    def step(
+        self,
+        x: Float[Array, "B L D"],
+        begun: Bool[Array, " B"],
+        counts: Int[Array, " B"],
+        encoded: Float[Array, "B T D"],
+        sees: Bool[Array, "B 1 N+T"],
+        history: Float[Array, "B K D"],
+        keys: Float[Array, "B N D"],
+        values: Float[Array, "B N D"],
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B K D"], Float[Array, "B N D"], Float[Array, "B N D"]]:
+        """The next tokens of a stream, counts (B,) of them -> (B, L, D), and the caches after them."""
+        x, history = self.neighbours.step(x, begun, counts, history)
+        attended, keys, values = self.attention.step(self.norm_attention(x), encoded, sees, keys, values)
+        return x + attended, history, keys, values
+
 
 class CrossAttention(nnx.Module):
     """(B, L, D), which sees encoded (B, T, D) by a mask (B, 1 or L, T) -> (B, L, D)."""
@@ -159,3 +271,17 @@ class CrossAttention(nnx.Module):
     ) -> Float[Array, "B L D"]:
         key, value = jnp.split(self.key_value(encoded), 2, axis=-1)
         return self.out(attend(self.query(x), key, value, sees, self.heads))
+
+    def step(
+        self,
+        x: Float[Array, "B L D"],
+        encoded: Float[Array, "B T D"],
+        sees: Bool[Array, "B 1 N+T"],
+        keys: Float[Array, "B N D"],
+        values: Float[Array, "B N D"],
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B N D"], Float[Array, "B N D"]]:
+        """(B, L, D), which sees N cached frames before the window's -> (B, L, D), and the last N keys and values."""
+        new_keys, new_values = jnp.split(self.key_value(encoded), 2, axis=-1)
+        keys, all_keys = extend_cache(keys, new_keys)
+        values, all_values = extend_cache(values, new_values)
+        return self.out(attend(self.query(x), all_keys, all_values, sees, self.heads)), keys, values

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from jaxasr.layers.overlapped import Overlapped
+from jaxasr.layers.sliding import Sliding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class ParallelConfig:
     `padding`: "publisher" computes what FunASR computes in a padded batch: the predictor reads what the encoder made of
     the padding after a row, and the tail's frame is that of the first frame of it.
     `chunks`: the encoded frames come in overlapping chunks, of which the predictor counts the new frames, and a token
-    sees its own and some before it.
+    sees its own and some before it. `window`: that in which a stream is encoded.
     """
 
     vocabulary_size: int
@@ -78,6 +79,7 @@ class ParallelConfig:
     silent_ids: tuple[int, ...] = (1, 2)
     padding: Literal["isolated", "publisher"] = "isolated"
     chunks: Overlapped | None = None
+    window: Sliding | None = None
 
     def __post_init__(self) -> None:
         for token_id in (self.blank_id, *self.silent_ids):
@@ -87,7 +89,7 @@ class ParallelConfig:
                 )
         if self.num_layers < 1 or min(self.memory_layers, self.final_layers) < 0:
             raise ValueError("a decoder needs a layer with cross-attention, and no negative numbers of others")
-        if self.chunks is not None and self.predictor.peaks is not None:
-            raise ValueError("a predictor with peaks takes whole utterances: leave out chunks")
+        if self.predictor.peaks is not None and (self.chunks is not None or self.window is not None):
+            raise ValueError("a predictor with peaks takes whole utterances: leave out chunks and window")
         if min(self.feedforward_dim, self.num_heads, self.kernel) < 1 or self.shift < 0:
             raise ValueError("feedforward_dim, num_heads and kernel must be positive, and shift not negative")
