@@ -150,6 +150,22 @@ class Search(Protocol, Generic[State]):
         ...
 
 
+@runtime_checkable
+class StreamingSearch(Search[State], Protocol):
+    """A search whose state stays of one size however long a stream lasts: what is settled leaves it after each piece."""
+
+    def advance(
+        self, state: State, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], final: Bool[Array, " B"]
+    ) -> tuple[State, Hypotheses]:
+        """One more piece: the state without what is settled, and the settled tokens as one hypothesis a row (N = 1).
+
+        encoded (B, T, D), of which lengths (B,) frames count; final (B,) where a row's stream ends with this piece.
+        Frames are counted from the stream's beginning. `finish` gives what is not settled, its best hypothesis going on
+        from all that was.
+        """
+        ...
+
+
 def search_whole(search: Search[Any], encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Hypotheses:
     """The hypotheses of whole utterances: encoded (B, T, D), lengths (B,) in frames."""
     return search.finish(search.step(search.start(*encoded.shape[:2]), encoded, lengths))
