@@ -24,7 +24,6 @@ from jaxasr.layers.linear import Linear
 from jaxasr.layers.memory import Memory
 from jaxasr.layers.norms import LayerNorm
 from jaxasr.layers.repeated import run_layer, run_step
-from jaxasr.layers.sliding import Sliding
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -76,7 +75,7 @@ class Sanm(nnx.Module):
         `frames` (B, past + ahead, F): those that the next window begins with. `keys`, `values` (B, layers, N, D): of the
         frames before it, of which the last `cached` (B,) are there. `placed` (B,): frames of the stream so far.
         """
-        window, config = self._window(), self.config
+        config, window = self.config, self.config.sliding
         cache = (batch, config.num_layers, window.encoder_cache, config.dim)
         return {
             "frames": jnp.zeros((batch, window.kept, config.input_dim), dtype),
@@ -92,13 +91,14 @@ class Sanm(nnx.Module):
         frames: Float[Array, "B T F"],
         lengths: Int[Array, " B"] | None = None,
         final: Bool[Array, " B"] | None = None,
-    ) -> tuple[State, Float[Array, "B _ D"], Int[Array, " B"]]:
-        """One window of a stream: frames (B, current, F) -> state, encoded (B, window.size, D), its lengths (B,).
+    ) -> tuple[State, Float[Array, "B _ D"]]:
+        """One window of a stream: frames (B, window.current, F) -> state, encoded (B, window.size, D).
 
-        Only the step in which a row is `final` (B,), by default none, may have fewer frames than `current`: `lengths`
-        (B,), or none at all. The state of a row is of no use after it.
+        `lengths` (B,): frames that exist, all by default. Only a step in which a row is `final` (B,), by default none,
+        may have fewer, or none at all; the row's state is of no use afterwards. Of the encoded frames as many count as
+        `counted` of the configuration says, the others are zeros.
         """
-        window = self._window()
+        window = self.config.sliding
         batch, steps, _ = frames.shape
         lengths = jnp.full((batch,), steps, jnp.int32) if lengths is None else lengths
         kept, placed = state["frames"], state["placed"] + lengths
@@ -126,12 +126,7 @@ class Sanm(nnx.Module):
         trimmed = jnp.minimum(more, window.encoder_look_back * window.current)
         new |= {"keys": jnp.stack(keys, axis=1), "values": jnp.stack(values, axis=1)}
         new["cached"] = jnp.where(state["placed"] > 0, trimmed, jnp.minimum(more, window.encoder_cache))
-        return new, zero_beyond(self.norm(x), valid), valid
-
-    def _window(self) -> Sliding:
-        if self.config.window is None:
-            raise ValueError("only a SAN-M encoder with a window has a step form")
-        return self.config.window
+        return new, zero_beyond(self.norm(x), valid)
 
 
 class Layer(nnx.Module):

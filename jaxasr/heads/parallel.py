@@ -7,7 +7,6 @@ a token sees those before it, and the encoded frames of its window and of some b
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -23,7 +22,6 @@ from jaxasr.layers.linear import Linear
 from jaxasr.layers.memory import Memory
 from jaxasr.layers.norms import LayerNorm
 from jaxasr.layers.repeated import run_layer, run_step
-from jaxasr.layers.sliding import Sliding
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -124,7 +122,7 @@ class Parallel(nnx.Module):
 
     def initial_state(self, batch: int, dtype: DTypeLike = jnp.float32) -> ParallelState:
         """The state before the first window of a stream."""
-        window, config = self._window(), self.config
+        config, window = self.config, self.config.sliding
         cache = (batch, config.num_layers, window.decoder_cache, self.encoder_dim)
         layers = config.num_layers + len(self._streamed_memory_layers())
         return ParallelState(
@@ -144,7 +142,7 @@ class Parallel(nnx.Module):
 
         `frames` count from the beginning of the stream.
         """
-        window = self._window()
+        window = self.config.sliding
         places = jnp.arange(encoded.shape[1])
         counted = (places >= window.past) & ((places < window.past + window.current) | final[:, None])
         counted &= length_mask(lengths, encoded.shape[1])
@@ -160,7 +158,7 @@ class Parallel(nnx.Module):
 
         The decoder's state of a row without a token stays as it is: FunASR does not run the decoder then.
         """
-        window, x = self._window(), fired.vectors.astype(encoded.dtype)
+        window, x = self.config.sliding, fired.vectors.astype(encoded.dtype)
         filled = jnp.arange(window.decoder_cache) >= window.decoder_cache - state.cached[:, None]
         sees = jnp.concatenate([filled, length_mask(lengths, encoded.shape[1])], axis=1)[:, None]
         histories, keys, values = [], [], []
@@ -174,16 +172,20 @@ class Parallel(nnx.Module):
             histories.append(history)
         for final_layer in self.final_layers:
             x = run_layer(final_layer, x)
-        cached = jnp.minimum(state.cached + lengths, window.decoder_cache)
-        new = state._replace(begun=jnp.ones_like(state.begun), cached=cached)
-        new = new._replace(**{name: jnp.stack(made, axis=1) for name, made in (("history", histories), ("keys", keys), ("values", values))})
-        decoded = jax.tree.map(functools.partial(choose_rows, fired.counts > 0), new, state)
-        return decoded, self.output(self.norm(x)).astype(jnp.float32)
+        said = fired.counts > 0
 
-    def _window(self) -> Sliding:
-        if self.config.window is None:
-            raise ValueError("only a parallel head with a window takes streams")
-        return self.config.window
+        def where_said(made: list[jax.Array], old: jax.Array) -> jax.Array:
+            return jnp.where(said[:, None, None, None], jnp.stack(made, axis=1), old)
+
+        cached = jnp.minimum(state.cached + lengths, window.decoder_cache)
+        state = state._replace(
+            begun=state.begun | said,
+            history=where_said(histories, state.history),
+            keys=where_said(keys, state.keys),
+            values=where_said(values, state.values),
+            cached=jnp.where(said, cached, state.cached),
+        )
+        return state, self.output(self.norm(x)).astype(jnp.float32)
 
     def _streamed_memory_layers(self) -> list[MemoryLayer]:
         """FunASR leaves out one such layer alone where it decodes streams."""

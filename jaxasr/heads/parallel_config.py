@@ -93,3 +93,10 @@ class ParallelConfig:
             raise ValueError("a predictor with peaks takes whole utterances: leave out chunks and window")
         if min(self.feedforward_dim, self.num_heads, self.kernel) < 1 or self.shift < 0:
             raise ValueError("feedforward_dim, num_heads and kernel must be positive, and shift not negative")
+
+    @property
+    def sliding(self) -> Sliding:
+        """The window, which must be there."""
+        if self.window is None:
+            raise ValueError("a parallel head without a window takes no stream")
+        return self.window
