@@ -155,10 +155,10 @@ class Layer(nnx.Module):
         self,
         x: Float[Array, "B T W"],
         mask: Bool[Array, "B T"],
-        sees: Bool[Array, "B 1 N+T"],
+        sees: Bool[Array, "B 1 all"],
         keys: Float[Array, "B N D"],
         values: Float[Array, "B N D"],
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B N+T D"], Float[Array, "B N+T D"]]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B all D"], Float[Array, "B all D"]]:
         """The window x after N cached keys and values -> (B, T, D), and the keys and values of all N + T frames."""
         attended, keys, values = self.attention.step(self.norm_attention(x), mask, sees, keys, values)
         x = self._added(x, attended)
@@ -187,10 +187,10 @@ class MemoryAttention(nnx.Module):
         self,
         x: Float[Array, "B T W"],
         mask: Bool[Array, "B T"],
-        sees: Bool[Array, "B 1 N+T"],
+        sees: Bool[Array, "B 1 all"],
         keys: Float[Array, "B N D"],
         values: Float[Array, "B N D"],
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B N+T D"], Float[Array, "B N+T D"]]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B all D"], Float[Array, "B all D"]]:
         """As the layer's: attention sees the cached frames too, the memory those of the window alone."""
         query, key, value = jnp.split(self.query_key_value(x), 3, axis=-1)
         keys, values = jnp.concatenate([keys, key], axis=1), jnp.concatenate([values, value], axis=1)

@@ -248,7 +248,7 @@ class Layer(nnx.Module):
         begun: Bool[Array, " B"],
         counts: Int[Array, " B"],
         encoded: Float[Array, "B T D"],
-        sees: Bool[Array, "B 1 N+T"],
+        sees: Bool[Array, "B 1 all"],
         history: Float[Array, "B K D"],
         keys: Float[Array, "B N D"],
         values: Float[Array, "B N D"],
@@ -278,7 +278,7 @@ class CrossAttention(nnx.Module):
         self,
         x: Float[Array, "B L D"],
         encoded: Float[Array, "B T D"],
-        sees: Bool[Array, "B 1 N+T"],
+        sees: Bool[Array, "B 1 all"],
         keys: Float[Array, "B N D"],
         values: Float[Array, "B N D"],
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B N D"], Float[Array, "B N D"]]:
