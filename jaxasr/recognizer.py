@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import logging
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -24,7 +23,8 @@ from jaxasr.planner import COSTS, Planner, Shape, ladder
 from jaxasr.programs import Programs
 from jaxasr.reading import Clip
 from jaxasr.search.hypotheses import Hypotheses
-from jaxasr.text import SPELLINGS
+from jaxasr.spoken import Speller, Spoken
+from jaxasr.streaming import Stream, Streams
 from jaxasr.text.tokens import TokenTable
 from jaxasr.transcripts import Failure, Transcript
 
@@ -42,16 +42,6 @@ BATCH_SECONDS, GROUP_BATCHES = 1200.0, 4
 MOST_COMPILED = 32
 
 Progress = Callable[[float, float], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Spoken:
-    """What a window's best hypothesis says: ids, log-probabilities, times and durations (s, in the clip), each (L,)."""
-
-    ids: np.ndarray
-    times: np.ndarray
-    durations: np.ndarray
-    log_probs: np.ndarray
 
 
 class Recognizer:
@@ -108,8 +98,7 @@ class Recognizer:
         self.shortest_seconds = shortest_seconds
         self.blank_penalty = float(blank_penalty)
         self._parameters = parameters
-        self._spell = SPELLINGS.make(config.spelling(chosen))
-        self._durations = config.predicts_durations(chosen)
+        self._speller = Speller(config, tokens, chosen)
 
     @property
     def model(self) -> Model:
@@ -213,6 +202,20 @@ class Recognizer:
         """The longest clip that programs of so many samples take."""
         return (samples - sum(self._silence())) / SAMPLE_RATE
 
+    def stream(self) -> Stream:
+        """A stream of its own: `feed` it samples as they come, look at its `partial`, and `finish` it.
+
+        Raises ConfigError where the model cannot take a stream. Of many streams at once `streams` is faster.
+        """
+        return self.streams(1).open()
+
+    def streams(self, slots: int) -> Streams:
+        """Room for so many streams at a time, which one compiled program takes a step of together.
+
+        Raises ConfigError where the model, or its search, cannot take a stream.
+        """
+        return Streams(self.programs, self._speller, slots=slots, blank_penalty=self.blank_penalty)
+
     def close(self) -> None:
         """Let go of parameters and programs, after the parameters have been read; nothing can be transcribed then.
 
@@ -241,7 +244,7 @@ class Recognizer:
                 clips = [item if isinstance(item, Clip) else Clip("", np.zeros(0, np.float32)) for item in group]
                 known += sum(len(clip.samples) for clip in clips) / SAMPLE_RATE
                 windows = [self._cut(number, clip) for number, clip in enumerate(clips)]
-                spoken: dict[Window, _Spoken] = {}
+                spoken: dict[Window, Spoken] = {}
                 waiting = collections.deque(zip(group, windows, strict=True))
                 yield from self._ready(waiting, spoken, on_error)
                 read += len(group)
@@ -259,7 +262,7 @@ class Recognizer:
     def _ready(
         self,
         waiting: collections.deque[tuple[Clip | Failure, list[Window]]],
-        spoken: dict[Window, _Spoken],
+        spoken: dict[Window, Spoken],
         on_error: str,
     ) -> Iterator[Transcript | Failure]:
         """Results of the first ones that wait with their windows, as far as all windows are `spoken`."""
@@ -346,7 +349,7 @@ class Recognizer:
         finally:
             stop.set()
 
-    def _best(self, batch: Batch, hypotheses: Hypotheses) -> dict[Window, _Spoken]:
+    def _best(self, batch: Batch, hypotheses: Hypotheses) -> dict[Window, Spoken]:
         """The best hypothesis of each window. Raises ModelError if activations overflowed."""
         with usual_settings():
             ids, frames, durations, log_probs, lengths, scores = (each[:, 0] for each in jax.device_get(hypotheses))
@@ -359,24 +362,10 @@ class Recognizer:
                     "take float32 or bfloat16 as dtype"
                 )
             count, start = lengths[row], window.start / SAMPLE_RATE
-            offset = start - self.config.audio.silence_before
-            times = np.maximum(frames[row, :count] * self.config.seconds_per_frame + offset, start)
-            lasting = durations[row, :count] * self.config.seconds_per_frame
-            spoken[window] = _Spoken(ids[row, :count], times, lasting, log_probs[row, :count])
+            best = (each[row, :count] for each in (ids, frames, durations, log_probs))
+            spoken[window] = self._speller.spoken(*best, start)
         return spoken
 
-    def _transcript(self, clip: Clip, parts: list[_Spoken]) -> Transcript:
-        ids = [int(i) for part in parts for i in part.ids]
-        lasting = [round(float(each), 4) for part in parts for each in part.durations] if self._durations else []
-        text, tokens = self._spell([self.tokens[i] for i in ids], self.tokens.byte_coding)
-        return Transcript(
-            audio=clip.name,
-            duration=len(clip.samples) / SAMPLE_RATE,
-            text=text,
-            tokens=tokens,
-            token_ids=ids,
-            timestamps=[round(float(time), 4) for part in parts for time in part.times],
-            durations=lasting,
-            log_probs=[float(log_prob) for part in parts for log_prob in part.log_probs],
-            channel=clip.channel,
-        )
+    def _transcript(self, clip: Clip, parts: list[Spoken]) -> Transcript:
+        duration = len(clip.samples) / SAMPLE_RATE
+        return self._speller.transcript(parts, audio=clip.name, duration=duration, channel=clip.channel)

@@ -62,8 +62,8 @@ class StreamingEncoderConfig(EncoderConfig, Protocol):
     """The configuration of an encoder that takes a stream in steps; `streamable` says whether with these settings.
 
     Step n reads the `frames_per_step` feature frames from `first_frame` + n * `shift_per_step` on. Steps may overlap;
-    frames before the stream (`first_frame` below 0) and after its end are zeros. All numbers are known without a device,
-    so that the host decides which step of which stream runs.
+    frames before the stream (`first_frame` below 0) and after its end are zeros. All numbers are known without a
+    device, so that the host decides which step of which stream runs.
     """
 
     @property

@@ -73,10 +73,17 @@ class Zipformer(nnx.Module):
             "processed": jnp.zeros((batch,), jnp.int32),
         }
 
-    def step(self, state: State, frames: Float[Array, "B T bins"]) -> tuple[State, Float[Array, "B _ D"]]:
+    def step(
+        self,
+        state: State,
+        frames: Float[Array, "B T bins"],
+        lengths: Int[Array, " B"] | None = None,
+        final: Bool[Array, " B"] | None = None,
+    ) -> tuple[State, Float[Array, "B _ D"]]:
         """One chunk of a stream: frames (B, frames_per_step, bins) -> state, encoded (B, chunk_size // 2, D).
 
-        The next call's frames begin shift_per_step later. Causal models with a chunk size only.
+        The next call's frames begin shift_per_step later. Causal models with a chunk size only. `lengths` and `final`
+        change nothing, since chunks are whole.
         """
         embed, x = self.embed.step(state["embed"], frames)
         left = self.config.left_context

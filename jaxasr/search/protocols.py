@@ -184,7 +184,7 @@ class Search(Protocol, Generic[State]):
 
 @runtime_checkable
 class StreamingSearch(Search[State], Protocol):
-    """A search whose state stays of one size however long a stream lasts: what is settled leaves it after each piece."""
+    """A search whose state has one size however long a stream lasts: what is settled leaves it after each piece."""
 
     def advance(
         self, state: State, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], final: Bool[Array, " B"]
