@@ -72,8 +72,8 @@ class Sanm(nnx.Module):
     def initial_state(self, batch: int, dtype: DTypeLike = jnp.float32) -> State:
         """The state before the first step.
 
-        `frames` (B, past + ahead, F): those that the next window begins with. `keys`, `values` (B, layers, N, D): of the
-        frames before it, of which the last `cached` (B,) are there. `placed` (B,): frames of the stream so far.
+        `frames` (B, past + ahead, F): those that the next window begins with. `keys`, `values` (B, layers, N, D): of
+        the frames before it, the last `cached` (B,) being there. `placed` (B,): frames of the stream so far.
         """
         config, window = self.config, self.config.sliding
         cache = (batch, config.num_layers, window.encoder_cache, config.dim)

@@ -67,7 +67,7 @@ class Fired(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """The open token of a stream: the weight (B,) that it has so far, and the mean (B, D) of the frames that gave it."""
+    """The open token of a stream: the weight (B,) that it has so far, the mean (B, D) of the frames that gave it."""
 
     weight: Float[Array, " B"]
     vector: Float[Array, "B D"]

@@ -34,7 +34,7 @@ class ParallelState(NamedTuple):
 
     `carried`: the open token. `first` (B,): the frame of the stream with which the next window begins, negative where
     that does not exist. Of the decoder, `begun` (B,) where a token was decoded: `history` (B, layers, kernel - 1, D),
-    inputs of the memories; `keys`, `values` (B, layers, N, D) of encoded frames, of which the last `cached` (B,) are there.
+    inputs of the memories; `keys`, `values` (B, layers, N, D) of encoded frames, the last `cached` (B,) being there.
     """
 
     carried: Carried
@@ -119,7 +119,6 @@ class Parallel(nnx.Module):
             sees = sees & self.config.chunks.decoder_mask(fire_places(fired.running, size), rows)
         return length_mask(fired.counts, size), sees
 
-
     def initial_state(self, batch: int, dtype: DTypeLike = jnp.float32) -> ParallelState:
         """The state before the first window of a stream."""
         config, window = self.config, self.config.sliding
@@ -161,7 +160,7 @@ class Parallel(nnx.Module):
         window, x = self.config.sliding, fired.vectors.astype(encoded.dtype)
         filled = jnp.arange(window.decoder_cache) >= window.decoder_cache - state.cached[:, None]
         sees = jnp.concatenate([filled, length_mask(lengths, encoded.shape[1])], axis=1)[:, None]
-        histories, keys, values = [], [], []
+        histories, keys, values = list[jax.Array](), list[jax.Array](), list[jax.Array]()
         for index, layer in enumerate(self.layers):
             caches = state.history[:, index], state.keys[:, index], state.values[:, index]
             x, *caches = run_step(layer, x, state.begun, fired.counts, encoded, sees, *caches)
@@ -217,7 +216,11 @@ class MemoryLayer(nnx.Module):
         return x + self.memory(self.norm_memory(self.feed_forward(x)), mask)
 
     def step(
-        self, x: Float[Array, "B L D"], begun: Bool[Array, " B"], counts: Int[Array, " B"], history: Float[Array, "B K D"]
+        self,
+        x: Float[Array, "B L D"],
+        begun: Bool[Array, " B"],
+        counts: Int[Array, " B"],
+        history: Float[Array, "B K D"],
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B K D"]]:
         """The next tokens of a stream, counts (B,) of them, after those of the history."""
         history, remembered = self.memory.step(history, begun, self.norm_memory(self.feed_forward(x)), counts)

@@ -101,14 +101,14 @@ class StreamedState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StreamedParallelSearch:
-    """The best token of each position of a parallel head, window by window. The score is the sum of their logarithms."""
+    """The best token of each position of a parallel head, window by window. The score sums their log-probabilities."""
 
     head: StreamedParallelHead
     blank_penalty: Float[Array, ""] | float = 0.0
 
     def start(self, batch: int, frames: int) -> StreamedState:
-        """Nothing said; room for a token a frame."""
-        return StreamedState(self.head.initial_state(batch), empty_buffers(batch, 1, frames))
+        """Nothing said; room for a token a frame, and for the one that is open before them."""
+        return StreamedState(self.head.initial_state(batch), empty_buffers(batch, 1, frames + 1))
 
     def step(self, state: StreamedState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> StreamedState:
         """A window that does not end the stream: encoded (B, T, D), of which lengths (B,) frames exist."""
@@ -119,7 +119,7 @@ class StreamedParallelSearch:
     ) -> tuple[StreamedState, Hypotheses]:
         """One window of a stream, as `StreamingSearch` says: all that is said is settled."""
         state = self._window(state, encoded, lengths, final)
-        return state._replace(found=Buffers(*map(jnp.zeros_like, state.found))), self.finish(state)
+        return state._replace(found=state.found.emptied()), self.finish(state)
 
     def finish(self, state: StreamedState) -> Hypotheses:
         """The tokens found."""

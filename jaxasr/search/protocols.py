@@ -137,7 +137,7 @@ class StreamedParallelHead(Protocol):
     def fire_step(
         self, state: Any, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], final: Bool[Array, " B"]
     ) -> tuple[Any, Any]:
-        """encoded (B, T, D), of which lengths (B,) frames exist, and the streams that end (B,) -> what is to be decoded.
+        """encoded (B, T, D), of which lengths (B,) frames exist, streams that end (B,) -> what is to be decoded.
 
         Frames of tokens count from the beginning of the stream.
         """
