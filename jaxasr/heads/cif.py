@@ -114,6 +114,22 @@ class CIF(nnx.Module):
         frames = jnp.minimum(fire_places(running, steps), lengths[:, None])
         return Fired(vectors, counts, frames, weights, running)
 
+    def known(
+        self, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], counts: Int[Array, " B"], most: int
+    ) -> tuple[Fired, Float[Array, " B"]]:
+        """The vectors of `counts` (B,) tokens, at most `most`, as training knows them; and the weights' sum (B,).
+
+        The weights are scaled so that their sum is the count, and there is no tail.
+        """
+        encoded = encoded.astype(jnp.float32)
+        weights = zero_beyond(self.weights(self.convolved(encoded)), lengths)
+        total = weights.sum(axis=-1)
+        weights = weights * (counts / jnp.where(total > 0, total, 1.0))[:, None]
+        running = running_sum(weights)
+        vectors = zero_beyond(integrate(encoded, running, most), counts)
+        frames = jnp.minimum(fire_places(running, most), jnp.maximum(lengths - 1, 0)[:, None])
+        return Fired(vectors, counts, frames, weights, running), total
+
     def initial_state(self, batch: int) -> Carried:
         """Nothing carried."""
         return Carried(jnp.zeros((batch,), jnp.float32), jnp.zeros((batch, self.dim), jnp.float32))

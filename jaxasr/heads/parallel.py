@@ -97,6 +97,19 @@ class Parallel(nnx.Module):
             frames = fire_places(peaks.running, rows) // config.predictor.peaks.upsampling
         return fired._replace(frames=jnp.minimum(frames, last))
 
+    def fire_known(
+        self, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], counts: Int[Array, " B"], most: int
+    ) -> tuple[Fired, Float[Array, " B"]]:
+        """The vectors of `counts` (B,) tokens, at most `most`, for training; and how many the predictor counts (B,).
+
+        Of whole utterances only: ValueError where frames come in chunks.
+        """
+        if self.config.chunks is not None:
+            raise ValueError("a parallel head is trained on whole utterances: leave out chunks")
+        if self.config.padding == "isolated":
+            encoded = zero_beyond(encoded, lengths)
+        return self.predictor.known(encoded, lengths, counts, most)
+
     def decode(self, fired: Fired, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B L V"]:
         """Logits (B, L, V) float32 of the tokens that `fire` found, by all that was encoded."""
         x = fired.vectors.astype(encoded.dtype)
