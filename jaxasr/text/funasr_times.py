@@ -2,8 +2,8 @@
 
 FunASR's rule takes the token before a peak to last until the next one, moves all peaks by one and a half steps, and
 scales the weights until there is a peak more than there are tokens. Of a plain Paraformer (`pred_timestamp`) FunASR
-passes weights and running sums in each other's place, so that the sums are scaled. What a transcript of ours states instead is the
-frame at which each token is complete.
+passes weights and running sums in each other's place, so that the sums are scaled. What a transcript of ours states
+instead is the frame at which each token is complete.
 """
 
 from __future__ import annotations
