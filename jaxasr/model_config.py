@@ -72,7 +72,7 @@ class ModelConfig:
         require_fit(self.features, self.encoder.input_dim, SAMPLE_RATE)
         for name in ("chunks", "window"):
             if self.parallel is not None and getattr(self.parallel, name) != getattr(self.encoder, name, None):
-                raise ValueError(f"the encoder's {name} and that of the parallel head differ")
+                raise ValueError(f"{name}: the encoder's and the parallel head's differ")
         if len({head.vocabulary_size for head in self.heads.values()}) > 1:
             sizes = ", ".join(f"{role} {head.vocabulary_size}" for role, head in self.heads.items())
             raise ValueError(f"the heads share one token table, but their vocabularies differ: {sizes}")

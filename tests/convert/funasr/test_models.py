@@ -156,10 +156,10 @@ def test_a_streaming_model_takes_whole_utterances_in_chunks(directory: Make, tmp
     assert text.count("chunks: null") == 2
     part = "chunks: {size: 5, stride: 3, gap: 2, encoder_look_back: 1, decoder_look_back: 1}"
     (tmp_path / "mine.yaml").write_text(text.replace("chunks: null", part, 1))
-    with pytest.raises(JaxasrError, match="chunks and that of the parallel head differ"):
+    with pytest.raises(JaxasrError, match="chunks: the encoder's and the parallel head's differ"):
         store.read_config(tmp_path / "mine.yaml")
     (tmp_path / "mine.yaml").write_text(text.replace("current: 10", "current: 9", 1))
-    with pytest.raises(JaxasrError, match="window and that of the parallel head differ"):
+    with pytest.raises(JaxasrError, match="window: the encoder's and the parallel head's differ"):
         store.read_config(tmp_path / "mine.yaml")
 
 
