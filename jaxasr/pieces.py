@@ -63,7 +63,7 @@ class Cuts:
 
     def total(self, samples: int) -> int:
         """Steps of a stream of so many samples in all."""
-        return self._encoder.total_steps(self._features.frame_count(samples))
+        return self._ending(samples)[0]
 
     def empty(self, rows: int) -> Piece:
         """A piece for so many streams, none of which has anything in it."""
@@ -82,17 +82,21 @@ class Cuts:
         samples = samples[: self.samples - skipped]
         piece.samples[row, :] = 0
         piece.samples[row, skipped : skipped + len(samples)] = samples
-        frames = self._features.frame_count(known) if ended else self._known(known)
+        total, frames = self._ending(known) if ended else (0, self._known(known))
         piece.begin[row] = max(-start, -self.samples)
         piece.end[row] = min(known - start, self.samples)
         piece.first[row] = max(-self._first(step), 0)
         piece.stop[row] = min(frames - self._first(step), size)
         piece.counted[row] = self._encoder.counted(step, frames)
-        piece.final[row] = ended and step + 1 == self._encoder.total_steps(frames)
+        piece.final[row] = step + 1 == total
 
     def _first(self, step: int) -> int:
         """The frame with which a step's window begins."""
         return self._encoder.first_frame + step * self._encoder.shift_per_step
+
+    def _ending(self, samples: int) -> tuple[int, int]:
+        """Steps of a stream of so many samples in all, and the frames that they read."""
+        return self._encoder.ending(self._features.frame_count(samples), self._known(samples))
 
     def _known(self, samples: int) -> int:
         """Frames that no further sample changes."""

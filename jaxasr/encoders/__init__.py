@@ -98,8 +98,11 @@ class StreamingEncoderConfig(EncoderConfig, Protocol):
         """
         ...
 
-    def total_steps(self, frames: int) -> int:
-        """Steps of a stream that ends after so many feature frames; never fewer than `ready_steps`."""
+    def ending(self, frames: int, known: int) -> tuple[int, int]:
+        """Steps of a stream that has ended after so many feature frames; and how many of the frames they read.
+
+        known: as many were known while more could have come. Never fewer steps than were ready then.
+        """
         ...
 
     def counted(self, step: int, frames: int) -> int:

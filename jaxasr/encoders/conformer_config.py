@@ -143,9 +143,9 @@ class ConformerConfig:
         """Steps whose whole window lies within so many feature frames."""
         return max((frames - self.first_frame - self.frames_per_step) // self.shift_per_step + 1, 0)
 
-    def total_steps(self, frames: int) -> int:
-        """Steps of a stream of so many feature frames, the last chunk being shorter."""
-        return ceil_div(self.encoded_length(frames), self.chunk)
+    def ending(self, frames: int, known: int) -> tuple[int, int]:
+        """Steps of a stream of so many feature frames, the last chunk being shorter, and those frames."""
+        return ceil_div(self.encoded_length(frames), self.chunk), frames
 
     def counted(self, step: int, frames: int) -> int:
         """Encoded frames of a step that exist."""

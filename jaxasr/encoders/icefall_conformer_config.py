@@ -122,11 +122,11 @@ class IcefallConformerConfig:
 
     def ready_steps(self, frames: int) -> int:
         """Steps that so many feature frames suffice for: see `whole_chunks`."""
-        return self.total_steps(frames)
-
-    def total_steps(self, frames: int) -> int:
-        """Steps of a stream of so many feature frames."""
         return self.decoded_length(frames) // self.chunk_size
+
+    def ending(self, frames: int, known: int) -> tuple[int, int]:
+        """Steps of a stream of so many feature frames, and those frames."""
+        return self.decoded_length(frames) // self.chunk_size, frames
 
     def counted(self, step: int, frames: int) -> int:
         """Encoded frames of a step that a search is given: all."""

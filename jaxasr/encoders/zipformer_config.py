@@ -118,12 +118,12 @@ class ZipformerConfig:
     def ready_steps(self, frames: int) -> int:
         """Steps that so many feature frames suffice for: see `whole_chunks`."""
         if self.whole_chunks:
-            return self.total_steps(frames)
+            return self.decoded_length(frames) // self.encoded_per_step
         return max((frames - self.frames_per_step) // self.shift_per_step + 1, 0)
 
-    def total_steps(self, frames: int) -> int:
-        """Steps of a stream of so many feature frames."""
-        return ceil_div(self.decoded_length(frames), self.encoded_per_step)
+    def ending(self, frames: int, known: int) -> tuple[int, int]:
+        """Steps of a stream of so many feature frames, and those frames."""
+        return ceil_div(self.decoded_length(frames), self.encoded_per_step), frames
 
     def counted(self, step: int, frames: int) -> int:
         """Encoded frames of a step that a search is given; a last chunk may have fewer, see `whole_chunks`."""

@@ -14,7 +14,7 @@ from jaxasr.errors import ConfigError
 from jaxasr.model_config import Parameters
 from jaxasr.pieces import Cuts, Piece
 from jaxasr.programs import Programs
-from jaxasr.search import SEARCHES
+from jaxasr.search import streaming_search
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.search.protocols import StreamingSearch, choose_rows
 
@@ -69,8 +69,8 @@ class Stepping:
 
     def _search(self, model: Model, blank_penalty: jax.Array | float = 0.0) -> StreamingSearch[Any]:
         config = self._programs.search
-        search = SEARCHES.make(config, model.heads, blank_penalty)
-        if not isinstance(search, StreamingSearch):
+        search = streaming_search(config, model.heads, blank_penalty)
+        if search is None:
             name = self._programs.config.name
             raise ConfigError(f"{name}: a {config.kind} search hears the whole recording: take search greedy or beam")
         return search

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from golden_models import quick_jit
 from jaxasr.encoders.sanm import Sanm, positions
 from jaxasr.encoders.sanm_config import SanmConfig
+from jaxasr.layers.sliding import Sliding
 from random_modules import build, noting_dropout
 
 TINY = SanmConfig(num_layers=2, dim=8, num_heads=2, feedforward_dim=12, kernel=4, shift=1, input_dim=10)
@@ -52,3 +55,54 @@ def test_dropout_reaches_both_modules_of_each_layer() -> None:
 def test_what_sizes_cannot_be(wrong: dict[str, Any], fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         SanmConfig(**wrong)
+
+
+WINDOW = Sliding(past=1, current=3, ahead=2, encoder_look_back=2)
+STREAMED = dataclasses.replace(TINY, window=WINDOW)
+
+
+def test_a_stream_beside_others_is_the_stream_alone() -> None:
+    """Two streams side by side, one of which ends in its second step with a frame less: what is padded is not heard."""
+    encoder = build(Sanm, STREAMED)
+    frames = np.random.default_rng(4).normal(0, 1, (2, 6, 10)).astype(np.float32)
+    frames[1, 5] = 7.0
+    step = quick_jit(lambda *inputs: encoder.step(*inputs))
+    state, first = step(encoder.initial_state(2), frames[:, :3], np.array([3, 3]), np.array([False, False]))
+    _, second = step(state, frames[:, 3:], np.array([3, 2]), np.array([False, True]))
+    alone: Any = encoder.initial_state(1)
+    alone, begun = encoder.step(alone, frames[1:, :3])
+    np.testing.assert_allclose(first[1], begun[0], atol=1e-5)
+    frames[1, 5] = 0.0
+    _, ended = encoder.step(alone, frames[1:, 3:], jnp.array([2]), jnp.array([True]))
+    np.testing.assert_allclose(second[1], ended[0], atol=1e-5)
+    assert (second[1, 5:] == 0).all() and (np.abs(second[0]).sum(-1) > 0).all()
+    assert state["cached"].tolist() == [4, 4] and state["placed"].tolist() == [3, 3]
+
+
+def test_how_a_stream_is_cut() -> None:
+    assert STREAMED.streamable and not TINY.streamable and STREAMED.facts()["causal"]
+    assert (STREAMED.first_frame, STREAMED.frames_per_step, STREAMED.shift_per_step) == (0, 3, 3)
+    assert STREAMED.encoded_per_step == 6 and [STREAMED.ready_steps(n) for n in (0, 2, 3, 7)] == [0, 0, 1, 2]
+    # The last step may have all its frames, or none; the publisher leaves frames out that would begin a step.
+    assert [STREAMED.ending(*n) for n in ((7, 6), (6, 5), (6, 6), (0, 0))] == [(3, 7), (2, 6), (3, 6), (1, 0)]
+    publisher = dataclasses.replace(STREAMED, window=dataclasses.replace(WINDOW, tail="publisher"))
+    assert [publisher.ending(*n) for n in ((7, 6), (6, 5), (8, 7))] == [(3, 6), (2, 6), (3, 8)]
+    assert [STREAMED.counted(step, 7) for step in (0, 1, 2)] == [6, 6, 4]
+    assert STREAMED.counted(0, 0) == 0 and publisher.counted(0, 0) == 3
+    with pytest.raises(ValueError, match="takes no stream"):
+        TINY.ready_steps(3)
+
+
+def test_of_nothing_nothing_is_heard() -> None:
+    """The window of an empty stream holds nothing but the zeros before it."""
+    nothing, final = jnp.array([0]), jnp.array([True])
+    encoder = build(Sanm, STREAMED)
+    zeros = np.zeros((1, 3, 10), np.float32)
+    _, encoded = encoder.step(encoder.initial_state(1), zeros, nothing, final)
+    assert (np.asarray(encoded) == 0).all()
+
+
+@pytest.mark.parametrize("wrong", [{"current": 0}, {"ahead": -1}, {"encoder_look_back": -1}])
+def test_what_windows_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        Sliding(**wrong)

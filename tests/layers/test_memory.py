@@ -24,3 +24,32 @@ def test_it_is_the_sum_over_the_window(kernel: int, shift: int) -> None:
             expected = x[row, t] + sum(taps[tap] * x[row, at] for tap, at in window)
             np.testing.assert_allclose(found[row, t], expected, atol=1e-5)
     assert (found[1, 4:] == 0).all()
+
+
+def test_a_causal_memory_of_pieces_is_that_of_the_whole() -> None:
+    memory = build(lambda rngs: Memory(2, 5, 2, rngs=rngs))
+    x = np.random.default_rng(2).normal(0, 1, (1, 7, 2)).astype(np.float32)
+    whole = memory(x, jnp.ones((1, 7), bool))
+    history, begun, found = jnp.zeros((1, 4, 2)), jnp.array([False]), []
+    for begin, end in ((0, 3), (3, 4), (4, 7)):
+        piece = np.full((1, 4, 2), 7.0, np.float32)  # what stands after a row's length is never read
+        piece[:, : end - begin] = x[:, begin:end]
+        history, y = memory.step(history, begun, jnp.asarray(piece), jnp.array([end - begin]))
+        begun = jnp.array([True])
+        found.append(y[:, : end - begin])
+    np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=1e-5)
+
+
+def test_a_centred_memory_sees_to_come_in_the_first_piece_alone() -> None:
+    """As FunASR runs it: later pieces begin with the padding after the first one, and see no frame after themselves."""
+    memory = build(lambda rngs: Memory(2, 5, 0, rngs=rngs))
+    taps = np.asarray(memory.conv.kernel[...])[:, 0]
+    x = np.random.default_rng(3).normal(0, 1, (1, 5, 2)).astype(np.float32)
+    nothing = jnp.zeros((1, 4, 2))
+    history, first = memory.step(nothing, jnp.array([False]), jnp.asarray(x[:, :3]), jnp.array([3]))
+    np.testing.assert_allclose(first, memory(x[:, :3], jnp.ones((1, 3), bool)), atol=1e-5)
+    _, second = memory.step(history, jnp.array([True]), jnp.asarray(x[:, 3:]), jnp.array([2]))
+    seen = np.concatenate([x[0, 1:3], np.zeros((2, 2), np.float32), x[0, 3:]])
+    for t in range(2):
+        expected = x[0, 3 + t] + (taps * seen[t : t + 5]).sum(0)
+        np.testing.assert_allclose(second[0, t], expected, atol=1e-5)
