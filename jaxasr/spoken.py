@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxasr.model_config import ModelConfig
 from jaxasr.search import SearchConfig
-from jaxasr.text import SPELLINGS
+from jaxasr.text import SPELLINGS, PartedSpelling
 from jaxasr.text.tokens import TokenTable
 from jaxasr.transcripts import Transcript
 
@@ -23,6 +23,11 @@ class Spoken:
     durations: np.ndarray
     log_probs: np.ndarray
 
+    def followed_by(self, other: Spoken) -> Spoken:
+        """This and what was said next, as one."""
+        mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Spoken(*(np.concatenate(pair) for pair in zip(mine, others, strict=True)))
+
 
 class Speller:
     """Spells what one search of one model finds."""
@@ -30,6 +35,7 @@ class Speller:
     def __init__(self, config: ModelConfig, tokens: TokenTable, search: SearchConfig) -> None:
         self._tokens = tokens
         self._spell = SPELLINGS.make(config.spelling(search))
+        self._apart = isinstance(self._spell, PartedSpelling) and self._spell.apart
         self._durations = config.predicts_durations(search)
         self._frame, self._silence = config.seconds_per_frame, config.audio.silence_before
 
@@ -48,12 +54,13 @@ class Speller:
         """What was said in a recording of `duration` seconds, part after part; `audio` and `channel` name it."""
         ids = [int(i) for part in parts for i in part.ids]
         lasting = [round(float(each), 4) for part in parts for each in part.durations] if self._durations else []
-        text, tokens = self._spell([self._tokens[i] for i in ids], self._tokens.byte_coding)
+        together = [part.ids for part in parts] if self._apart else [ids]
+        spelt = [self._spell([self._tokens[int(i)] for i in each], self._tokens.byte_coding) for each in together]
         return Transcript(
             audio=audio,
             duration=duration,
-            text=text,
-            tokens=tokens,
+            text="".join(text for text, _ in spelt),
+            tokens=[token for _, tokens in spelt for token in tokens],
             token_ids=ids,
             timestamps=[round(float(time), 4) for part in parts for time in part.times],
             durations=lasting,

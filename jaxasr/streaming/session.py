@@ -121,7 +121,8 @@ class Stream:
         self._heard = 0  # samples that were fed
         self._steps = 0
         self._total: int | None = None  # steps, once it has ended
-        self._settled: list[Spoken] = []
+        self._settled: list[Spoken] = []  # of each call that has settled something
+        self._called = False  # whether the last of these is the call that goes on
         self._rest = streams._speller.spoken([np.zeros((0,))] * 4)
         self._is_finite = True
 
@@ -158,12 +159,14 @@ class Stream:
         return self._steps < due
 
     def _append(self, samples: np.ndarray) -> None:
+        self._called = False
         if len(samples):
             self._waiting.append(samples)
             self._known += len(samples)
             self._heard += len(samples)
 
     def _end(self) -> None:
+        self._called = False
         self._waiting.append(np.zeros((self._silence_after,), np.float32))
         self._known += self._silence_after
         self._total = self._cuts.total(self._known) if self._heard else 0
@@ -180,7 +183,9 @@ class Stream:
         """What a step has found."""
         speller = self._streams._speller
         if len(settled[0]):
-            self._settled.append(speller.spoken(settled))
+            found = speller.spoken(settled)
+            self._settled.append(self._settled.pop().followed_by(found) if self._called else found)
+            self._called = True
         self._rest = speller.spoken(rest)
         self._is_finite = bool(np.isfinite(settled[3]).all() and np.isfinite(rest[3]).all())
 

@@ -64,7 +64,8 @@ def smoothed_cross_entropy(log_probs: jax.Array, labels: jax.Array, smoothing: f
     others = smoothing / (log_probs.shape[-1] - 1)
     known = (1 - smoothing) * np.log(1 - smoothing) + (smoothing * np.log(others) if smoothing else 0.0)
     of_label = jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
-    return known - (1 - smoothing - others) * of_label - others * log_probs.sum(axis=-1)
+    divergence: jax.Array = known - (1 - smoothing - others) * of_label - others * log_probs.sum(axis=-1)
+    return divergence
 
 
 def random_order(key: jax.Array, counts: jax.Array, positions: int) -> jax.Array:
