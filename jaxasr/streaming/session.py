@@ -99,9 +99,11 @@ class Streams:
         self._state, settled, rest = self._stepping.run(self._state, piece, turn, self._blank_penalty)
         for row, stream in going:
             stream._take(_row(settled, row), _row(rest, row))
-            if not stream._is_finite:
-                self.close(stream)
-                raise ModelError(f"{self._config.name} leaves the range of its numbers: take float32 as dtype")
+        overflown = [stream for _, stream in going if not stream._is_finite]
+        for stream in overflown:
+            self.close(stream)
+        if overflown:
+            raise ModelError(f"{self._config.name} leaves the range of its numbers: take float32 as dtype")
 
 
 class Stream:
