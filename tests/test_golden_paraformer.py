@@ -26,7 +26,7 @@ from jaxasr.search.parallel import ParallelSearch
 from jaxasr.search.protocols import search_whole
 from jaxasr.text.funasr import FunasrConfig, FunasrSpelling
 from jaxasr.text.tokens import TokenTable
-from jaxasr.training.parallel import parallel_loss
+from jaxasr.training.parallel import parallel_loss, text_loss, with_end
 
 PLAIN, SECOND = "paraformer-tiny", "paraformer-bicif-tiny"
 CLIPS = ("digits_a", "espeak_sentence", "funasr-zh", "noise", "near_silence", "short", "funasr-short")
@@ -304,18 +304,24 @@ def test_losses(paraformers: Paraformers, ratio: float) -> None:
     def run(params: dict[str, Any]) -> Any:
         head, lengths = golden.bind(params, padding="publisher").parallel, jnp.asarray(stored["enc_len"], jnp.int32)
         texts = labels[..., 0].astype(np.int32)
-        options = {"smoothing": 0.1, "sampled": ratio, "order": order if ratio else None}
-        loss = parallel_loss(head, stored["enc_out"], lengths, texts, label_lengths, **options)
+        options: Any = {"smoothing": 0.1, "sampled": ratio, "order": order if ratio else None}
         fired, total = head.fire_known(stored["enc_out"], lengths, label_lengths + 1, 10)
-        return loss, fired, total, head.decode(fired, stored["enc_out"], lengths)
+        whole = parallel_loss(head, stored["enc_out"], lengths, texts, label_lengths, **options)
+        # The weights of the last row add up to 2.9999997 there, so that FunASR's third vector is zeros.
+        lost = fired._replace(vectors=fired.vectors.at[3, 2].set(0.0))
+        texts, _ = with_end(jnp.asarray(texts), label_lengths, head.config.end_id)
+        loss = text_loss(head, lost, stored["enc_out"], lengths, texts, **options)
+        return loss, whole, lost, total, head.decode(lost, stored["enc_out"], lengths)
 
-    loss, fired, total, logits = run(golden.params)
-    tokens = label_lengths.sum() + len(label_lengths)
-    assert tokens == expected["weight"]
-    assert loss.sum() / tokens == pytest.approx(expected["loss"], rel=1e-5)
+    loss, whole, fired, total, logits = run(golden.params)
+    counts = label_lengths + 1
+    assert counts.sum() == expected["weight"]
+    assert loss.sum() / counts.sum() == pytest.approx(expected["loss_att"], rel=1e-5)
+    assert np.abs(total - counts).sum() / counts.sum() == pytest.approx(expected["loss_pre"], rel=1e-5)
+    np.testing.assert_allclose(whole[:3], (loss + np.abs(total - counts))[:3], rtol=1e-5)
     assert off(total, made["token_num"]) <= WEIGHTS * 10
     assert off(fired.weights, made["alphas_scaled"]) <= WEIGHTS
-    for row, count in enumerate(label_lengths + 1):
+    for row, count in enumerate(counts):
         assert off(fired.vectors[row, :count], made["acoustic_embeds"][row, :count]) <= VECTORS
         assert off(logits[row, :count], made["logits"][row, :count]) <= LOGITS
 

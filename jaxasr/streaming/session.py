@@ -123,8 +123,8 @@ class Stream:
         self._heard = 0  # samples that were fed
         self._steps = 0
         self._total: int | None = None  # steps, once it has ended
-        self._settled: list[Spoken] = []  # of each call that has settled something
-        self._called = False  # whether the last of these is the call that goes on
+        self._settled: list[Spoken] = []  # of each `feed` that has settled something, the end belonging to the last
+        self._called = False  # whether the last of these is of the call that goes on
         self._rest = streams._speller.spoken([np.zeros((0,))] * 4)
         self._is_finite = True
 
@@ -168,7 +168,6 @@ class Stream:
             self._heard += len(samples)
 
     def _end(self) -> None:
-        self._called = False
         self._waiting.append(np.zeros((self._silence_after,), np.float32))
         self._known += self._silence_after
         self._total = self._cuts.total(self._known) if self._heard else 0

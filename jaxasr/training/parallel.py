@@ -3,7 +3,8 @@
 The predictor's weights are scaled so that they add up to the tokens that there are. The decoder says them twice: a
 first pass without a gradient shows how many it gets wrong, and of as many vectors, times a share, the second pass sees
 the true tokens' embeddings instead (the sampler; Gao et al., 2022, arXiv 2206.08317, section 3.3). Every text is
-followed by its end, a token of its own. Source: FunASR, models/paraformer/model.py, losses/label_smoothing_loss.py.
+followed by its end, a token of its own. No token is lost to rounding, as FunASR's last ones may be, whose weights add
+up to 2.9999997 instead of 3. Source: FunASR, models/paraformer/model.py, losses/label_smoothing_loss.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from jaxasr.arrays import length_mask
+from jaxasr.heads.cif import Fired
 from jaxasr.heads.parallel import Parallel
 from jaxasr.layers.products import embed
 
@@ -36,8 +38,24 @@ def parallel_loss(
     `order` (B, U + 1): the rank of each position among those to be shown, from 0 on; None shows none.
     """
     texts, counts = with_end(labels, label_lengths, head.config.end_id)
-    valid = length_mask(counts, texts.shape[1])
     fired, total = head.fire_known(encoded, lengths, counts, texts.shape[1])
+    tokens = text_loss(head, fired, encoded, lengths, texts, smoothing=smoothing, sampled=sampled, order=order)
+    return tokens + jnp.abs(total - counts)
+
+
+def text_loss(
+    head: Parallel,
+    fired: Fired,
+    encoded: jax.Array,
+    lengths: jax.Array,
+    texts: jax.Array,
+    *,
+    smoothing: float,
+    sampled: float,
+    order: jax.Array | None,
+) -> jax.Array:
+    """The part of the loss that is the tokens': (B,). texts (B, L), of which `fired` has vectors (B, L, D)."""
+    valid = length_mask(fired.counts, texts.shape[1])
     if order is not None:
         said = head.decode(*lax.stop_gradient((fired, encoded)), lengths).argmax(axis=-1)
         wrong = ((said != texts) & valid).sum(axis=-1)
@@ -45,8 +63,7 @@ def parallel_loss(
         true = embed(head.embedding[...], texts).astype(fired.vectors.dtype)
         fired = fired._replace(vectors=jnp.where(shown[..., None], true, fired.vectors))
     log_probs = jax.nn.log_softmax(head.decode(fired, encoded, lengths), axis=-1)
-    tokens = jnp.where(valid, smoothed_cross_entropy(log_probs, texts, smoothing), 0.0).sum(axis=-1)
-    return tokens + jnp.abs(total - counts)
+    return jnp.where(valid, smoothed_cross_entropy(log_probs, texts, smoothing), 0.0).sum(axis=-1)
 
 
 def with_end(labels: jax.Array, label_lengths: jax.Array, end_id: int) -> tuple[jax.Array, jax.Array]:

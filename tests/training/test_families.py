@@ -61,7 +61,7 @@ ctc: {vocabulary_size: 5}
 """
 PARAFORMER = """
 name: tones
-encoder: {kind: sanm, num_layers: 2, dim: 16, num_heads: 2, feedforward_dim: 24, kernel: 3}
+encoder: {kind: sanm, num_layers: 1, dim: 16, num_heads: 2, feedforward_dim: 24, kernel: 3}
 features: {kind: lfr}
 text: {kind: funasr}
 parallel: {vocabulary_size: 5, num_layers: 1, feedforward_dim: 24, num_heads: 2, kernel: 3}
