@@ -13,7 +13,6 @@ from golden_models import quick_jit
 from icefall_exports import PUBLISHED
 from jaxasr import store
 from jaxasr.convert import convert_checkpoint
-from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.model import AbstractModel
 from jaxasr.quant.ranges import ranges_over
 
@@ -83,26 +82,3 @@ def test_an_utterance_does_not_depend_on_the_others_nor_on_padding(whole: Any, t
     again, _ = whole(others, np.where(np.arange(3) == shortest, lengths, lengths[[1, 2, 0]]))
     count = decoded[shortest]
     np.testing.assert_array_equal(again[shortest, :count], made[shortest, :count])
-
-
-def test_the_stream(model: tuple[AbstractModel, dict[str, Any]], whole: Any, trace: dict[str, np.ndarray]) -> None:
-    """A range is of one chunk in both forms (tests/encoders/test_zipformer_layer.py: of one layer, exactly)."""
-    abstract, params = model
-    config = abstract.config.encoder
-    assert isinstance(config, ZipformerConfig)
-
-    @quick_jit
-    def step(params: dict[str, Any], state: Any, frames: jax.Array) -> tuple[Any, jax.Array]:
-        filled = abstract.fill(params)
-        state, encoded = filled.encoder.step(state, frames)  # type: ignore[attr-defined]
-        return state, filled.transducer.project(encoded)  # type: ignore[union-attr]
-
-    state = jax.device_get(abstract.fill(params).encoder.initial_state(1))  # type: ignore[attr-defined]
-    features, pieces = trace["features_0"], []
-    for start in range(0, len(features) - config.frames_per_step, config.shift_per_step):
-        state, piece = step(params, state, features[None, start : start + config.frames_per_step])
-        pieces.append(piece[0])
-    stream = np.concatenate(pieces)
-    made, decoded = whole(*batched(trace))
-    assert len(stream) == decoded[0]
-    assert np.abs(stream - made[0, : len(stream)]).mean() < NOISE

@@ -38,7 +38,6 @@ def files(shared: Path, name: str) -> list[Path]:
         # The embedding is unsigned, with a zero point; pointwise convolutions of the front end are floats.
         ("zipformer-tiny", ["encoder.embed.out.kernel", "encoder.stacks.*", "transducer.*", "transducer.*"]),
         ("zipformer-ctc-tiny", ["encoder.embed.out.kernel", "encoder.stacks.*", "ctc.output.kernel"]),
-        ("zipformer-streaming-tiny", ["encoder.embed.out.kernel", "encoder.stacks.*", "transducer.*", "transducer.*"]),
         ("icefall-conformer-streaming-tiny", None),  # the attention's matrices are floats: scaled in the graph
     ],
 )
