@@ -27,7 +27,9 @@ from sources import PACKAGE_FOLDERS, imports, modules
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-COMMANDS = ("transcribe", "convert", "compile", "info", "evaluate", "quantize", "train", "bench")
+COMMANDS = (
+    "transcribe", "convert", "compile", "info", "evaluate", "quantize", "sensitivity", "export", "train", "bench",
+)  # fmt: skip
 # Packages in the core that no module imports.
 UNUSED = {
     "flatbuffers",  # jax.export imports it to write programs, and does not depend on it

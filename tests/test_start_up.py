@@ -15,7 +15,9 @@ HEAVY = (
 )  # fmt: skip
 # The command line imports none of these before it knows what is asked.
 HELP = (*HEAVY, "numpy", "soundfile", "soxr", "yaml", "ml_dtypes", "filelock", "sentencepiece", "av")
-COMMANDS = ("transcribe", "convert", "compile", "info", "evaluate", "quantize", "train", "bench")
+COMMANDS = (
+    "transcribe", "convert", "compile", "info", "evaluate", "quantize", "sensitivity", "export", "train", "bench",
+)  # fmt: skip
 SAMPLES = Path(__file__).parent / "samples"
 PUBLISHERS = ("torch", "torchaudio", "onnx", "onnxruntime", "nemo", "sherpa_onnx", "k2", "lhotse")
 
