@@ -24,10 +24,10 @@ from jaxasr.encoders.zipformer_layer import (
     LayerConfig,
     NonlinAttention,
     SelfAttention,
-    compact_relative_positions,
     swoosh_l,
     swoosh_r,
 )
+from jaxasr.encoders.zipformer_positions import compact_relative_positions
 from jaxasr.layers.attention import attention_mask, relative_bias
 from jaxasr.layers.linear import Linear
 from jaxasr.quant.array import quantize_array
