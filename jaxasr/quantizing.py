@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxasr import store
 from jaxasr.compression.agreement import Words, compare_words, encoded_difference
-from jaxasr.compression.post_training import Quantized, fitting_rules, quantize_stored, stored_bytes
+from jaxasr.compression.calibrated import hear
+from jaxasr.compression.calibration import Windows, read_windows
+from jaxasr.compression.post_training import Quantized, check_finite, fitting_rules, quantize_stored, stored_bytes
 from jaxasr.configuration import from_mapping
 from jaxasr.detector_config import DetectorConfig
 from jaxasr.errors import ConfigError, ModelError
@@ -58,6 +60,9 @@ def quantize(
     symmetric: bool = True,
     block: int | None = None,
     clip: bool | None = None,
+    method: Literal["nearest", "calibrated"] = "nearest",
+    calibrate: str | os.PathLike[str] | None = None,
+    where: Mapping[str, Iterable[str]] | None = None,
     evaluate: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Callable[[float, float | None], None] | None = None,
@@ -75,9 +80,13 @@ def quantize(
     `block`: weights that share a scale, along the inputs of each output; all of an output's inputs if unset.
     `clip`: look for the bound of least squared error of each scale, instead of the largest weight; by default at 3 and
         2 bits.
+    `method`: round weights to the nearest integers; or, calibrated, the encoder's dense layers and convolutions to
+        those that give most nearly what the float ones give on recordings.
+    `calibrate`: a manifest of such recordings, of which some minutes are heard; their texts do not matter.
+    `where`: of the recordings to calibrate with only those whose column has one of the values given for it.
     `evaluate`: a manifest of transcribed recordings, on which both models are compared.
     `overwrite`: replace the model directory `out_dir`.
-    `progress`: called with (seconds done, seconds known) while recordings are compared.
+    `progress`: called with (seconds done, seconds known) while recordings are heard, and again while they are compared.
 
     Raises ConfigError for rules that do not fit the model, ModelError for directories, AudioError for recordings.
     """
@@ -85,15 +94,24 @@ def quantize(
     if Path(out_dir).exists() and not overwrite:
         raise ModelError(f"{os.fspath(out_dir)} exists: choose another folder or set overwrite")
     rules = _rules(stored.config, spec, bits, symmetric, block, clip)
+    if method not in ("nearest", "calibrated"):
+        raise ConfigError(f"method must be nearest or calibrated, not {method!r}")
+    if (method == "calibrated") != (calibrate is not None):
+        raise ConfigError("calibrate, a manifest of recordings, and the method calibrated belong together: give both")
     utterances = read_manifest(evaluate) if evaluate is not None else []
+    windows = read_windows(read_manifest(calibrate, where)) if calibrate is not None else None
     params = stored.params()
-    quantized = quantize_stored(stored, params, rules)
+    check_finite(stored, params, rules)
+    heard = hear(stored.config, params, windows, rules, progress) if windows is not None else None
+    quantized = quantize_stored(stored, params, rules, heard)
     before = Recognizer(stored.config, params, stored.tokens, parameters=stored.parameters)
     after = Recognizer(quantized.config, quantized.params, stored.tokens, parameters=stored.parameters)
     with before, after:
         encoded_error = encoded_difference(before, after)
         words = compare_words(before, after, utterances, progress) if utterances else None
-    card = _Card(stored.manifest["name"], _sources(stored), readme=_readme(stored), section=_section(quantized, words))
+    card = _Card(
+        stored.manifest["name"], _sources(stored), readme=_readme(stored), section=_section(quantized, windows, words)
+    )
     store.save(out_dir, quantized.config, quantized.params, stored.tokens, card, overwrite=overwrite)
     made = store.open_model(out_dir, verify=False)
     return QuantizationReport(
@@ -159,11 +177,12 @@ def _readme(stored: StoredModel) -> str:
         return ModelCard(stored.manifest["name"], _sources(stored)).text(stored.config, stored.parameters)
 
 
-def _section(quantized: Quantized, words: Words | None) -> str:
+def _section(quantized: Quantized, windows: Windows | None, words: Words | None) -> str:
     """What the card says of the quantization."""
     rules = quantized.config.quantization
     assert rules is not None
-    lines = ["## Quantization", "", "Rounded after training; the first rule that fits a weight decides."]
+    how = "to the nearest" if windows is None else f"the encoder's by what it makes of {windows.seconds:.0f} s of sound"
+    lines = ["## Quantization", "", f"Rounded after training, {how}; the first rule that fits a weight decides."]
     lines += ["", "| weights | bits | grid | activations |", "|---|---|---|---|"]
     for rule in rules.rules:
         named = f"`{rule.path}`" + (f" ({rule.layer})" if rule.layer else "")

@@ -296,7 +296,7 @@ def facts(config: ModelConfig | DetectorConfig, arrays: Sequence[tuple[Sequence[
     architecture = {"name": config.name, "architecture": config.encoder.kind}
     if isinstance(config, DetectorConfig):
         heard = {"longest_s": config.longest} if config.window is None else {"window_s": config.window.seconds}
-        steps = {"detects": "speech", "frame_s": config.frame_seconds, **heard}
+        steps = {"detects": "speech", "frame_s": config.frame_seconds, **heard, "segments": config.segments.kind}
         return {**architecture, **steps, **sums, **config.encoder.facts()}
     return {
         **architecture,

@@ -15,8 +15,10 @@ import soundfile
 import jaxasr
 from jaxasr import store
 from jaxasr.cli import main
+from jaxasr.compression.calibration import Hearing, read_windows
 from jaxasr.compression.post_training import narrowed
 from jaxasr.errors import ConfigError, ModelError
+from jaxasr.manifests import read_manifest
 from jaxasr.model import AbstractModel
 from jaxasr.quant.array import QuantizedArray
 from jaxasr.quant.rules import QuantizationConfig, Rule
@@ -122,6 +124,35 @@ def test_what_does_not_fit_is_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spec.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rules: []", "spec.yaml: no rule quantizes anything"),
+        ("rules:\n- {path: 'encoder.*', bits: 5}", "spec.yaml: rules[0]: bits"),
+        ("rules:\n- {path: 'encoder.*', bits: 4, blok: 8}", "unknown key blok"),
+        ("rules:\n- {bits: 4}", "missing key path"),
+        ("- encoder", "must be a mapping"),
+        ("rules: [", "spec.yaml is not valid yaml"),
+        ("rules:\n- {path: 'encoder.*', bits: 4, block: 4096}", "a block of 4096 does not fit 'encoder.*'"),
+        ("rules:\n- {path: 'encoder.*', bits: 4, block: 8, per: tensor}", "exclude each other"),
+        (
+            "rules:\n- {path: 'encoder.*', bits: 4}\n- {path: 'encoder.stacks.*', bits: 8}",
+            "comes after rules that fit all",
+        ),
+    ],
+)
+def test_a_bad_spec_is_one_line(
+    floats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        main(["quantize", str(floats), str(tmp_path / "out"), "--spec", str(spec)])
+    error = capsys.readouterr().err
+    assert caught.value.code == 1 and words in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_interrupted_run_leaves_nothing(floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -157,3 +188,43 @@ def test_a_damaged_directory(made: tuple[Path, Any], tmp_path: Path, change: str
 def test_float16_where_its_range_suffices(largest: float, dtype: str) -> None:
     assert narrowed(np.array([largest, 0], np.float32), "float16").dtype == dtype
     assert narrowed(np.array([largest, 0], np.float32), "bfloat16").dtype == "bfloat16"
+
+
+def test_calibration_brings_the_encoder_nearer(
+    floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command, on rows of a manifest that a condition chooses; recordings or a method alone are refused."""
+    monkeypatch.setattr("jaxasr.compression.calibration.WINDOW_SECONDS", 2.0)
+    monkeypatch.setattr("jaxasr.quantizing.encoded_difference", lambda *_: 0.0)
+    lines = ["path\ttext\tsplit"]
+    for seed, split in enumerate(("train", "train", "test")):
+        soundfile.write(tmp_path / f"{seed}.wav", speechlike(4.0, seed) if split == "train" else np.ones(9), 16000)
+        lines.append(f"{seed}.wav\tA\t{split}")
+    manifest = tmp_path / "manifest.tsv"
+    manifest.write_text("\n".join(lines) + "\n")
+    calibrate = ["--calibrate", str(manifest), "--where", "split=train"]
+
+    def encoded(directory: Path) -> np.ndarray:
+        leaves = store.flatten(store.open_model(directory).params())
+        whole = {
+            path: np.asarray(leaf.dequantize() if isinstance(leaf, QuantizedArray) else leaf)
+            for path, leaf in leaves.items()
+        }
+        return hearing.encode(store.unflatten(whole))
+
+    hearing = Hearing(store.load_config(floats), read_windows(read_manifest(manifest, {"split": ["train"]})))
+    wanted, errors = encoded(floats), []
+    for name, options in (("nearest", []), ("calibrated", ["--method", "calibrated", *calibrate])):
+        out = tmp_path / name
+        with pytest.raises(SystemExit) as caught:
+            main(["quantize", str(floats), str(out), "--bits", "2", "--block", "16", *options])
+        assert not caught.value.code
+        errors.append(np.square(encoded(out) - wanted).sum())
+    assert errors[1] < 0.6 * errors[0]
+    assert "by what it makes of 8 s of sound" in (tmp_path / "calibrated" / store.CARD).read_text("utf-8")
+    for options in (["--method", "calibrated"], calibrate):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(["quantize", str(floats), str(tmp_path / "out"), "--bits", "2", *options])
+        assert caught.value.code == 1 and "belong together" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from jaxasr import __version__
-from jaxasr.cli import bench, compile, convert, evaluate, info, quantize, train, transcribe
+from jaxasr.cli import bench, compile, convert, evaluate, export, info, quantize, sensitivity, train, transcribe
 from jaxasr.cli.progress import debugging, log_to_stderr, say, show_traceback
 from jaxasr.errors import JaxasrError, printable
 from jaxasr.files import reason
@@ -53,6 +53,8 @@ app.command("compile", epilog=compile.EXAMPLE)(compile.compile)
 app.command("info", epilog=info.EXAMPLE)(info.info)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("quantize", epilog=quantize.EXAMPLE)(quantize.quantize)
+app.command("sensitivity", epilog=sensitivity.EXAMPLE)(sensitivity.sensitivity)
+app.command("export", epilog=export.EXAMPLE)(export.export)
 app.command("train", epilog=train.EXAMPLE)(train.train)
 app.command("bench", epilog=bench.EXAMPLE)(bench.bench)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from jaxasr.cli.evaluate import conditions
 from jaxasr.cli.progress import metered, show
 from jaxasr.errors import printable
 from jaxasr.writers import json_text
@@ -41,6 +42,21 @@ def quantize(
             help="Cut the range of each scale where that lowers the squared error; if unset at 3 and 2 bits.",
         ),
     ] = None,
+    method: Annotated[
+        Literal["nearest", "calibrated"],
+        typer.Option(
+            help="Round to the nearest integer, or the encoder's weights so that what it makes of --calibrate's "
+            "recordings changes least."
+        ),
+    ] = "nearest",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="MANIFEST", help="Recordings for --method calibrated; their texts do not matter."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=VALUE", help="Only rows of --calibrate with this value; may be repeated."),
+    ] = None,
     evaluate: Annotated[
         Path | None, typer.Option(metavar="MANIFEST", help="Compare the words of both models on these recordings.")
     ] = None,
@@ -51,7 +67,7 @@ def quantize(
     import jaxasr
 
     jaxasr.configure_process()
-    with metered("comparing") as meter:
+    with metered("hearing") as meter:
         report = jaxasr.quantize(
             model,
             out_dir,
@@ -60,6 +76,9 @@ def quantize(
             symmetric=not asymmetric,
             block=block,
             clip=clip,
+            method=method,
+            calibrate=calibrate,
+            where=conditions(where or []),
             evaluate=evaluate,
             overwrite=overwrite,
             progress=meter,

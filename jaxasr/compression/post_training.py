@@ -1,4 +1,4 @@
-"""Quantization after training: every weight is rounded by itself, from the weights alone."""
+"""Quantization after training: weights rounded by themselves, or the encoder's by what it hears."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from jaxasr.compression.calibrated import quantize_heard
 from jaxasr.devices import usual_settings
 from jaxasr.errors import ConfigError, ModelError
 from jaxasr.model import AbstractModel
@@ -54,8 +55,23 @@ def fitting_rules(model: ModelConfig, rules: QuantizationConfig, *, defaults: in
     return checked
 
 
-def quantize_stored(stored: StoredModel, params: Parameters, rules: QuantizationConfig) -> Quantized:
-    """Quantize `params` of a model directory by rules that fit, leaf by leaf. Raises ModelError."""
+def check_finite(stored: StoredModel, params: Parameters, rules: QuantizationConfig) -> None:
+    """ModelError for weights of a model directory, among those to be quantized, for which no integers can stand."""
+    for path, weights in flatten(params).items():
+        if rules.rule(path, weights.shape) is not None and not np.isfinite(weights).all():
+            raise ModelError(f"{stored.folder}: {path} holds numbers that are not finite, which no integer stands for")
+
+
+def quantize_stored(
+    stored: StoredModel,
+    params: Parameters,
+    rules: QuantizationConfig,
+    heard: Mapping[str, np.ndarray] | None = None,
+) -> Quantized:
+    """Quantize `params` of a model directory by rules that fit, leaf by leaf, to the nearest integers of each grid.
+
+    `heard`: what `calibrated.hear` gives, with which the weights of its paths are quantized instead.
+    """
     leaves = flatten(params)
     quantized: dict[str, Any] = {}
     changed = whole = 0.0
@@ -64,19 +80,21 @@ def quantize_stored(stored: StoredModel, params: Parameters, rules: Quantization
             weights = np.asarray(leaves.pop(path))
             rule, layer = rules.rule(path, weights.shape), layer_of(path, weights.shape)
             if rule is None or layer is None:
-                quantized[path] = weights if path.startswith(EXACT) else narrowed(weights, rules.floats)
+                quantized[path] = stored_float(path, weights, rules.floats)
                 continue
-            if not np.isfinite(weights).all():
-                raise ModelError(
-                    f"{stored.folder}: {path} holds numbers that are not finite, which no integer stands for"
-                )
-            array = quantize_array(weights, rule, layer)
+            gram = heard.get(path) if heard is not None else None
+            array = quantize_array(weights, rule, layer) if gram is None else quantize_heard(weights, rule, layer, gram)
             difference = np.asarray(array.dequantize()) - weights
             changed += float(np.square(difference, dtype=np.float64).sum())
             whole += float(np.square(weights, dtype=np.float64).sum())
             quantized[path] = jax.device_get(array)
     config = dataclasses.replace(stored.config, quantization=rules)
     return Quantized(config, unflatten(quantized), math.sqrt(changed / whole) if whole else 0.0)
+
+
+def stored_float(path: str, leaf: np.ndarray, dtype: str) -> np.ndarray:
+    """A leaf that stays float, in the type in which it is stored."""
+    return leaf if path.startswith(EXACT) else narrowed(leaf, dtype)
 
 
 def narrowed(leaf: np.ndarray, dtype: str) -> np.ndarray:

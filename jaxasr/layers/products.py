@@ -9,7 +9,7 @@ arithmetic, which runs in the activation's type.
 A kernel may be a QuantizedArray. It is dequantized here, inside the product, or multiplied as integers with activations
 that are quantized here: its own `activations` says which. What only float arithmetic does well (depthwise, grouped and
 two-dimensional convolutions, embeddings) dequantizes either way, and so do all convolutions where activations have a
-zero.
+zero. A matrix or a convolution whose kernel is a WatchedArray tells what it is multiplied by.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from jax import lax
 
 from jaxasr.quant.activations import quantize_activations, quantize_from_zero
 from jaxasr.quant.array import QuantizedArray
+from jaxasr.quant.watched import WatchedArray
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Shaped
@@ -41,10 +42,13 @@ def precision_of(dtype: jnp.dtype) -> lax.Precision:
 
 def linear_product(
     x: Float[Array, "*batch in"],
-    kernel: Float[Array, "in out"] | QuantizedArray,
+    kernel: Float[Array, "in out"] | QuantizedArray | WatchedArray,
     bias: Float[Array, " out"] | None = None,
 ) -> Float[Array, "*batch out"]:
     """x (..., in) times kernel (in, out) plus bias (out,): (..., out) in x's type."""
+    if isinstance(kernel, WatchedArray):
+        kernel.tell(x)
+        kernel = kernel.weights
     if isinstance(kernel, QuantizedArray) and kernel.activations == "int8":
         integers, steps = quantize_activations(x, kernel.ranges)
         product = _integer_sums(integers, kernel) * steps
@@ -65,7 +69,7 @@ def linear_product(
 
 def convolution_product(
     x: Float[Array, "B H W in"],
-    kernel: Float[Array, "height width in out"] | QuantizedArray,
+    kernel: Float[Array, "height width in out"] | QuantizedArray | WatchedArray,
     strides: tuple[int, int],
     padding: tuple[tuple[int, int], tuple[int, int]],
 ) -> Float[Array, "B _ _ out"]:
@@ -74,6 +78,10 @@ def convolution_product(
     Over H alone (width 1) integers are multiplied too, as a sum of shifted products: XLA's own convolution of integers
     is slow on a CPU.
     """
+    if isinstance(kernel, WatchedArray):
+        windows = _windows(x, (kernel.shape[0], kernel.shape[1]), strides, padding)
+        kernel.tell(jnp.concatenate(list(windows.values()), axis=-1))
+        kernel = kernel.weights
     if x.shape[-1] == 1:
         return _single_channel_convolution(x, _weights(kernel), strides, padding)
     if isinstance(kernel, QuantizedArray) and kernel.activations == "int8" and kernel.shape[1] == 1:

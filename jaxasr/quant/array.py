@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from jaxasr.arrays import ceil_div
@@ -77,7 +78,7 @@ class QuantizedArray:
 
     def dequantize(self) -> Float[Array, "*_"]:
         """The floats that it stands for, in its type."""
-        scale, zero = self._spread(self.scale), None if self.zero is None else self._spread(self.zero)
+        scale, zero = self.spread(self.scale), None if self.zero is None else self.spread(self.zero)
         return dequantize(self.values(), Grid(scale, zero)).astype(self.dtype)
 
     def rows(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
@@ -122,7 +123,7 @@ class QuantizedArray:
             axis=packed - len(entries),
         )
 
-    def _spread(self, grid: jax.Array) -> jax.Array:
+    def spread(self, grid: jax.Array) -> jax.Array:
         """Scales or zeros of blocks, one for each value along the packed axis."""
         if self.block is None:
             return grid
@@ -131,9 +132,16 @@ class QuantizedArray:
         return jax.lax.slice_in_dim(whole, 0, self.length, axis=at)
 
 
-@functools.partial(jax.jit, static_argnames=("rule", "layer"))
-def quantize_array(weights: jax.Array, rule: Rule, layer: Layer) -> QuantizedArray:
+def quantize_array(weights: jax.Array | np.ndarray, rule: Rule, layer: Layer) -> QuantizedArray:
     """The weights of a layer of this kind, as a rule quantizes them; ValueError where it leaves them in float."""
+    _bits(rule)
+    # One program for all rules that say the same of other paths.
+    made: QuantizedArray = _quantized(weights, dataclasses.replace(rule, path="*"), layer)
+    return made
+
+
+@functools.partial(jax.jit, static_argnames=("rule", "layer"))
+def _quantized(weights: jax.Array, rule: Rule, layer: Layer) -> QuantizedArray:
     bits, axis = _bits(rule), PACKED_AXIS[layer]
     at = weights.ndim + axis
     length = weights.shape[at]

@@ -1,0 +1,80 @@
+"""Quantization by what an encoder hears: its matrices and convolutions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxasr.compression.calibration import Hearing, Windows
+from jaxasr.compression.compensated import RowGrid, compensate
+from jaxasr.devices import usual_settings
+from jaxasr.model_config import ModelConfig, Parameters
+from jaxasr.quant.array import QuantizedArray, quantize_array
+from jaxasr.quant.numbers import limits
+from jaxasr.quant.packing import pack
+from jaxasr.quant.rules import Layer, QuantizationConfig, Rule, layer_of
+from jaxasr.store import flatten, unflatten
+
+# The kinds of products whose inputs the door tells.
+PRODUCTS = ("dense", "convolution")
+
+
+def hear(
+    config: ModelConfig,
+    params: Parameters,
+    windows: Windows,
+    rules: QuantizationConfig,
+    progress: Callable[[float, float | None], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Sums of x^t x (n, n) for the inputs x of each matrix and convolution that the rules quantize, by path.
+
+    `params`: of the float model. `progress` is called with seconds of the recordings heard, and in all. Raises
+    AudioError for recordings of which the encoder makes no numbers.
+    """
+    leaves = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(params).items()}
+    watched = [
+        path
+        for path, leaf in leaves.items()
+        if path.startswith("encoder.") and rules.rule(path, leaf.shape) and layer_of(path, leaf.shape) in PRODUCTS
+    ]
+    grams: dict[str, np.ndarray] = {}
+
+    def add(path: str, rows: np.ndarray) -> None:
+        gram = rows.T @ rows
+        grams[path] = grams[path] + gram if path in grams else gram
+
+    hearing = Hearing(config, windows, watched)
+    for done, _ in enumerate(hearing.batches(unflatten(leaves), add), start=1):
+        if progress is not None:
+            progress(done * windows.batch_seconds, windows.seconds)
+    return grams
+
+
+def quantize_heard(weights: np.ndarray, rule: Rule, layer: Layer, gram: np.ndarray) -> QuantizedArray:
+    """The weights of a matrix or a convolution as a rule quantizes them, by `compensated` from what `hear` gives."""
+    with usual_settings():
+        begun = quantize_array(weights, rule, layer)
+        cells = jnp.arange(begun.scale.size // begun.scale.shape[-1]).reshape(*begun.scale.shape[:-1], 1)
+        cell = np.broadcast_to(begun.spread(cells), (*weights.shape[:-1], 1)).reshape(-1)
+        scale, zero = _rows(begun.scale), None if begun.zero is None else _rows(begun.zero)
+        rows = weights.reshape(-1, weights.shape[-1]).astype(np.float64)
+        integers, grid = compensate(gram, rows, RowGrid(scale, zero, cell, *limits(begun.bits)), begun.scale.dtype)
+        packed = pack(jnp.asarray(integers.reshape(weights.shape), jnp.int8), begun.bits, begun.axis)
+
+        def stored(values: np.ndarray) -> jax.Array:
+            return jnp.asarray(values.reshape(begun.scale.shape), begun.scale.dtype)
+
+        zeros = None if grid.zero is None else stored(grid.zero)
+        made = dataclasses.replace(begun, integers=packed, scale=stored(grid.scale), zero=zeros)
+        held: QuantizedArray = jax.device_get(made)
+        return held
+
+
+def _rows(grid: Any) -> np.ndarray:
+    """Scales or zeros as rows (cells, m or 1)."""
+    return np.asarray(grid, np.float64).reshape(-1, grid.shape[-1])
