@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar, cast
@@ -97,7 +98,8 @@ class Model(nnx.Module):
         exists = (index >= first[:, None]) & (index < stop[:, None])
         frames = jnp.where(exists[..., None], frames, 0).astype(dtype)
         heard, encoded = encoder.step(state["encoder"], frames, stop, final)
-        searched, settled = search.advance(state["search"], encoded, counted, final)
+        with contextlib.nullcontext() if self.parallel is not None else ranges_over(counted):
+            searched, settled = search.advance(state["search"], encoded, counted, final)
         return {"encoder": heard, "search": searched}, settled, search.finish(searched)
 
 

@@ -88,7 +88,8 @@ class ConvEmbed(nnx.Module):
         x = zero_beyond(self._convolve(frames), subsampled_length(lengths))  # (B, c + REACH, F, C)
         x = jnp.concatenate([state, x], axis=1)
         consumed = x.shape[1] - REACH
-        return x[:, consumed - REACH : consumed], self._project(self.convnext(x))
+        with ranges_over(jnp.minimum(subsampled_length(lengths), consumed - REACH)):
+            return x[:, consumed - REACH : consumed], self._project(self.convnext(x))
 
     def _convolve(self, frames: Float[Array, "B T bins"]) -> Float[Array, "B (T-7)//2 F C"]:
         x = swoosh_r(self.conv1(frames[..., None]))
