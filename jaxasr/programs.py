@@ -222,7 +222,7 @@ class Programs:
 
         def trace() -> tuple[Callable[..., Hypotheses], tuple[object, ...]]:
             mapped = jax.shard_map(
-                self.recognize,
+                self._recognize,
                 mesh=self._mesh,
                 in_specs=(PartitionSpec(), by_row, by_row, PartitionSpec()),
                 out_specs=by_row,
@@ -264,10 +264,9 @@ class Programs:
         devices = [(device.platform, device.id) for device in self.devices] if self._chosen else None
         return _remake, (self.config, params, self.search, self.policy.weights.name, devices)
 
-    def recognize(
+    def _recognize(
         self, params: Parameters, waveforms: jax.Array, lengths: jax.Array, blank_penalty: jax.Array
     ) -> Hypotheses:
-        """What a program computes, to be traced: parameters in the policy's types, waveforms (B, S), lengths (B,)."""
         model = self.abstract_model.fill(params)
         encoded, encoded_lengths = model.encode(waveforms, lengths, self.policy.activations)
         return model.search(encoded, encoded_lengths, self.search, blank_penalty)

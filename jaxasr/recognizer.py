@@ -211,7 +211,7 @@ class Recognizer:
 
     def clip_seconds(self, samples: int) -> float:
         """The longest clip that programs of so many samples take."""
-        return (samples - sum(self.silence)) / SAMPLE_RATE
+        return (samples - sum(self._silence())) / SAMPLE_RATE
 
     def close(self) -> None:
         """Let go of parameters and programs, after the parameters have been read; nothing can be transcribed then.
@@ -289,7 +289,7 @@ class Recognizer:
 
     def _planner(self) -> Planner:
         """For one job: the same one for the same recordings, whatever ran before."""
-        silence = sum(self.silence)
+        silence = sum(self._silence())
         if self._parameters is None:
             self._parameters = sum(leaf.size for leaf in jax.tree.leaves(self.programs.abstract_model.parameters))
         return Planner(
@@ -319,8 +319,7 @@ class Recognizer:
             rungs = [rung for rung in planner.rungs if rung <= max(rungs)]
         return rungs
 
-    @property
-    def silence(self) -> tuple[int, int]:
+    def _silence(self) -> tuple[int, int]:
         """Samples of silence before and after every window."""
         audio = self.config.audio
         return round(audio.silence_before * SAMPLE_RATE), round(audio.silence_after * SAMPLE_RATE)
@@ -330,7 +329,7 @@ class Recognizer:
 
         The second program is compiled beside the first.
         """
-        before, after = self.silence
+        before, after = self._silence()
         samples = [clip.samples for clip in clips]
         running: tuple[Batch, Hypotheses] | None = None
         shapes = [(batch.rows, batch.samples) for batch in batches]
