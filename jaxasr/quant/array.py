@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from jaxasr.arrays import ceil_div
@@ -131,11 +132,12 @@ class QuantizedArray:
         return jax.lax.slice_in_dim(whole, 0, self.length, axis=at)
 
 
-def quantize_array(weights: jax.Array, rule: Rule, layer: Layer) -> QuantizedArray:
+def quantize_array(weights: jax.Array | np.ndarray, rule: Rule, layer: Layer) -> QuantizedArray:
     """The weights of a layer of this kind, as a rule quantizes them; ValueError where it leaves them in float."""
     _bits(rule)
     # One program for all rules that say the same of other paths.
-    return _quantized(weights, dataclasses.replace(rule, path="*"), layer)
+    made: QuantizedArray = _quantized(weights, dataclasses.replace(rule, path="*"), layer)
+    return made
 
 
 @functools.partial(jax.jit, static_argnames=("rule", "layer"))
