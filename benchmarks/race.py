@@ -1,10 +1,12 @@
-"""Race jaxasr against onnxruntime and sherpa-onnx on this machine's CPU, and print a page of Markdown.
+"""Race jaxasr against onnxruntime, sherpa-onnx and NeMo on this machine's CPU, and print a page of Markdown.
 
     python benchmarks/race.py MODEL [--trio DIR] [--sizes 1x10,8x10,1x30] [--rounds 7] [--threads 2] [--json FILE]
+    python benchmarks/race.py MODEL --nemo DIR --nemo-python PYTHON [...]
 
-MODEL is a model directory (or a name of configs/ for random weights), DIR the ONNX trio of the same weights. Every
-engine is a process of its own; they take turns A B C A B C ... and those that wait are stopped, so that no idle thread
-spins beside the one that runs. Ratios are medians over the rounds of (peer's time / ours), so above 1 we are faster.
+MODEL is a model directory (or a name of configs/ for random weights). DIR is an icefall ONNX trio of the same weights,
+or what nemo_models.py made, which PYTHON, with NeMo in it, runs in PyTorch. Every engine is a process of its own; they
+take turns A B C A B C ... and those that wait are stopped, so that no idle thread spins beside the one that runs.
+Ratios are medians over the rounds of (peer's time / ours), so above 1 we are faster.
 """
 
 from __future__ import annotations
@@ -40,8 +42,16 @@ def engines(options: argparse.Namespace, clips: int, seconds: float) -> list[Eng
     if trio:
         script = str(HERE / "engines/onnxruntime_encoder.py")
         found.append(Engine("onnxruntime encoder", (script, str(trio), *size)))
+    if options.nemo:
+        script = str(HERE / "engines/nemo_onnxruntime.py")
+        found.append(Engine("onnxruntime encoder", (script, str(options.nemo), *size)))
+        if options.nemo_python:
+            script = str(HERE / "engines/nemo_pytorch.py")
+            command = (script, str(options.nemo), *size)
+            found.append(Engine("PyTorch encoder", command, "onnxruntime encoder", options.nemo_python))
+    peer = "onnxruntime encoder" if trio or options.nemo else None
     for dtype in DTYPES:
-        found.append(Engine(f"encoder {dtype}", ours("encoder", dtype), "onnxruntime encoder" if trio else None))
+        found.append(Engine(f"encoder {dtype}", ours("encoder", dtype), peer))
     if trio:
         found.append(Engine("sherpa-onnx whole", (str(HERE / "engines/sherpa_onnx_whole.py"), str(trio), *size)))
     for dtype in DTYPES:
@@ -138,6 +148,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--trio", type=Path)
+    parser.add_argument("--nemo", type=Path, metavar="DIR", help="made by nemo_models.py")
+    parser.add_argument("--nemo-python", metavar="PYTHON", help="an interpreter that has NeMo")
     parser.add_argument("--sizes", default="1x10,8x10,1x30")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)

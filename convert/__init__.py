@@ -6,14 +6,15 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from jaxasr.configs import named_configs
 from jaxasr.convert.families import FAMILIES, detect
-from jaxasr.convert.mapping import Checkpoint, parameters
+from jaxasr.convert.mapping import Checkpoint
 from jaxasr.convert.protocol import Candidate, Converted, Options
 from jaxasr.errors import CheckpointError, ConfigError, printable
 from jaxasr.files import file_hash, read_yaml
+from jaxasr.quant.rules import FloatType
 
 if TYPE_CHECKING:
     from jaxasr.model_config import ModelConfig
@@ -27,6 +28,7 @@ def convert_checkpoint(
     tokens: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | None = None,
     precision: str | None = None,
+    floats: FloatType | None = None,
     average: Sequence[str | os.PathLike[str]] = (),
     chunk_seconds: float | None = None,
     left_context_seconds: float | None = None,
@@ -40,7 +42,9 @@ def convert_checkpoint(
     `source`: a checkpoint file, or the folder that holds it.
     `tokens`: the vocabulary's file; found beside the checkpoint by default.
     `config`: a name of configs/, a yaml file of ours, or the training recipe's own arguments; derived by default.
-    `precision`: which of a folder's files to prefer, "float32" (default), "int8" or "int8-fp32"; int8 is dequantized.
+    `precision`: which of a folder's files to prefer, "float32" (default), "int8" or "int8-fp32". With the latter two
+        integers stay integers; by default files that hold such are dequantized.
+    `floats`: with them, the type of all that is no integer, "float16" (default), "bfloat16" or "float32".
     `average`: further training checkpoints to average `source` with.
     `chunk_seconds`: chunk of a model that streams, infinity for none; by default the first of those trained with.
     `left_context_seconds`: what a chunk sees of the past, infinity for all of it; by default as trained.
@@ -52,14 +56,20 @@ def convert_checkpoint(
     Raises a JaxasrError whose message is one line, and then nothing has been written.
     """
     from jaxasr import store
+    from jaxasr.convert.stored import parameters
 
     target = Path(out_dir)
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} exists: choose another folder or give overwrite")
+    if floats is not None and (precision is None or not precision.startswith("int8")):
+        raise ConfigError("floats is for precision int8 and int8-fp32: all other models are stored in float32")
+    if floats not in (None, *get_args(FloatType)):
+        raise ConfigError(f"floats {floats!r} is none of {', '.join(get_args(FloatType))}")
     options = Options(
         name=_model_name(Path(source)),
         tokens=None if tokens is None else Path(tokens),
         precision=precision,
+        floats=floats or Options.floats,
         average=tuple(map(Path, average)),
         chunk_seconds=chunk_seconds,
         left_context_seconds=left_context_seconds,
@@ -74,7 +84,7 @@ def convert_checkpoint(
         origin=origin,
         licence=licence,
     )
-    store.save(target, converted.config, parameters(converted.arrays), converted.tokens, card, overwrite=overwrite)
+    store.save(target, converted.config, parameters(converted), converted.tokens, card, overwrite=overwrite)
     return card
 
 

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxasr.convert.formats.mapped import release
+from jaxasr.convert.formats.quantized import QuantizedTensor
 from jaxasr.errors import CheckpointError, listing
 
 if TYPE_CHECKING:
-    import jax
-
     from jaxasr.detector_config import DetectorConfig
     from jaxasr.model_config import ModelConfig
 
@@ -33,7 +32,8 @@ class Checkpoint:
     `tensors`: names to arrays in the publisher's layouts, views of the mapped files where the format allows.
     `settings`: what the files state or prove about the model, by the names of the publisher's training program.
     `notes`: lines for the user, to which the conversion adds. `files`: the files read. `facts`: what `jaxasr info`
-    shows of the files beside what it shows of every model.
+    shows of the files beside what it shows of every model. `quantized`: the integers of those tensors that are to
+    stay integers.
     """
 
     tensors: dict[str, np.ndarray]
@@ -41,6 +41,7 @@ class Checkpoint:
     notes: list[str]
     files: list[Path]
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    quantized: dict[str, QuantizedTensor] = dataclasses.field(default_factory=dict)
 
 
 class Rule(NamedTuple):
@@ -139,6 +140,18 @@ def map_tensors(
     return mapped
 
 
+def map_quantized(quantized: Mapping[str, QuantizedTensor], rules: Sequence[Rule]) -> dict[str, QuantizedTensor]:
+    """Integers by the paths that `map_tensors` gives what they stand for, in our layouts."""
+    mapped: dict[str, QuantizedTensor] = {}
+    for name, tensor in quantized.items():
+        match, rule = next((match, rule) for rule in rules if (match := re.fullmatch(rule.pattern, name)))
+        try:
+            mapped[rule.path.format(**match.groupdict())] = tensor.laid_out(rule.layout)
+        except ValueError as fault:
+            raise CheckpointError(f"{name}: {fault}") from None
+    return mapped
+
+
 def match_parameters(mapped: Mapping[str, np.ndarray], config: ModelConfig | DetectorConfig) -> dict[str, np.ndarray]:
     """`mapped` in the order of the parameters of the configured model, each of which it must hold, and nothing else.
 
@@ -164,20 +177,3 @@ def match_parameters(mapped: Mapping[str, np.ndarray], config: ModelConfig | Det
     if faults:
         raise CheckpointError(f"the tensors do not fit: {listing(faults, FAULTS_SHOWN, '; ')}")
     return {path: mapped[path] for path in wanted}
-
-
-def parameters(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Nested float32 arrays on the device of `arrays` by path, which is emptied."""
-    from jaxasr.store import unflatten
-
-    # One by one: the file's pages are given back as soon as a tensor has been copied.
-    return unflatten({path: _on_device(arrays.pop(path)) for path in list(arrays)})
-
-
-def _on_device(array: np.ndarray) -> jax.Array:
-    """A float32 copy that no longer needs the file."""
-    import jax
-
-    copy: jax.Array = jax.device_put(np.array(array, np.float32, order="C")).block_until_ready()
-    release(array)
-    return copy

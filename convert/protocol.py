@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from jaxasr.convert.formats.quantized import QuantizedTensor
 from jaxasr.convert.mapping import Checkpoint
+from jaxasr.quant.rules import FloatType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +59,8 @@ class Options:
     `name`: of the model. `tokens`: the vocabulary's file; `other_tokens`: further ones that were found, of which the
     first that fits is taken if `tokens` does not. `config`: a whole configuration, which then is not derived.
     `recipe`: the publisher's own arguments, as their yaml file holds them. `config_file`: where `config` or `recipe`
-    stands. `precision`: one of PRECISIONS. `average`: further training checkpoints to average with. `chunk_seconds`,
+    stands. `precision`: one of PRECISIONS; `integers`: whether what files hold as integers stays so, beside floats of
+    the type `floats`. `average`: further training checkpoints to average with. `chunk_seconds`,
     `left_context_seconds`: of models that stream; infinity for no chunks and for unlimited context. `family`: a name of
     FAMILIES, the only one to be asked.
     """
@@ -69,22 +72,29 @@ class Options:
     recipe: Mapping[str, Any] | None = None
     config_file: Path | None = None
     precision: str | None = None
+    floats: FloatType = "float16"
     average: tuple[Path, ...] = ()
     chunk_seconds: float | None = None
     left_context_seconds: float | None = None
     family: str | None = None
+
+    @property
+    def integers(self) -> bool:
+        """Whether integers are asked for."""
+        return self.precision is not None and self.precision.startswith("int8")
 
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
     """A model directory's contents: `arrays` by the path of the parameter, still as the files hold them.
 
-    A detector has no `tokens`.
+    A detector has no `tokens`. `quantized`: the integers of those arrays that stay integers, as `config` says.
     """
 
     config: ModelConfig | DetectorConfig
     arrays: dict[str, np.ndarray]
     tokens: TokenTable | None
+    quantized: dict[str, QuantizedTensor] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,9 +58,10 @@ def deferred(module: str, name: str) -> Callable[..., Any]:
 
 
 def from_mapping(cls: type[Config], mapping: Any, where: str) -> Config:
-    """Build the dataclass `cls` (fields may be dataclasses, unions by `kind`, tuples, optional) from plain `mapping`.
+    """Build the dataclass `cls` from plain `mapping`.
 
-    `where` names the file or option in messages. Unknown and missing keys and values of another type raise ConfigError.
+    Fields may be dataclasses, unions by `kind`, tuples, mappings, and optional. `where` names the file or option in
+    messages. Unknown and missing keys and values of another type raise ConfigError.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: {cls.__name__} must be a mapping of keys, not {type(mapping).__name__}")
@@ -89,6 +90,8 @@ def to_mapping(config: Any) -> Any:
         return {field.name: to_mapping(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, tuple):
         return [to_mapping(value) for value in config]
+    if isinstance(config, Mapping):
+        return {key: to_mapping(value) for key, value in config.items()}
     return config
 
 
@@ -143,6 +146,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected {len(elements)} values, got {len(value)}: {list(value)}")
         pairs = zip(elements, value, strict=True)
         return tuple(_convert(element, item, f"{where}[{index}]") for index, (element, item) in enumerate(pairs))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: expected a mapping, got {value!r}")
+        keys, values = typing.get_args(hint)
+        return {_convert(keys, key, where): _convert(values, item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_mapping(hint, value, where)
     if hint is float and type(value) is int:

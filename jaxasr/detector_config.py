@@ -12,6 +12,7 @@ from jaxasr.audio import SAMPLE_RATE
 from jaxasr.encoders import ENCODERS, EncoderConfig, LocalEncoderConfig
 from jaxasr.features import FEATURES, FeaturesConfig, require_fit
 from jaxasr.heads.configs import ClassifierConfig
+from jaxasr.longform.configs import SEGMENTERS, HysteresisConfig, SegmentsConfig
 
 # Seconds around a frame that a front end hears: half a Fourier window, or neighbours that are put together.
 FRONT_END_CONTEXT = 0.1
@@ -58,8 +59,8 @@ class DetectorConfig:
 
     Without a `window` every encoded frame is classified. Recordings of up to `longest` seconds are then heard whole,
     longer ones in pieces that overlap by what the encoder hears around a frame: no frame depends on the pieces, but for
-    statistics that a front end or an encoder takes of a whole input, which are those of a piece. Raises ValueError
-    where two parts do not agree.
+    statistics that a front end or an encoder takes of a whole input, which are those of a piece. `segments`: how
+    probabilities become segments, by their `kind`. Raises ValueError where two parts do not agree.
     """
 
     name: str
@@ -68,6 +69,7 @@ class DetectorConfig:
     classifier: ClassifierConfig
     window: WindowConfig | None = None
     longest: float = 30.0
+    segments: Annotated[SegmentsConfig, SEGMENTERS] = HysteresisConfig()
 
     def __post_init__(self) -> None:
         require_fit(self.features, self.encoder.input_dim, SAMPLE_RATE)
@@ -83,14 +85,14 @@ class DetectorConfig:
     @property
     def frame_seconds(self) -> float:
         """Seconds from one probability to the next."""
-        return self._step / SAMPLE_RATE
+        return self.step / SAMPLE_RATE
 
     @property
     def row_samples(self) -> int:
         """Samples of the longest row."""
         if self.window is not None:
             return round(self.window.seconds * SAMPLE_RATE)
-        return round(self.longest * SAMPLE_RATE) // self._step * self._step
+        return round(self.longest * SAMPLE_RATE) // self.step * self.step
 
     def row_frames(self, samples: int) -> int:
         """Probabilities that a row of so many samples gives."""
@@ -98,35 +100,53 @@ class DetectorConfig:
             return 1
         return self.encoder.encoded_length(self.features.frame_count(samples))
 
-    def rows(self, samples: int) -> Iterator[Row]:
-        """The rows of a recording of so many samples; their probabilities one after another are the recording's."""
+    def rows(self, samples: int, done: int = 0, *, ended: bool = True) -> Iterator[Row]:
+        """The rows of a recording of so many samples; their probabilities one after another are the recording's.
+
+        `done`: how many of its first rows are left out. Of a recording that goes on after these samples, and has not
+        `ended`, those rows alone that no further sample changes.
+        """
         length = self.row_samples
         if samples == 0:
             return
         if self.window is not None:
-            for start in range(-(length // 2), samples + 1 - length // 2, self._step):
+            beyond = length // 2 if ended else length
+            for start in range(self.row_start(done), samples + 1 - beyond, self.step):
                 yield Row(start, start + length, 0, 1)
         elif samples <= length:
-            yield Row(0, samples, 0, self.row_frames(samples))
+            if ended and not done:
+                yield Row(0, samples, 0, self.row_frames(samples))
         else:
-            context = self._context
-            inner = length - 2 * context
+            context, inner = self._context, self._inner
             total = self.row_frames(samples)
-            for first in range(0, total * self._step, inner):
+            for first in range(done * inner, total * self.step, inner):
+                if not ended and first + inner + context > samples:
+                    return
                 start, stop = max(0, first - context), min(samples, first + inner + context)
-                skip, done = (first - start) // self._step, first // self._step
-                yield Row(start, stop, skip, min(inner // self._step, total - done))
+                before, skip = first // self.step, (first - start) // self.step
+                yield Row(start, stop, skip, min(inner // self.step, total - before))
+
+    def row_start(self, number: int) -> int:
+        """The first sample that row `number` of a long recording hears; before the recording's own for a window."""
+        if self.window is not None:
+            return number * self.step - self.row_samples // 2
+        return max(0, number * self._inner - self._context)
 
     @property
-    def _step(self) -> int:
+    def step(self) -> int:
         """Samples from one probability to the next."""
         if self.window is not None:
             return round(self.window.step * SAMPLE_RATE)
         return round(self.features.frame_seconds * SAMPLE_RATE) * self.encoder.subsampling
 
     @property
+    def _inner(self) -> int:
+        """Samples from one piece of a long recording to the next."""
+        return self.row_samples - 2 * self._context
+
+    @property
     def _context(self) -> int:
         """Samples on either side of a piece that its frames depend on, in whole steps."""
         assert isinstance(self.encoder, LocalEncoderConfig)
         seconds = self.encoder.context * self.features.frame_seconds + FRONT_END_CONTEXT
-        return ceil_div(math.ceil(seconds * SAMPLE_RATE), self._step) * self._step
+        return ceil_div(math.ceil(seconds * SAMPLE_RATE), self.step) * self.step

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import jax
 from jax import export
-from jax._src import xla_bridge  # which alone knows whether a gpu is called cuda or rocm
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxasr.caches import cache_folder, compilation_options, is_compiled, make_room, make_room_for_programs
@@ -109,8 +108,15 @@ def _export(function: Callable[..., Hypotheses], arguments: tuple[object, ...], 
     """The function, lowered for these arguments and devices, as bytes."""
     # Of tuples the format knows only the plain ones.
     flat = jax.jit(lambda *arguments: tuple(function(*arguments)), out_shardings=_by_row(mesh))
-    name = xla_bridge.canonicalize_platform(mesh.devices.flat[0].platform)
-    return bytes(export.export(flat, platforms=(name,))(*arguments).serialize())
+    return bytes(export.export(flat, platforms=(_platform(mesh),))(*arguments).serialize())
+
+
+def _platform(mesh: Mesh) -> str:
+    """The platform of these devices as jax.export calls it: of a "gpu" its maker's."""
+    device = mesh.devices.flat[0]
+    if device.platform != "gpu":
+        return str(device.platform)
+    return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
 
 
 def _lower_kept(entry: Path, kept: bytes, mesh: Mesh) -> jax.stages.Lowered:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from jaxasr import store
 from jaxasr.errors import ConfigError, ModelError
@@ -18,7 +18,7 @@ from jaxasr.quant.rules import Activations
 from jaxasr.recognizer import Recognizer
 
 if TYPE_CHECKING:
-    from jaxasr.longform.detector import Detector  # Flax, which a recognizer whose programs are kept does not need
+    from jaxasr.detector import Detector  # Flax, which a recognizer whose programs are kept does not need
 
 logger = logging.getLogger("jaxasr")
 
@@ -47,6 +47,7 @@ def load_model(
     verify: bool = True,
     lazy: bool = False,
     compile_for: float | Sequence[float] | None = None,
+    vad: str | os.PathLike[str] | Detector = "energy",
 ) -> Recognizer:
     """Load a model that is ready to transcribe. Raises a JaxasrError whose message is one line.
 
@@ -71,6 +72,9 @@ def load_model(
     `compile_for`: compile first what a job of clips of up to so many seconds needs, or, of several numbers, of clips of
         just these lengths: no transcript waits for it then, and other processes find it in the cache folder.
         `Recognizer.compile` says more, and takes more.
+    `vad`: what is heard of a recording: "energy", all of it, cut at quiet points where it is longer than the model
+        takes; "none", all of it at once, whatever its length; or the segments of speech in it, found by a
+        detector: its model directory or name as `load_detector` takes it, or what that gave.
     """
     if name_or_path is None:
         logger.warning(NOTICE)
@@ -102,6 +106,7 @@ def load_model(
         head=head,
         beam=beam,
         parameters=stored.parameters,
+        vad=_vad(vad, verify),
     )
     try:
         if compile_for is not None:
@@ -125,9 +130,18 @@ def load_detector(name_or_path: str | os.PathLike[str], *, verify: bool = True) 
     `verify`: check the hash of every file and array.
     """
     stored = store.open_detector(locate(name_or_path), verify=verify)
-    from jaxasr.longform.detector import Detector
+    from jaxasr.detector import Detector
 
     return Detector(stored.config, stored.params(verify=verify))
+
+
+def _vad(vad: str | os.PathLike[str] | Detector, verify: bool) -> Literal["none", "energy"] | Detector:
+    """What `load_model` takes, as a recognizer takes it."""
+    if vad == "none":
+        return "none"
+    if vad == "energy":
+        return "energy"
+    return load_detector(vad, verify=verify) if isinstance(vad, (str, os.PathLike)) else vad
 
 
 def with_activations(config: ModelConfig, activations: Activations) -> ModelConfig:

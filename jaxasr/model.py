@@ -12,15 +12,16 @@ from flax import nnx, traverse_util
 from jax.typing import DTypeLike
 
 from jaxasr.detector_config import DetectorConfig
-from jaxasr.encoders import ENCODERS
+from jaxasr.encoders import ENCODERS, ChunkedEncoderConfig
 from jaxasr.features import FEATURES
 from jaxasr.heads.classifier import Classifier
 from jaxasr.heads.ctc import CTC
 from jaxasr.heads.parallel import Parallel
 from jaxasr.heads.transducer import Transducer
 from jaxasr.model_config import ModelConfig, Parameters
+from jaxasr.quant.ranges import ranges_over
 from jaxasr.quant.tree import abstract_tree
-from jaxasr.search import SEARCHES, SearchConfig
+from jaxasr.search import SEARCHES, SearchConfig, searched_head
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.search.protocols import search_whole
 
@@ -64,7 +65,12 @@ class Model(nnx.Module):
         `blank_penalty` is taken off the blank's logit; in a joint search off the transducer's.
         """
         config = search or self.config.search
-        return search_whole(SEARCHES.make(config, self.heads, blank_penalty), encoded, lengths)
+        made = SEARCHES.make(config, self.heads, blank_penalty)
+        if searched_head(config, self.config.heads) == "parallel":  # it multiplies tokens too, not frames alone
+            return search_whole(made, encoded, lengths)
+        encoder = self.config.encoder
+        with ranges_over(lengths, encoder.encoded_chunk if isinstance(encoder, ChunkedEncoderConfig) else None):
+            return search_whole(made, encoded, lengths)
 
 
 class SpeechDetector(nnx.Module):

@@ -132,6 +132,11 @@ class Planner:
         self._used.update((batch.rows, batch.samples) for batch in batches)
         return batches[::-1]
 
+    def reach(self, samples: int) -> None:
+        """Add longer rungs, until one holds a window of so many samples."""
+        while self.rungs[-1] < samples + self._padding:
+            self.rungs.append(round(self.rungs[-1] * SERIES[1]))
+
     def rung(self, samples: int) -> int:
         """The shortest rung that holds a window of so many samples and its silence."""
         return next(rung for rung in self.rungs if rung >= samples + self._padding)

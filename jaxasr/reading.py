@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -32,6 +32,7 @@ UNREAD = 2 * READERS  # inputs that are taken from the source and not yet decode
 # come and is not read after so many, as a file that somebody is still writing.
 SOURCE_PATIENCE, FILE_PATIENCE = 0.05, 1.0
 EXIT_PATIENCE = 1.0  # s that a process waits at its end for the blocks of files that are being decoded
+LONG: Final = 1 << 62  # samples; longer than any recording
 _END: Final = object()  # of the source, in which None is an input like others
 
 
@@ -47,6 +48,22 @@ class Clip:
     channel: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class LongClip:
+    """A recording of which only the beginning is read yet: the last one of its group.
+
+    `channels`: which of it are heard, one after another, as Clip has it. `pieces`: the samples (S,) of each of them,
+    the next ones whenever they are asked for. Raises AudioError, once, where the recording cannot be read to its end.
+    """
+
+    name: str
+    channels: tuple[int | None, ...]
+    pieces: Iterator[list[np.ndarray]]
+
+
+Item = Clip | LongClip | Failure
+
+
 def read_ahead(
     sources: Iterable[AudioInput],
     sample_rate: float | None,
@@ -56,7 +73,8 @@ def read_ahead(
     most: int | None = None,
     stop_at_failure: bool = False,
     channels: Channels = "mix",
-) -> Generator[list[Clip | Failure], None, None]:
+    piece_samples: int = LONG,
+) -> Generator[list[Item], None, None]:
     """The sources in groups, in their order; the next group is read while one is used.
 
     A group is never empty. What cannot be read takes its place as a Failure. What the source raises is raised after
@@ -69,12 +87,13 @@ def read_ahead(
         the source is asked in the caller's thread.
     `stop_at_failure`: a Failure is the last of its group.
     `channels`: which of each recording are heard; with "each" a recording gives a Clip for every one.
+    `piece_samples`: a recording from so many samples on is a LongClip, in pieces of so many.
     """
     if most == 0 or (isinstance(sources, (list, tuple)) and len(sources) == 1):
         for source in sources:
-            yield _read(source, sample_rate, channels)
+            yield _read(source, sample_rate, channels, piece_samples)
         return
-    intake = _Intake(sources, sample_rate, channels, group_samples, smallest, most)
+    intake = _Intake(sources, sample_rate, channels, group_samples, smallest, most, piece_samples)
     try:
         while group := intake.take(stop_at_failure):
             yield group
@@ -85,7 +104,7 @@ def read_ahead(
 class _Slot:
     """The place of an input in the order: `item` is None until it is read, and an error where the source raised one."""
 
-    def __init__(self, source: AudioInput | None, item: list[Clip | Failure] | BaseException | None = None) -> None:
+    def __init__(self, source: AudioInput | None, item: list[Item] | BaseException | None = None) -> None:
         self.source = source
         self.item = item
 
@@ -101,8 +120,9 @@ class _Intake:
         group_samples: float,
         smallest: int,
         most: int | None,
+        piece_samples: int,
     ) -> None:
-        self._channels = channels
+        self._channels, self._piece_samples = channels, piece_samples
         self._sample_rate, self._group_samples, self._smallest, self._most = sample_rate, group_samples, smallest, most
         self._patient = isinstance(sources, (list, tuple))  # it never lets us wait
         self._changed = threading.Condition()
@@ -123,10 +143,10 @@ class _Intake:
             thread.start()
         threading.Thread(target=self._ask, args=(sources,), name="jaxasr-source", daemon=True).start()
 
-    def take(self, stop_at_failure: bool) -> list[Clip | Failure]:
+    def take(self, stop_at_failure: bool) -> list[Item]:
         """The next group, after the caller is done with the one before; empty at the end."""
         self._check_process()
-        group: list[Clip | Failure] = []
+        group: list[Item] = []
         size, heard = 0, False
         with self._changed:
             self._outstanding -= self._in_use
@@ -142,11 +162,11 @@ class _Intake:
                 self._slots.popleft()
                 self._size -= self._count(item)
                 size += self._count(item)
-                heard = heard or isinstance(item[0], Clip)
+                heard = heard or not isinstance(item[0], Failure)
                 group += item
                 self._in_use += 1
                 self._changed.notify_all()
-                if stop_at_failure and isinstance(item[0], Failure):
+                if isinstance(item[0], LongClip) or (stop_at_failure and isinstance(item[0], Failure)):
                     break
         return group
 
@@ -189,8 +209,16 @@ class _Intake:
             self._changed.wait(left)
         return False
 
-    def _count(self, item: list[Clip | Failure]) -> int:
-        return sum(max(len(clip.samples) if isinstance(clip, Clip) else 0, self._smallest) for clip in item)
+    def _count(self, item: list[Item]) -> int:
+        return sum(max(self._samples(clip), self._smallest) for clip in item)
+
+    def _samples(self, clip: Item) -> int:
+        match clip:
+            case Clip(samples=samples):
+                return len(samples)
+            case LongClip():
+                return self._piece_samples
+        return 0
 
     def _has_room(self) -> bool:
         return (
@@ -246,9 +274,10 @@ class _Intake:
                 if not self._unread:
                     return
                 slot = self._unread.popleft()
-            item: list[Clip | Failure] | BaseException
+            item: list[Item] | BaseException
             try:
-                item = _read(slot.source, self._sample_rate, self._channels)  # type: ignore[arg-type]  # an input, maybe None
+                source: AudioInput = slot.source  # type: ignore[assignment]  # an input, maybe None
+                item = _read(source, self._sample_rate, self._channels, self._piece_samples)
             except BaseException as error:
                 item = error
             with self._changed:
@@ -256,7 +285,7 @@ class _Intake:
                 self._reading -= 1
                 self._size += 0 if isinstance(item, BaseException) else self._count(item)
                 self._changed.notify_all()
-            del slot, item
+            del slot, item, source
 
 
 _open: weakref.WeakSet[_Intake] = weakref.WeakSet()  # whose threads may still run
@@ -275,24 +304,46 @@ def _close_all() -> None:
         thread.join(max(end - time.monotonic(), 0.0))
 
 
-def _read(value: AudioInput, sample_rate: float | None, channels: Channels) -> list[Clip | Failure]:
+def _read(value: AudioInput, sample_rate: float | None, channels: Channels, piece_samples: int) -> list[Item]:
     """What is heard of an input, a Clip for each of the channels that are asked for; or why nothing is."""
     name = ""
     try:
         with usual_settings():  # an array of JAX is brought here
             recording = inputs.recording(value, sample_rate)
         name = recording.name
-        heard = audio.load_channels(recording.source, recording.sample_rate, channels)
-        if channels == "each":
-            return [Clip(name, samples, number) for number, samples in enumerate(heard, start=1)]
-        return [Clip(name, samples, None if channels == "mix" else channels) for samples in heard]
-    except JaxasrError as error:
-        if isinstance(value, Mapping) and name not in str(error):  # an array that came from a file
-            return [Failure(name, AudioError(f"{name}: {error}"))]
-        return [Failure(name, error)]
-    except MemoryError:
-        return [Failure(name, AudioError(f"{name or 'array'}: too long for this machine's memory: cut it up first"))]
+        pieces = audio.load_pieces(recording.source, recording.sample_rate, channels, piece_samples)
+        heard = next(pieces)
+        numbers = range(1, len(heard) + 1) if channels == "each" else [None if channels == "mix" else channels]
+        if len(heard[0]) == piece_samples:
+            return [LongClip(name, tuple(numbers), _further(value, name, heard, pieces))]
+        next(pieces, None)  # the end, where what there is to remark is logged
+        return [Clip(name, samples, number) for samples, number in zip(heard, numbers, strict=True)]
     except Exception as error:  # one input is no reason to lose the others
-        failure = AudioError(f"{name or 'audio'}: cannot be read (unexpected {type(error).__name__}: {reason(error)})")
-        failure.__cause__ = error
-        return [Failure(name, failure)]
+        return [Failure(name, _why(error, value, name))]
+
+
+def _further(
+    value: AudioInput, name: str, first: list[np.ndarray], pieces: Iterator[list[np.ndarray]]
+) -> Iterator[list[np.ndarray]]:
+    """The pieces of a LongClip, `first` the first one. Raises AudioError."""
+    try:
+        yield first
+        del first
+        yield from pieces
+    except JaxasrError as error:
+        raise _why(error, value, name) from None
+    except Exception as error:
+        raise _why(error, value, name) from error
+
+
+def _why(error: BaseException, value: AudioInput, name: str) -> JaxasrError:
+    """The error of one line for an input that cannot be read."""
+    if isinstance(error, JaxasrError):
+        if isinstance(value, Mapping) and name not in str(error):  # an array that came from a file
+            return AudioError(f"{name}: {error}")
+        return error
+    if isinstance(error, MemoryError):
+        return AudioError(f"{name or 'array'}: too long for this machine's memory: cut it up first")
+    failure = AudioError(f"{name or 'audio'}: cannot be read (unexpected {type(error).__name__}: {reason(error)})")
+    failure.__cause__ = error
+    return failure

@@ -15,14 +15,15 @@ import numpy as np
 
 from jaxasr import reading
 from jaxasr.audio import SAMPLE_RATE, Channels, checked_channels
-from jaxasr.batching import Batch, Window, assemble, cut
+from jaxasr.batching import Batch, Window, assemble
 from jaxasr.devices import usual_settings
-from jaxasr.errors import ConfigError, ModelError
+from jaxasr.errors import ConfigError, JaxasrError, ModelError
 from jaxasr.inputs import AudioInput, listed
+from jaxasr.longform.cutting import Cutter, Piece, QuietCutter, SpeechCutter, SpeechDetector, Uncut
 from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.planner import COSTS, Planner, Shape, ladder
 from jaxasr.programs import Programs
-from jaxasr.reading import Clip
+from jaxasr.reading import Clip, Item
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.text import SPELLINGS
 from jaxasr.text.tokens import TokenTable
@@ -38,6 +39,9 @@ logger = logging.getLogger("jaxasr")
 CPU_BATCH_SECONDS, CPU_GROUP_BATCHES = 20.0, 16
 BATCH_SECONDS, GROUP_BATCHES = 1200.0, 4
 
+# A recording with more sound than a batch, or than this, is heard piece by piece while it is decoded (s).
+PIECE_SECONDS = 320.0
+
 # Programs that `compile` makes if no number of rows is asked for: all on a CPU, where a batch has few rows.
 MOST_COMPILED = 32
 
@@ -52,6 +56,36 @@ class _Spoken:
     times: np.ndarray
     durations: np.ndarray
     log_probs: np.ndarray
+
+
+class _Hearing:
+    """A transcript while its recording is cut and heard: `spoken` by the first sample of each of its `pieces`."""
+
+    def __init__(self, name: str, channel: int | None, cutter: Cutter) -> None:
+        self.name, self.channel = name, channel
+        self._cutter = cutter
+        self.samples = self.pieces = 0
+        self.spoken: dict[int, _Spoken] = {}
+        self.ended = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether all has been heard."""
+        return self.ended and len(self.spoken) == self.pieces
+
+    def push(self, samples: np.ndarray) -> list[tuple[_Hearing, Piece]]:
+        """The next samples: the pieces that are whole after them, each with this transcript."""
+        self.samples += len(samples)
+        return self._counted(self._cutter.push(samples))
+
+    def finish(self) -> list[tuple[_Hearing, Piece]]:
+        """The recording ends: its last pieces."""
+        self.ended = True
+        return self._counted(self._cutter.finish())
+
+    def _counted(self, pieces: list[Piece]) -> list[tuple[_Hearing, Piece]]:
+        self.pieces += len(pieces)
+        return [(self, piece) for piece in pieces]
 
 
 class Recognizer:
@@ -79,6 +113,7 @@ class Recognizer:
         beam: int | None = None,
         devices: Sequence[jax.Device] | None = None,
         parameters: int | None = None,
+        vad: Literal["none", "energy"] | SpeechDetector = "energy",
     ) -> None:
         """Make a recognizer over parameters; `load_model` makes one from a name or a path. Raises ConfigError.
 
@@ -95,7 +130,12 @@ class Recognizer:
         `beam`: hypotheses that a search keeps, instead of the configuration's; 1 is greedy search.
         `devices`: the local devices that share each batch, all of them by default.
         `parameters`: how many numbers `params` has, where that is known: else the model is asked.
+        `vad`: what is heard of a recording: "energy", all of it, cut at quiet points where it is longer than the model
+            takes; "none", all of it at once, whatever its length; or the segments that a detector of speech
+            (`load_detector`) finds in it.
         """
+        if isinstance(vad, str) and vad not in ("none", "energy"):
+            raise ConfigError(f"vad must be 'none', 'energy' or a detector of speech, not {vad!r}")
         for name, value in (("batch_seconds", batch_seconds), ("shortest_seconds", shortest_seconds)):
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive, not {value}")
@@ -107,7 +147,7 @@ class Recognizer:
         self.batch_seconds = batch_seconds or (CPU_BATCH_SECONDS if self._platform == "cpu" else BATCH_SECONDS)
         self.shortest_seconds = shortest_seconds
         self.blank_penalty = float(blank_penalty)
-        self._parameters = parameters
+        self._parameters, self._vad = parameters, vad
         self._spell = SPELLINGS.make(config.spelling(chosen))
         self._durations = config.predicts_durations(chosen)
 
@@ -183,6 +223,7 @@ class Recognizer:
             most=read_ahead,
             stop_at_failure=on_error == "raise",
             channels=checked_channels(channels),
+            piece_samples=int(max(self.batch_seconds, PIECE_SECONDS) * SAMPLE_RATE),
         )
         return self._transcribe(groups, on_error, progress, len(inputs) if isinstance(inputs, (list, tuple)) else None)
 
@@ -211,7 +252,7 @@ class Recognizer:
 
     def clip_seconds(self, samples: int) -> float:
         """The longest clip that programs of so many samples take."""
-        return (samples - sum(self._silence())) / SAMPLE_RATE
+        return (samples - sum(self.silence)) / SAMPLE_RATE
 
     def close(self) -> None:
         """Let go of parameters and programs, after the parameters have been read; nothing can be transcribed then.
@@ -228,7 +269,7 @@ class Recognizer:
 
     def _transcribe(
         self,
-        groups: Generator[list[Clip | Failure], None, None],
+        groups: Generator[list[Item], None, None],
         on_error: str,
         progress: Progress | None,
         inputs: int | None,
@@ -238,50 +279,87 @@ class Recognizer:
         read = 0
         with contextlib.closing(groups):
             for group in groups:
-                clips = [item if isinstance(item, Clip) else Clip("", np.zeros(0, np.float32)) for item in group]
-                known += sum(len(clip.samples) for clip in clips) / SAMPLE_RATE
-                windows = [self._cut(number, clip) for number, clip in enumerate(clips)]
-                spoken: dict[Window, _Spoken] = {}
-                waiting = collections.deque(zip(group, windows, strict=True))
-                yield from self._ready(waiting, spoken, on_error)
                 read += len(group)
-                batches = planner.plan(
-                    [window for parts in windows for window in parts],
-                    share=min(read / inputs, 1.0) if inputs else None,
-                )
-                for batch, hypotheses in self._run(batches, clips):
-                    spoken.update(self._best(batch, hypotheses))
-                    done += sum(window.stop - window.start for window in batch.windows) / SAMPLE_RATE
-                    if progress is not None:
-                        progress(done, known)
-                    yield from self._ready(waiting, spoken, on_error)
+                share = min(read / inputs, 1.0) if inputs else None
+                waiting: collections.deque[_Hearing | Failure] = collections.deque()
+                for pieces, last in self._rounds(group, waiting):
+                    yield from self._ready(waiting, on_error)
+                    known += sum(len(piece.samples) for _, piece in pieces) / SAMPLE_RATE
+                    windows = [Window(number, 0, len(piece.samples)) for number, (_, piece) in enumerate(pieces)]
+                    if windows and self._vad == "none":
+                        planner.reach(max(window.stop for window in windows))
+                    for batch, hypotheses in self._run(planner.plan(windows, share=share if last else None), pieces):
+                        self._keep_best(batch, hypotheses, pieces)
+                        done += sum(window.stop - window.start for window in batch.windows) / SAMPLE_RATE
+                        if progress is not None:
+                            progress(done, known)
+                        yield from self._ready(waiting, on_error)
+                yield from self._ready(waiting, on_error)
 
-    def _ready(
-        self,
-        waiting: collections.deque[tuple[Clip | Failure, list[Window]]],
-        spoken: dict[Window, _Spoken],
-        on_error: str,
-    ) -> Iterator[Transcript | Failure]:
-        """Results of the first ones that wait with their windows, as far as all windows are `spoken`."""
-        while waiting and all(window in spoken for window in waiting[0][1]):
-            item, parts = waiting.popleft()
-            if isinstance(item, Clip):
-                yield self._transcript(item, [spoken[window] for window in parts])
+    def _rounds(
+        self, group: list[Item], waiting: collections.deque[_Hearing | Failure]
+    ) -> Iterator[tuple[list[tuple[_Hearing, Piece]], bool]]:
+        """What of a group is heard together, and whether it is the last of the group.
+
+        Of a recording that is still being read, which is the group's last one, that is what has been decoded. The
+        results to come are added to `waiting`, in their order.
+        """
+        pieces: list[tuple[_Hearing, Piece]] = []
+        for item in group:
+            if isinstance(item, Failure):
+                waiting.append(item)
+            elif isinstance(item, Clip):
+                hearing = _Hearing(item.name, item.channel, self._cutter())
+                waiting.append(hearing)
+                pieces += hearing.push(item.samples)
+                pieces += self._finish(hearing)
+            else:
+                hearings = [_Hearing(item.name, channel, self._cutter()) for channel in item.channels]
+                waiting += hearings
+                try:
+                    for channels in item.pieces:
+                        for hearing, samples in zip(hearings, channels, strict=True):
+                            pieces += hearing.push(samples)
+                        yield pieces, False
+                        pieces = []
+                except JaxasrError as error:
+                    for _ in hearings:
+                        waiting.pop()
+                    waiting.append(Failure(item.name, error))
+                    continue
+                for hearing in hearings:
+                    pieces += self._finish(hearing)
+        yield pieces, True
+
+    def _cutter(self) -> Cutter:
+        """What cuts one recording."""
+        longest = int(self.config.audio.longest * SAMPLE_RATE)
+        if self._vad == "none":
+            return Uncut()
+        if self._vad == "energy":
+            return QuietCutter(longest, SAMPLE_RATE)
+        return SpeechCutter(self._vad.finder(), longest, SAMPLE_RATE)
+
+    def _finish(self, hearing: _Hearing) -> list[tuple[_Hearing, Piece]]:
+        """The last pieces of a recording, of which a line tells where it was cut because of its length alone."""
+        pieces = hearing.finish()
+        if self._vad == "energy" and hearing.pieces > 1:
+            logger.warning(
+                "%s: %.0f s are longer than this model's %.0f s: cut at quiet points into %d windows",
+                hearing.name or "array", hearing.samples / SAMPLE_RATE, self.config.audio.longest, hearing.pieces,
+            )  # fmt: skip
+        return pieces
+
+    def _ready(self, waiting: collections.deque[_Hearing | Failure], on_error: str) -> Iterator[Transcript | Failure]:
+        """Results of the first ones that wait, as far as all of them has been heard."""
+        while waiting and (isinstance(waiting[0], Failure) or waiting[0].ready):
+            item = waiting.popleft()
+            if isinstance(item, _Hearing):
+                yield self._transcript(item)
             elif on_error == "raise":
                 raise item.error
             else:
                 yield item
-
-    def _cut(self, number: int, clip: Clip) -> list[Window]:
-        """The windows of the group's clip of this number, none if it is empty."""
-        longest = self.config.audio.longest
-        pieces = cut(clip.samples, int(longest * SAMPLE_RATE), SAMPLE_RATE) if len(clip.samples) else []
-        if len(pieces) > 1:
-            logger.warning(
-                "%s: %.0f s are longer than this model's %.0f s: cut at quiet points into %d windows",
-                clip.name or "array", len(clip.samples) / SAMPLE_RATE, longest, len(pieces),
-            )  # fmt: skip
-        return [Window(number, start, stop) for start, stop in pieces]
 
     @property
     def _platform(self) -> str:
@@ -289,7 +367,7 @@ class Recognizer:
 
     def _planner(self) -> Planner:
         """For one job: the same one for the same recordings, whatever ran before."""
-        silence = sum(self._silence())
+        silence = sum(self.silence)
         if self._parameters is None:
             self._parameters = sum(leaf.size for leaf in jax.tree.leaves(self.programs.abstract_model.parameters))
         return Planner(
@@ -319,18 +397,19 @@ class Recognizer:
             rungs = [rung for rung in planner.rungs if rung <= max(rungs)]
         return rungs
 
-    def _silence(self) -> tuple[int, int]:
+    @property
+    def silence(self) -> tuple[int, int]:
         """Samples of silence before and after every window."""
         audio = self.config.audio
         return round(audio.silence_before * SAMPLE_RATE), round(audio.silence_after * SAMPLE_RATE)
 
-    def _run(self, batches: list[Batch], clips: list[Clip]) -> Iterator[tuple[Batch, Hypotheses]]:
+    def _run(self, batches: list[Batch], pieces: list[tuple[_Hearing, Piece]]) -> Iterator[tuple[Batch, Hypotheses]]:
         """Every batch with its hypotheses; the next is prepared, and its program compiled, while the device works.
 
         The second program is compiled beside the first.
         """
-        before, after = self._silence()
-        samples = [clip.samples for clip in clips]
+        before, after = self.silence
+        samples = [piece.samples for _, piece in pieces]
         running: tuple[Batch, Hypotheses] | None = None
         shapes = [(batch.rows, batch.samples) for batch in batches]
         stop = self.programs.compile_ahead(shape for shape in shapes if shape != shapes[0])
@@ -346,11 +425,10 @@ class Recognizer:
         finally:
             stop.set()
 
-    def _best(self, batch: Batch, hypotheses: Hypotheses) -> dict[Window, _Spoken]:
-        """The best hypothesis of each window. Raises ModelError if activations overflowed."""
+    def _keep_best(self, batch: Batch, hypotheses: Hypotheses, pieces: list[tuple[_Hearing, Piece]]) -> None:
+        """Keep the best hypothesis of each piece of a batch. Raises ModelError if activations overflowed."""
         with usual_settings():
             ids, frames, durations, log_probs, lengths, scores = (each[:, 0] for each in jax.device_get(hypotheses))
-        spoken = {}
         for row, window in enumerate(batch.windows):
             # After an overflow the score is NaN although the tokens are valid ids.
             if not np.isfinite(scores[row]):
@@ -358,25 +436,26 @@ class Recognizer:
                     f"{self.config.name} leaves the range of {self.programs.policy.weights}: "
                     "take float32 or bfloat16 as dtype"
                 )
-            count, start = lengths[row], window.start / SAMPLE_RATE
+            hearing, piece = pieces[window.clip]
+            count, start = lengths[row], piece.start / SAMPLE_RATE
             offset = start - self.config.audio.silence_before
             times = np.maximum(frames[row, :count] * self.config.seconds_per_frame + offset, start)
             lasting = durations[row, :count] * self.config.seconds_per_frame
-            spoken[window] = _Spoken(ids[row, :count], times, lasting, log_probs[row, :count])
-        return spoken
+            hearing.spoken[piece.start] = _Spoken(ids[row, :count], times, lasting, log_probs[row, :count])
 
-    def _transcript(self, clip: Clip, parts: list[_Spoken]) -> Transcript:
+    def _transcript(self, hearing: _Hearing) -> Transcript:
+        parts = [hearing.spoken[start] for start in sorted(hearing.spoken)]
         ids = [int(i) for part in parts for i in part.ids]
         lasting = [round(float(each), 4) for part in parts for each in part.durations] if self._durations else []
         text, tokens = self._spell([self.tokens[i] for i in ids], self.tokens.byte_coding)
         return Transcript(
-            audio=clip.name,
-            duration=len(clip.samples) / SAMPLE_RATE,
+            audio=hearing.name,
+            duration=hearing.samples / SAMPLE_RATE,
             text=text,
             tokens=tokens,
             token_ids=ids,
             timestamps=[round(float(time), 4) for part in parts for time in part.times],
             durations=lasting,
             log_probs=[float(log_prob) for part in parts for log_prob in part.log_probs],
-            channel=clip.channel,
+            channel=hearing.channel,
         )

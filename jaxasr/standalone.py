@@ -85,8 +85,7 @@ def _exported(
 ) -> export.Exported:
     leaves, structure = jax.tree.flatten(params)
     programs = recognizer.programs
-    audio = recognizer.config.audio
-    before, after = (round(seconds * SAMPLE_RATE) for seconds in (audio.silence_before, audio.silence_after))
+    before, after = recognizer.silence
 
     # Plain lists and tuples, which need no registration of the package's own types where the program is read.
     def recognize(arrays: list[jax.Array], waveforms: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:

@@ -42,6 +42,7 @@ SAVE_CONCURRENT_GB = 0.1
 WAYS = {
     "float": "weights dequantized in the product",
     "int8": "integers, activations of 8 bits",
+    "uint8": "integers, activations of 8 bits with a zero point",
     "fake": "integers' values in float arithmetic",
 }
 _TRANSPOSED = (
@@ -295,7 +296,7 @@ def facts(config: ModelConfig | DetectorConfig, arrays: Sequence[tuple[Sequence[
     architecture = {"name": config.name, "architecture": config.encoder.kind}
     if isinstance(config, DetectorConfig):
         heard = {"longest_s": config.longest} if config.window is None else {"window_s": config.window.seconds}
-        steps = {"detects": "speech", "frame_s": config.frame_seconds, **heard}
+        steps = {"detects": "speech", "frame_s": config.frame_seconds, **heard, "segments": config.segments.kind}
         return {**architecture, **steps, **sums, **config.encoder.facts()}
     return {
         **architecture,

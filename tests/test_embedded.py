@@ -16,7 +16,7 @@ import soxr
 
 import jaxasr
 from jaxasr import store
-from jaxasr.convert.hub.published import MODELS
+from jaxasr.convert.hub.published import published_models
 from jaxasr.errors import ModelError
 from jaxasr.evaluation import Errors, count_errors, evaluate
 from jaxasr.loading import EMBEDDED, LIMITS, NOTICE, SUGGESTED, locate
@@ -100,7 +100,7 @@ def test_only_the_default_is_explained(logged: list[str]) -> None:
 
 
 def test_the_notice_names_a_model_that_there_is() -> None:
-    assert SUGGESTED in NOTICE and SUGGESTED in {model.name for model in MODELS}
+    assert SUGGESTED in NOTICE and SUGGESTED in {model.name for model in published_models()}
 
 
 def test_it_is_small() -> None:

@@ -17,8 +17,8 @@ import jaxasr
 from conftest import DATA
 from golden_models import difference, quick_jit, read_arrays
 from jaxasr import store
+from jaxasr.detector import Detector
 from jaxasr.features import FEATURES as FRONT_ENDS
-from jaxasr.longform.detector import Detector
 from jaxasr.model import AbstractDetector
 
 TINY = DATA / "nemo-detectors"

@@ -22,7 +22,7 @@ import jaxasr
 import jaxasr.configs
 import jaxasr.convert
 from conftest import REPOSITORY
-from jaxasr.convert.hub.published import MODELS
+from jaxasr.convert.hub.published import published_models
 from sources import PACKAGE_FOLDERS, imports, modules
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
@@ -256,15 +256,15 @@ def test_readme_links_lead_somewhere() -> None:
 def test_readme_lists_the_published_models() -> None:
     rows = re.findall(r"^\| `([\w.…-]+)` \|.*\| (.+?) \| (.+?) \|$", README, re.MULTILINE)
     listed = {name: (precisions, licence) for name, precisions, licence in rows}
-    for model in MODELS:
+    for model in published_models():
         name = model.name if model.name in listed else "icefall-librispeech-zipformer-…"
         precisions, licence = listed.pop(name) if name in listed and not name.endswith("…") else listed[name]
-        assert precisions == ", ".join(model.files) and licence == model.licence, model.name
+        assert precisions == ", ".join(model.precisions) and licence == model.licence, model.name
     assert set(listed) == {"icefall-librispeech-zipformer-…"}, "names that do not exist"
 
 
 def test_published_models_have_their_configurations() -> None:
-    for model in MODELS:
+    for model in published_models():
         assert model.config is None or (REPOSITORY / "configs" / f"{model.config}.yaml").is_file(), model.name
 
 

@@ -11,72 +11,33 @@ from pathlib import Path
 
 import pytest
 
-MODEL = "reazonspeech_k2_v2"
+COMMAND = Path(__file__).parent.parent / "benchmarks" / "tpu_compile.py"
+ZIPFORMER, CONFORMER = "reazonspeech_k2_v2", "stt_en_conformer_ctc_large"
 CHIP_MEMORY = 15.75 * 2**30
-
-SCRIPT = """
-import dataclasses, json, sys
-import jax
-import jax.numpy as jnp
-from jax.experimental import topologies
-from jaxasr.configs import named_configs
-from jaxasr.devices import Policy
-from jaxasr.recognizer import Recognizer
-from jaxasr.store import read_config
-from jaxasr.text.tokens import TokenTable
-
-model, topology = sys.argv[1:3]
-rows, samples, beam, stacks = map(int, sys.argv[3:])
-config = read_config(named_configs()[model])
-if stacks:
-    # The first stacks, with one layer each: every tuple of the encoder that has a number a stack is cut.
-    encoder = config.encoder
-    values = {field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)}
-    by_stack = {
-        name: value[:stacks]
-        for name, value in values.items()
-        if isinstance(value, tuple) and len(value) == len(encoder.num_layers)
-    }
-    cut = dataclasses.replace(encoder, **by_stack | {"num_layers": (1,) * stacks})
-    config = dataclasses.replace(config, encoder=cut)
-tokens = TokenTable(tuple(f"<{i}>" for i in range(config.vocabulary_size)))
-chips = list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-recognizer = Recognizer(config, {}, tokens, dtype="bfloat16", devices=chips, beam=beam)
-recognizer.programs.policy = Policy(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"))  # what a process on a TPU chooses
-program = recognizer.programs.compile(rows, samples)
-memory, cost, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
-print(json.dumps({
-    "chips": len(chips),
-    "parameters": sum(leaf.size for leaf in jax.tree.leaves(recognizer.programs.abstract_model.parameters)),
-    "arguments": memory.argument_size_in_bytes,
-    "output": memory.output_size_in_bytes,
-    "temporary": memory.temp_size_in_bytes,
-    "code": memory.generated_code_size_in_bytes,
-    "operations": cost["flops"],
-    "bytes_accessed": cost["bytes accessed"],
-    "exchanges": sum(text.count(name) for name in ("all-reduce(", "all-gather(", "all-to-all(", "collective-permute(")),
-}))
-"""
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_as_for_users")  # libtpu refuses flags of XLA for CPUs
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which has wheels for Linux only")
 @pytest.mark.parametrize(
-    ("stacks", "topology", "rows_per_chip", "seconds", "beam", "parameters", "operations"),
+    ("model", "topology", "rows_per_chip", "seconds", "options", "parameters", "operations"),
     [
         # The encoder alone takes 3.4 GFLOP per second of sound in clips of 10 s (benchmarks/work.py counts them).
-        pytest.param(0, "v5e:1x1", 64, 10, 1, 152_631_330, 3.4e9, id="full size"),
+        pytest.param(ZIPFORMER, "v5e:1x1", 64, 10, [], 152_631_330, 3.4e9, id="zipformer"),
         # Rows on four chips and a beam, which do not depend on the number of layers: two layers are compiled sooner.
-        pytest.param(2, "v5e:2x2", 8, 2, 4, 9_306_607, 0.5e9, id="two layers, four chips, a beam"),
+        pytest.param(
+            ZIPFORMER, "v5e:2x2", 8, 2, ["--beam", "4", "--stacks", "2"], 9_306_607, 0.5e9, id="four chips, a beam"
+        ),
+        # 25 encoded frames a second, of which each takes two operations a parameter, and attention beside them.
+        pytest.param(CONFORMER, "v5e:1x1", 64, 10, [], 121_540_705, 6.1e9, id="conformer"),
     ],
 )
 def test_it_compiles_for_v5e(
-    stacks: int,
+    model: str,
     topology: str,
     rows_per_chip: int,
     seconds: int,
-    beam: int,
+    options: list[str],
     parameters: int,
     operations: float,
     tmp_path: Path,
@@ -84,28 +45,18 @@ def test_it_compiles_for_v5e(
 ) -> None:
     # A process of its own: libtpu holds a lock, and jax settles on its platforms once.
     environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "JAXASR_CACHE": str(tmp_path),
         # The least effort takes a quarter of the time of the usual one, UNKNOWN.
         **{name: os.environ.get(name, "O0") for name in ("JAX_OPTIMIZATION_LEVEL", "JAX_MEMORY_FITTING_LEVEL")},
     }
-    chips = 4 if topology == "v5e:2x2" else 1
-    numbers = (rows_per_chip * chips, 16000 * seconds, beam, stacks)
-    command = [sys.executable, "-c", SCRIPT, MODEL, topology, *map(str, numbers)]
+    numbers = ["--topology", topology, "--rows", str(rows_per_chip), "--seconds", str(seconds)]
+    command = [sys.executable, str(COMMAND), model, *numbers, *options, "--json"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-2000:]
     figures = json.loads(result.stdout.splitlines()[-1])
     with capsys.disabled():
-        print(
-            f"\n{MODEL}{f', {stacks} layers,' if stacks else ''} on {topology}, {numbers[0]} x {seconds} s, bfloat16, "
-            f"beam {beam}, for each chip: "
-            f"arguments {figures['arguments'] / 2**20:.0f} MiB, temporary {figures['temporary'] / 2**20:.0f} MiB, "
-            f"code {figures['code'] / 2**20:.0f} MiB, {figures['operations'] / 1e12:.2f} TFLOP, "
-            f"{figures['bytes_accessed'] / 2**30:.1f} GiB accessed"
-        )
-    assert figures["chips"] == chips and figures["parameters"] == parameters
+        print(f"\n{' '.join(command[2:])}\n{figures}")
+    assert figures["chips"] == (4 if topology == "v5e:2x2" else 1) and figures["parameters"] == parameters
     # Two bytes for each parameter and little beside them: nothing is kept in float32 by mistake.
     waveforms = rows_per_chip * seconds * 16000 * 4
     assert 2 * parameters < figures["arguments"] < 2.01 * parameters + waveforms + 2**22

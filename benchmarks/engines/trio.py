@@ -1,4 +1,4 @@
-"""The ONNX trio of an icefall transducer: its files, and sherpa-onnx's recogniser over them."""
+"""The ONNX trio of an icefall transducer, or NeMo's export of a CTC model: its files, and sherpa-onnx over them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def recognizer(trio: Path, threads: int) -> Any:
     """sherpa-onnx's recogniser: float32, greedy search."""
     import sherpa_onnx
 
+    if not list(trio.glob("joiner*.onnx")):
+        return sherpa_onnx.OfflineRecognizer.from_nemo_ctc(
+            model=part(trio, "encoder"), tokens=str(trio / "tokens.txt"), num_threads=threads
+        )
     return sherpa_onnx.OfflineRecognizer.from_transducer(
         encoder=part(trio, "encoder"),
         decoder=part(trio, "decoder"),

@@ -1,4 +1,4 @@
-"""The wing of FunASR: Paraformers from model directories of ModelScope and the hub."""
+"""The wing of FunASR: Paraformers and detectors of speech from model directories of ModelScope and the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A FunASR model directory to a whole model: its files read, a configuration derived or taken, the table applied."""
+"""A FunASR model directory, or its detector's export, to a whole model: files read, a table applied."""
 
 from __future__ import annotations
 
@@ -27,7 +27,16 @@ def read(candidate: Candidate, options: Options) -> Checkpoint:
     found = read_yaml(config)
     if not isinstance(found, Mapping):
         raise CheckpointError(f"{config} is not a mapping of keys")
-    tensors = find_state(weights, read_torch(weights, notes=notes), ENTRIES)
+    if weights.suffix == ".onnx":
+        from jaxasr.convert.funasr import detectors, exported
+
+        if not detectors.is_detector(found):
+            raise CheckpointError(
+                f"{weights} is a recogniser's export: convert the directory with its model.pt instead"
+            )
+        tensors = exported.read_detector(weights, notes)
+    else:
+        tensors = find_state(weights, read_torch(weights, notes=notes), ENTRIES)
     tensors["frontend.offset"], tensors["frontend.scale"] = files.read_statistics(statistics)
     facts = {"model": printable(str(found.get(MODEL_KEY)), 80)}
     return Checkpoint(tensors, {str(key): value for key, value in found.items()}, notes, candidate.paths, facts)
@@ -35,7 +44,10 @@ def read(candidate: Candidate, options: Options) -> Checkpoint:
 
 def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     """The model that a directory and the options describe; what was assumed is added to the checkpoint's notes."""
-    from jaxasr.convert.funasr import network
+    from jaxasr.convert.funasr import detectors, network
+
+    if detectors.is_detector(checkpoint.settings):
+        return detectors.convert(checkpoint, options)
     from jaxasr.model_config import ModelConfig
     from jaxasr.search import ParallelSearchConfig
     from jaxasr.text.funasr import FunasrConfig
@@ -45,7 +57,7 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     if options.recipe is not None:
         raise ConfigError(f"{options.config_file}: config.yaml lies beside the weights; config takes one of ours")
     found = checkpoint.settings
-    settings.meaning(found, MODEL_KEY, settings.MODELS)
+    settings.meaning(found, MODEL_KEY, {**settings.MODELS, **detectors.MODELS})
     tensors = network.with_one_numbering(checkpoint.tensors)
     try:
         features = network.features_config(found)

@@ -1,15 +1,15 @@
 """A published model by name: download, verify, convert once, and from then on work without a network.
 
-A name is what names.py reads: of published.py, or of any repository of the hub that holds files which the converters
-know. Two caches are kept: huggingface_hub's own, with the publisher's files, and ours ($JAXASR_CACHE), with
+A name is what names.py reads: of configs/published, or of any repository of the hub that holds files which the
+converters know. Two caches are kept: huggingface_hub's own, with the publisher's files, and ours ($JAXASR_CACHE), with
 
-    hub/<org>--<repo>/revision               the commit pinned at first use, where published.py pins none
+    hub/<org>--<repo>/revision               the commit pinned at first use, where configs/published pins none
     hub/<org>--<repo>/<commit>-<precision>/  hub.json (where from, which sha256) and a folder of links to the files
     models/<org>--<repo>/<commit>-<precision>-<version of jaxasr>/   the converted model directory
 
-A file is verified against published.py, else against what the first download recorded, else against the hash that the
-hub states for it (huggingface_hub itself compares sizes only). Where HF_HUB_OFFLINE is set, huggingface_hub's cache
-answers for the hub: it keeps every file under the hash that the hub stated.
+A file is verified against configs/published, else against what the first download recorded, else against the hash
+that the hub states for it (huggingface_hub itself compares sizes only). Where HF_HUB_OFFLINE is set, huggingface_hub's
+cache answers for the hub: it keeps every file under the hash that the hub stated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jaxasr.caches import FORMAT, cache_folder
 from jaxasr.convert.families import expected, find, refuse
 from jaxasr.convert.hub.client import Hub, Remote, connect
 from jaxasr.convert.hub.names import COMMIT, Request, parse
-from jaxasr.convert.hub.published import PublishedFile
+from jaxasr.convert.hub.published import Pin
 from jaxasr.errors import CheckpointError, DownloadError, printable
 from jaxasr.files import writing_file
 
@@ -72,6 +72,7 @@ def convert_once(
         convert_checkpoint(
             source,
             directory,
+            precision=request.precision,
             config=request.model.config if request.model else None,
             family=request.model.family if request.model else None,
             overwrite=directory.exists(),
@@ -136,16 +137,17 @@ def download(request: Request, root: Path, endpoint: str | None = None) -> Path:
     with connect(request) as hub:
         remote = hub.cached(commit) if hub.offline else hub.describe(commit, endpoint)
         if request.model:
-            files = request.model.files[request.precision]
+            files = request.model.precisions[request.precision]
         else:
-            files = tuple(PublishedFile(str(path)) for path in _chosen(hub, remote))
+            files = tuple(str(path) for path in _chosen(hub, remote))
         paths: dict[str, Path] = {}
         record: dict[str, dict[str, Any]] = {}
         earlier = _recorded(request, root, remote.commit)
         for file in files:
-            paths[file.path], record[file.path] = _download(hub, remote, file, earlier.get(file.path), endpoint)
+            pin = request.model.pin(file) if request.model else Pin()
+            paths[file], record[file] = _download(hub, remote, file, pin, earlier.get(file), endpoint)
             try:
-                refuse(paths[file.path])
+                refuse(paths[file])
             except CheckpointError as error:
                 raise DownloadError(f"{request.name}: {error}") from None
     try:
@@ -175,26 +177,26 @@ def _chosen(hub: Hub, remote: Remote) -> list[PurePosixPath]:
 
 
 def _download(
-    hub: Hub, remote: Remote, file: PublishedFile, earlier: dict[str, Any] | None, endpoint: str | None
+    hub: Hub, remote: Remote, file: str, pin: Pin, earlier: dict[str, Any] | None, endpoint: str | None
 ) -> tuple[Path, dict[str, Any]]:
     """One file, verified; `earlier` is what the first download of it recorded. Returns its path and its record."""
     request = hub.request
-    if file.path not in remote.files:
+    if file not in remote.files:
         if remote.offline:
             raise hub.not_cached()
-        raise DownloadError(f"{request.name}: the hub has no file {file.path} at commit {remote.commit}")
-    size, stated = remote.files[file.path]
-    expected = file.sha256 or (earlier or {}).get("sha256") or stated
+        raise DownloadError(f"{request.name}: the hub has no file {file} at commit {remote.commit}")
+    size, stated = remote.files[file]
+    expected = pin.sha256 or (earlier or {}).get("sha256") or stated
     if stated and len(stated) == 64 and expected != stated:
-        raise DownloadError(f"{request.name}: {file.path} is not what was pinned: {_versus(stated, expected)}")
+        raise DownloadError(f"{request.name}: {file} is not what was pinned: {_versus(stated, expected)}")
     done = "taking from the hub's cache" if remote.offline else "downloading"
-    _log.info("%s %s of %s (%.1f MB)", done, printable(file.path), request.repository, (size or 0) / 1e6)
-    path = hub.download(file.path, remote.commit, endpoint)
+    _log.info("%s %s of %s (%.1f MB)", done, printable(file), request.repository, (size or 0) / 1e6)
+    path = hub.download(file, remote.commit, endpoint)
     if remote.offline and not expected:
         sha256, against = _hashes(path)[0], "nothing: huggingface_hub's cache, offline"
     else:
-        sha256 = _verify(request, file.path, path, expected)
-        against = "jaxasr" if file.sha256 else "first download" if earlier else "hub"
+        sha256 = _verify(request, file, path, expected)
+        against = "jaxasr" if pin.sha256 else "first download" if earlier else "hub"
     return path, {"sha256": sha256, "size": path.stat().st_size, "verified_against": against}
 
 

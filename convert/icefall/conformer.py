@@ -11,10 +11,21 @@ from typing import Any
 import numpy as np
 
 from jaxasr.convert.formats.mapped import release
+from jaxasr.convert.formats.quantized import QuantizedTensor
 from jaxasr.convert.icefall import heads
 from jaxasr.convert.icefall.chunks import Frames, choose_chunks, refuse_chunks, trained_with
 from jaxasr.convert.icefall.front_end import front_end_rules
-from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, linear, map_tensors, pointwise, same
+from jaxasr.convert.mapping import (
+    Checkpoint,
+    Ignored,
+    Rule,
+    conv1d,
+    linear,
+    map_quantized,
+    map_tensors,
+    pointwise,
+    same,
+)
 from jaxasr.convert.protocol import Options
 from jaxasr.encoders.icefall_conformer_config import IcefallConformerConfig
 from jaxasr.errors import CheckpointError, ConfigError
@@ -109,6 +120,20 @@ def fold_scales(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def map_checkpoint(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """The checkpoint's tensors by the paths of our parameters, folded; CheckpointError where one has no place."""
     return map_tensors(split_projections(fold_scales(checkpoint.tensors)), TABLE, IGNORED)
+
+
+def map_integers(checkpoint: Checkpoint) -> dict[str, QuantizedTensor]:
+    """The integers that are to stay such by the paths of our parameters."""
+    split: dict[str, QuantizedTensor] = {}
+    for name, tensor in checkpoint.quantized.items():
+        prefix, found, parameter = name.partition(".self_attn.in_proj.")
+        if not found:
+            split[name] = tensor
+            continue
+        rows = tensor.shape[0] // 3
+        for place, part in enumerate(("query", "key", "value")):
+            split[f"{prefix}{found}{part}.{parameter}"] = tensor.entries(place * rows, (place + 1) * rows)
+    return map_quantized(split, TABLE)
 
 
 def split_projections(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

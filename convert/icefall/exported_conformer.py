@@ -41,12 +41,12 @@ _STATED = {
 }
 
 
-def read_encoder(graph: OnnxGraph) -> Part:
+def read_encoder(graph: OnnxGraph, integers: bool = False) -> Part:
     """The front end and the layers of `graph`; the operation that follows is left to the caller.
 
     CheckpointError where the operations are not those of an icefall Conformer.
     """
-    part = Part(graph, "icefall Conformer")
+    part = Part(graph, "icefall Conformer", integers)
     for name, kind in _EMBED:
         part.name_next(f"encoder.encoder_embed.{name}", kind)
     layers: list[tuple[int, ...]] = []

@@ -11,6 +11,7 @@ import numpy as np
 from jaxasr.convert.formats.onnx.constants import Constant
 from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxTensor
 from jaxasr.convert.formats.onnx.graph import Operation, stored_tensors, trace
+from jaxasr.convert.formats.quantized import QuantizedTensor
 from jaxasr.convert.mapping import FAULTS_SHOWN
 from jaxasr.errors import CheckpointError, listing
 
@@ -44,16 +45,17 @@ _INTEGER_WEIGHTS = (2, 3)  # uint8 and int8
 class Part:
     """One file's operations, what was made of them, and what they prove about the recipe's settings.
 
-    `architecture`: what it should be, for messages. `dequantized`, `widened`: some weights were int8, or float16.
-    `folded`: some were fitted to the exporter's tables. `folded_positions`: name, table, chunk and tolerance of those
-    that wait for it.
+    `architecture`: what it should be, for messages. `integers`: integers are to stay such; `quantized` holds them then.
+    `dequantized`, `widened`: some weights were int8, or float16. `folded`: some were fitted to the exporter's tables.
+    `folded_positions`: name, table, chunk and tolerance of those that wait for it.
     """
 
-    def __init__(self, graph: OnnxGraph, architecture: str) -> None:
-        self.graph, self.architecture = graph, architecture
+    def __init__(self, graph: OnnxGraph, architecture: str, integers: bool = False) -> None:
+        self.graph, self.architecture, self.integers = graph, architecture, integers
         self.operations = collections.deque(trace(graph))
         self.settings: dict[str, Any] = {}
         self.tensors: dict[str, Constant] = {}
+        self.quantized: dict[str, QuantizedTensor] = {}
         self.used: set[str] = set()
         self.dequantized = self.widened = self.folded = False
         self.folded_positions: list[tuple[str, Constant, int, float]] = []
@@ -69,7 +71,9 @@ class Part:
     ) -> Operation:
         """`operation`, which must be of this kind; its parameters become `name`.weight and so on."""
         expected = _PARAMETERS.get(kind) if parameters is None else parameters
-        fits = operation.kind == kind and not operation.integers and _fits(operation)
+        if operation.integers is not None:
+            raise CheckpointError(f"{self.graph.path}: the scale of the integers of {name} was not found")
+        fits = operation.kind == kind and _fits(operation)
         if not fits or (expected and operation.parameters.keys() != expected):
             having = " and ".join(operation.parameters)
             raise CheckpointError(
@@ -87,7 +91,10 @@ class Part:
         self.used |= constant.sources
 
     def named_tensors(self) -> dict[str, np.ndarray]:
-        """The tensors in float32; CheckpointError where something is left over or a kept name contradicts its place."""
+        """The tensors in float32; CheckpointError where something is left over or a kept name contradicts its place.
+
+        What they come from stays in `quantized` if that is asked for.
+        """
         places: dict[str, list[str]] = {}
         for name, constant in self.tensors.items():
             for source in constant.sources:
@@ -105,9 +112,13 @@ class Part:
         ]
         if faults:
             raise CheckpointError(f"{self.graph.path}: {listing(faults, FAULTS_SHOWN, '; ')}")
-        self.dequantized = any(
-            tensor.data_type in _INTEGER_WEIGHTS and tensor.name in self.used for tensor in stored_tensors(self.graph)
-        )
+        if self.integers:
+            self.quantized = {name: each.quantized for name, each in self.tensors.items() if each.quantized is not None}
+        else:
+            self.dequantized = any(
+                tensor.data_type in _INTEGER_WEIGHTS and tensor.name in self.used
+                for tensor in stored_tensors(self.graph)
+            )
         self.widened = any(constant.array.dtype == np.float16 for constant in self.tensors.values())
         return {name: constant.array.astype(np.float32, copy=False) for name, constant in self.tensors.items()}
 

@@ -89,12 +89,12 @@ class _Layer:
     cnn_module_kernel: int
 
 
-def read_encoder(graph: OnnxGraph) -> Part:
+def read_encoder(graph: OnnxGraph, integers: bool = False) -> Part:
     """The front end, the stacks and the last downsampling of `graph`; what follows is left to the caller.
 
     CheckpointError where the operations are not those of a Zipformer, version 2.
     """
-    part = Part(graph, "icefall Zipformer 2")
+    part = Part(graph, "icefall Zipformer 2", integers)
     for name, kind in _EMBED:
         part.name_next(name, kind)
     streaming = _streaming_metadata(graph)
@@ -258,6 +258,26 @@ def _unfold_positions(part: Part, candidates: tuple[int, ...]) -> int:
     raise CheckpointError(f"{part.graph.path}: its position tables are no products with icefall's relative positions")
 
 
+def _keep_positions(part: Part) -> bool:
+    """Whether all folded position tables are integers that are to stay such; then they are placed as they are."""
+    tables = [(name, products) for name, products, _, _ in part.folded_positions if products.quantized is not None]
+    if not part.integers or not tables or len(tables) < len(part.folded_positions):
+        return False
+    for name, products in tables:
+        assert products.quantized is not None
+        table = products.quantized.laid_out(_by_offset)
+        name = f"{name.removesuffix('linear_pos.weight')}position_table"
+        part.add_tensor(name, Constant(table.dequantize(), products.sources, quantized=table))
+    part.folded = part.settings["stored_positions"] = True
+    del part.settings["pos_dim"]  # nothing tells it
+    return True
+
+
+def _by_offset(products: np.ndarray) -> np.ndarray:
+    """(heads, 1, d, N) -> (N, heads * d)."""
+    return products.transpose(3, 1, 0, 2).reshape(products.shape[3], -1)
+
+
 def _place_chunk_scale(
     part: Part, name: str, operation: Operation, factor: int, streaming: dict[str, tuple[int, ...]]
 ) -> None:
@@ -319,7 +339,8 @@ def _derive_settings(
     for field in dataclasses.fields(_Layer):
         settings[field.name] = tuple(getattr(layer, field.name) for layer in first)
     settings["causal"] = first[0].causal
-    settings["pos_dim"] = _unfold_positions(part, tuple(pos_dims) or POS_DIMS)
+    if not _keep_positions(part):
+        settings["pos_dim"] = _unfold_positions(part, tuple(pos_dims) or POS_DIMS)
     for key, argument in _STATED.items():
         if key in streaming and streaming[key] != settings[argument]:
             raise CheckpointError(f"{path}: metadata says {key} {streaming[key]}, its tensors {settings[argument]}")

@@ -29,11 +29,12 @@ _DEFAULT_TYPE = "zipformer2"
 _ROLES = {"encoder": "encoder", "decoder": "decoder", "joiner": "joiner", "ctc": "CTC model"}
 
 
-def read_models(files: Sequence[Path]) -> Checkpoint:
+def read_models(files: Sequence[Path], integers: bool = False) -> Checkpoint:
     """The checkpoint that `files` hold: encoder, decoder and joiner, or a CTC model, or all four; in any order.
 
     Tensors are float32 where the files are float16 or int8, else views of the mapped files; `notes` says what was
-    converted. `settings` holds what metadata states and shapes prove; `fixed_chunk` is True where the export holds
+    converted. `integers`: those of int8 files are kept beside them, and their tables of positions are not unfolded.
+    `settings` holds what metadata states and shapes prove; `fixed_chunk` is True where the export holds
     for its chunk and left context only. CheckpointError for other models, for models that do not belong together,
     and for tensors that have no place or places that have no tensor (all in one line per file).
     """
@@ -54,7 +55,7 @@ def read_models(files: Sequence[Path]) -> Checkpoint:
             f"{graphs[trio[0]].path if trio else 'no file'}: a transducer needs its {' and '.join(missing)} too; "
             "give encoder, decoder and joiner, or a CTC model"
         )
-    parts = {role: _READERS[role](graph) for role, graph in graphs.items()}
+    parts = {role: _READERS[role](graph, integers) for role, graph in graphs.items()}
     tensors: dict[str, np.ndarray] = {}
     settings: dict[str, Any] = {"use_transducer": bool(trio), "use_ctc": "ctc" in graphs}
     for part in parts.values():
@@ -69,7 +70,9 @@ def read_models(files: Sequence[Path]) -> Checkpoint:
                 )
     if trio:
         _agree(tensors, graphs)
-    return Checkpoint(tensors, settings, _notes(list(parts.values())), [graph.path for graph in graphs.values()])
+    paths = [graph.path for graph in graphs.values()]
+    quantized = {name: tensor for part in parts.values() for name, tensor in part.quantized.items()}
+    return Checkpoint(tensors, settings, _notes(list(parts.values())), paths, quantized=quantized)
 
 
 def _role(graph: OnnxGraph) -> str:
@@ -93,25 +96,25 @@ def _role(graph: OnnxGraph) -> str:
     )
 
 
-def _read_encoder(graph: OnnxGraph) -> Part:
-    return _ENCODERS[graph.metadata.get("model_type", _DEFAULT_TYPE)](graph)
+def _read_encoder(graph: OnnxGraph, integers: bool) -> Part:
+    return _ENCODERS[graph.metadata.get("model_type", _DEFAULT_TYPE)](graph, integers)
 
 
-def _read_transducer_encoder(graph: OnnxGraph) -> Part:
-    part = _read_encoder(graph)
+def _read_transducer_encoder(graph: OnnxGraph, integers: bool) -> Part:
+    part = _read_encoder(graph, integers)
     part.name_next("joiner.encoder_proj", "linear")
     return part
 
 
-def _read_ctc(graph: OnnxGraph) -> Part:
-    part = _read_encoder(graph)
+def _read_ctc(graph: OnnxGraph, integers: bool) -> Part:
+    part = _read_encoder(graph, integers)
     part.name_next("ctc_output.1", "linear")
     part.settings["vocab_size"] = part.tensors["ctc_output.1.weight"].array.shape[0]
     return part
 
 
-def _read_decoder(graph: OnnxGraph) -> Part:
-    part = Part(graph, "icefall decoder")
+def _read_decoder(graph: OnnxGraph, integers: bool) -> Part:
+    part = Part(graph, "icefall decoder", integers)
     part.name_next("decoder.embedding", "embedding")
     vocabulary, width = part.tensors["decoder.embedding.weight"].array.shape
     context = 1
@@ -127,8 +130,8 @@ def _read_decoder(graph: OnnxGraph) -> Part:
     return part
 
 
-def _read_joiner(graph: OnnxGraph) -> Part:
-    part = Part(graph, "icefall joiner")
+def _read_joiner(graph: OnnxGraph, integers: bool) -> Part:
+    part = Part(graph, "icefall joiner", integers)
     part.name_next("joiner.output_linear", "linear")
     vocabulary, width = part.tensors["joiner.output_linear.weight"].array.shape
     part.settings.update(vocab_size=vocabulary, joiner_dim=width)
@@ -155,7 +158,11 @@ def _agree(tensors: dict[str, np.ndarray], graphs: dict[str, OnnxGraph]) -> None
 def _notes(parts: list[Part]) -> list[str]:
     notes = []
     for chosen, text in (
-        ([part for part in parts if part.dequantized], "int8 weights are dequantized to float32"),
+        (
+            [part for part in parts if part.dequantized],
+            "int8 weights are dequantized to float32 (precision int8 keeps the integers)",
+        ),
+        ([part for part in parts if part.quantized], "integers, scales and zero points are those of the file"),
         ([part for part in parts if part.widened], "float16 weights are widened to float32"),
     ):
         if chosen:
@@ -165,6 +172,7 @@ def _notes(parts: list[Part]) -> list[str]:
             chunk, left = part.settings["chunk_size"][0], part.settings["left_context_frames"][0]
             notes.append(
                 f"{part.graph.path.name}: exported for chunks of {chunk} frames with {left} frames of left context, "
-                "and right for these only: positions and edges of chunks are fitted to its tables"
+                f"and right for these only: {'' if part.quantized else 'positions and '}edges of chunks are fitted to "
+                f"its tables{', which stay those of the positions' if part.quantized else ''}"
             )
     return notes

@@ -38,12 +38,13 @@ def read(candidate: Candidate, options: Options) -> Checkpoint:
         return checkpoints.read_checkpoint(candidate.paths[0], options.average)
     if options.average:
         raise ConfigError("average is for training checkpoints (.pt)")
-    return exports.read_models(candidate.paths)
+    return exports.read_models(candidate.paths, options.integers)
 
 
 def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     """The model that a checkpoint and the options describe; what was assumed is added to the checkpoint's notes."""
     from jaxasr.convert.icefall import conformer, heads, zipformer
+    from jaxasr.convert.stored import with_integers
 
     if options.tokens is None:
         raise CheckpointError(
@@ -67,7 +68,11 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     else:
         config = architecture.complete_config(options.config, checkpoint, options)
     heads.check_blank(config, tokens, vocabulary)
-    return Converted(config, match_parameters(architecture.map_checkpoint(checkpoint), config), tokens)
+    arrays = match_parameters(architecture.map_checkpoint(checkpoint), config)
+    quantized = architecture.map_integers(checkpoint)
+    if quantized:
+        config = with_integers(config, arrays, quantized, options.floats)
+    return Converted(config, arrays, tokens, quantized)
 
 
 def read_tokens(path: Path, size: int) -> TokenTable:

@@ -11,10 +11,22 @@ from typing import Any
 import numpy as np
 
 from jaxasr.configs import named_configs
+from jaxasr.convert.formats.quantized import QuantizedTensor
 from jaxasr.convert.icefall import heads
 from jaxasr.convert.icefall.chunks import Frames, choose_chunks, refuse_chunks, trained_with
 from jaxasr.convert.icefall.front_end import front_end_rules
-from jaxasr.convert.mapping import Checkpoint, Ignored, Rule, conv1d, conv2d, linear, map_tensors, pointwise, same
+from jaxasr.convert.mapping import (
+    Checkpoint,
+    Ignored,
+    Rule,
+    conv1d,
+    conv2d,
+    linear,
+    map_quantized,
+    map_tensors,
+    pointwise,
+    same,
+)
 from jaxasr.convert.protocol import Options
 from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.errors import CheckpointError, ConfigError, listing
@@ -73,6 +85,7 @@ TABLE: tuple[Rule, ...] = (
     *(Rule(LAYER + re.escape(f".{name}.weight"), f"{IN_LAYER}{ours}.kernel", linear) for name, ours in LINEARS.items()),
     *(Rule(LAYER + re.escape(f".{name}.bias"), f"{IN_LAYER}{ours}.bias", same) for name, ours in LINEARS.items()),
     Rule(LAYER + r"\.self_attn_weights\.linear_pos\.weight", IN_LAYER + "attention_weights.linear_pos.kernel", linear),
+    Rule(LAYER + r"\.self_attn_weights\.position_table", IN_LAYER + "attention_weights.stored.embedding", same),
     Rule(
         LAYER + r"\.conv_module(?P<n>[12])\.depthwise_conv\.weight", IN_LAYER + "conv{n}.depthwise.conv.kernel", conv1d
     ),
@@ -111,6 +124,11 @@ def map_checkpoint(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     return map_tensors(checkpoint.tensors, TABLE, IGNORED)
 
 
+def map_integers(checkpoint: Checkpoint) -> dict[str, QuantizedTensor]:
+    """The integers that are to stay such by the paths of our parameters."""
+    return map_quantized(checkpoint.quantized, TABLE)
+
+
 # --- configuration ---------------------------------------------------------------------------------------------------
 
 FRAME_SECONDS = 0.02  # between frames at 50 Hz, in which chunks are counted
@@ -132,7 +150,8 @@ def derive_config(checkpoint: Checkpoint, options: Options, unknown_id: int | No
     output_downsampling = _shape(tensors, "encoder.downsample_output.bias")[0]
     steps = (*sizes["downsampling_factor"], output_downsampling)
     chunk, left_context = _chunks(settings, causal, steps, options, checkpoint.notes)
-    streams = causal and chunk > 0
+    streams, stored = causal and chunk > 0, bool(settings.get("stored_positions"))
+    first = f"{_layer_prefixes(tensors)[0][0]}.self_attn_weights"
     try:
         encoder = ZipformerConfig(
             num_layers=sizes["num_encoder_layers"],
@@ -144,13 +163,14 @@ def derive_config(checkpoint: Checkpoint, options: Options, unknown_id: int | No
             value_head_dim=sizes["value_head_dim"],
             pos_head_dim=sizes["pos_head_dim"],
             conv_kernel=sizes["cnn_module_kernel"],
-            pos_dim=_shape(tensors, f"{_layer_prefixes(tensors)[0][0]}.self_attn_weights.linear_pos.weight")[1],
+            pos_dim=ZipformerConfig.pos_dim if stored else _shape(tensors, f"{first}.linear_pos.weight")[1],
             input_dim=heads.feature_bins(settings),
             output_downsampling=output_downsampling,
             causal=causal,
             chunk_size=chunk,
             left_context=left_context,
             whole_chunks=streams,
+            stored_positions=stored,
         )
         return heads.model_config(options.name, encoder, checkpoint, unknown_id, streams)
     except ValueError as error:
@@ -172,7 +192,8 @@ def complete_config(config: ModelConfig, checkpoint: Checkpoint, options: Option
         if asked or (exported and encoder.causal):
             steps = (*encoder.downsampling, encoder.output_downsampling)
             chunk, left_context = _chunks(settings, encoder.causal, steps, options, [])
-            encoder = dataclasses.replace(encoder, chunk_size=chunk, left_context=left_context)
+            stored = bool(settings.get("stored_positions"))
+            encoder = dataclasses.replace(encoder, chunk_size=chunk, left_context=left_context, stored_positions=stored)
             config = dataclasses.replace(config, encoder=encoder)
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -193,7 +214,9 @@ def _derive_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     def rows(name: str, axis: int = 0) -> tuple[int, ...]:
         return tuple(_shape(tensors, f"{prefix}.{name}")[axis] for prefix in first)
 
-    positions = rows("self_attn_weights.linear_pos.weight")
+    stored = bool(checkpoint.settings.get("stored_positions"))
+    table = "self_attn_weights.position_table" if stored else "self_attn_weights.linear_pos.weight"
+    positions = rows(table, -1 if stored else 0)
     queries = tuple(
         (total - width) // 2 for total, width in zip(rows("self_attn_weights.in_proj.weight"), positions, strict=True)
     )

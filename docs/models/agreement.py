@@ -4,7 +4,8 @@
     python docs/models/agreement.py REFERENCES --write    writes it into docs/models/README.md
 
 REFERENCES holds audio/ and a folder a model: the publisher's files with what the original made of the recordings
-(sherpa_onnx.json of sherpa-onnx; texts.json and golden.npz of NeMo). The models are small and have random weights.
+(sherpa_onnx.json of sherpa-onnx; texts.json and golden.npz of NeMo; results.json of FunASR). What Transformers made
+lies in tests/data/transformers-tiny. The models are small and have random weights.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import jaxasr
 from jaxasr.audio import load
 
 PAGE = Path(__file__).resolve().parent / "README.md"
+DATA = PAGE.parent.parent.parent / "tests" / "data"
 _TABLE = re.compile(r"(<!-- agreement -->\n).*?(<!-- end -->)", re.DOTALL)
 LONGEST = 8 * 16000  # samples of a recording
 # The time of a token may differ by the roundings of its decimals alone.
@@ -36,10 +38,13 @@ SAME_TIME = 2e-3
 class Reference:
     """What an original made of recordings: by the recording's name text, tokens, times (s), encoded frames (T, D).
 
-    `source`: the checkpoint, a file or a folder; `options` of the conversion; `head`: the one that was searched.
+    `source`: the checkpoint, a file or a folder, whose weights lie in files of the kind `weights`; `recordings`: the
+    folder of the recordings; `options` of the conversion; `head`: the one that was searched.
     """
 
     source: Path
+    weights: str
+    recordings: Path
     options: Mapping[str, Any]
     original: str
     head: str | None
@@ -55,16 +60,20 @@ def sherpa_onnx(folder: Path) -> Iterator[Reference]:
     if not (folder / "encoder_chunk_mask.npz").exists():  # else whole utterances differ
         with np.load(folder / "encoder_single.npz") as arrays:
             encoded = {name.split("/")[0]: arrays[name] for name in arrays.files if name.endswith("/encoder_out")}
-    exports = [(folder / "pretrained.pt", "greedy_search", recipe), (folder, "greedy_search", {})]
-    exports += [(folder, "int8 greedy_search", {"precision": "int8"})]
-    for source, run, options in exports:
+    head = "ctc" if (folder / "model.onnx").exists() else None
+    exports = [
+        (folder / "pretrained.pt", ".pt", "greedy_search", recipe),
+        (folder, ".onnx", "greedy_search", {}),
+        (folder, ".int8.onnx", "int8 greedy_search", {"precision": "int8"}),
+    ]
+    for source, weights, run, options in exports:
         heard = {
             clip: {"text": of["text"], "tokens": of["tokens"], "times": of["timestamps"]}
             for clip, of in stored["runs"][run].items()
         }
         if "int8" not in run:  # sherpa-onnx rounds activations to int8 too: its encoded frames are not those stored
             heard = {clip: of | {"encoded": encoded.get(clip)} for clip, of in heard.items()}
-        yield Reference(source, options, original, "ctc" if (folder / "model.onnx").exists() else None, heard)
+        yield Reference(source, weights, folder.parent / "audio", options, original, head, heard)
 
 
 def nemo(folder: Path) -> Iterator[Reference]:
@@ -83,35 +92,76 @@ def nemo(folder: Path) -> Iterator[Reference]:
                 }
                 for clip, text in texts.get(f"{head}_head", texts)["files_batch1"].items()
             }
-            yield Reference(folder / "model.nemo", {}, "NeMo 3.0.0", head, heard)
+            yield Reference(folder / "model.nemo", ".nemo", folder.parent / "audio", {}, "NeMo 3.0.0", head, heard)
+
+
+def funasr(folder: Path) -> Iterator[Reference]:
+    """A FunASR folder, recordings one by one; of a streaming model what its chunks give over whole utterances."""
+    stored = json.loads((folder / "results.json").read_text("utf-8"))
+    results = stored
+    if "_offline" in stored:
+        results = {clip: of["chunked"] for clip, of in stored["_offline"].items()}
+    heard: dict[str, Mapping[str, Any]] = {}
+    for clip, of in results.items():
+        if clip.startswith("_"):
+            continue
+        encoded = None
+        if (file := folder / f"clip_{clip}.npz").exists():
+            with np.load(file) as arrays:
+                encoded = arrays["enc_out"] if "enc_out" in arrays.files else None
+        ids = [
+            token for token in of.get("ids", []) if token > 2
+        ]  # blank and the marks of beginning and end are no tokens
+        heard[clip] = {"text": of.get("text", ""), "ids": ids, "encoded": encoded, "spaced": "timestamp" in of}
+    yield Reference(folder, ".pt", folder.parent / "audio", {}, "FunASR 1.4.16", None, heard)
+
+
+def transformers(folder: Path) -> Iterator[Reference]:
+    """A folder as Transformers writes one, and one recording."""
+    said = json.loads((folder / "expected.json").read_text("utf-8"))["long"]
+    heard = {"espeak_sentence": {"text": said["text"], "ids": said["ids"], "frames": np.array(said["frames"])}}
+    yield Reference(folder, ".safetensors", DATA, {}, "Transformers 5.24.0", None, heard)
+
+
+def references_of(model: Path) -> Iterator[Reference]:
+    """What the original of a reference model made of the recordings; nothing where its form is not known here."""
+    if (model / "encoder_single.npz").exists():
+        yield from sherpa_onnx(model)
+    elif (model / "golden.npz").exists():
+        yield from nemo(model)
+    elif (model / "results.json").exists() and (model / "tokens.json").exists():  # a detector has none
+        yield from funasr(model)
 
 
 def references(folder: Path) -> Iterator[Reference]:
-    """All models of a folder whose originals' results are stored in a form that is known here."""
+    """All models of a folder, and those of Transformers."""
     for model in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if (model / "encoder_single.npz").exists():
-            yield from sherpa_onnx(model)
-        elif (model / "golden.npz").exists():
-            yield from nemo(model)
+        yield from references_of(model)
+    for made in sorted((DATA / "transformers-tiny").glob("*/expected.json")):
+        yield from transformers(made.parent)
 
 
-def compare(reference: Reference, audio: Path, directory: Path) -> str:
+def compare(reference: Reference, directory: Path) -> str:
     """The row of a table."""
     jaxasr.convert_checkpoint(reference.source, directory, **reference.options)
-    files = [audio / f"{clip}.wav" for clip in reference.heard]
+    files = [reference.recordings / f"{clip}.wav" for clip in reference.heard]
     with jaxasr.load_model(directory, head=reference.head, shortest_seconds=LONGEST / 16000) as recognizer:
         transcripts = list(recognizer.transcribe(files))
         config, model = recognizer.config, recognizer.model
     encode = jax.jit(model.encode)
     texts = tokens = 0
-    times, encoded = [True], [0.0]
+    times: list[bool] = []
+    encoded: list[float] = []
     for heard, file, transcript in zip(reference.heard.values(), files, transcripts, strict=True):
-        texts += transcript.text == heard["text"]
+        text, theirs = transcript.text, heard["text"]
+        if heard.get("spaced"):  # with times FunASR puts a space after each word, Chinese ones too
+            text, theirs = text.replace(" ", ""), theirs.replace(" ", "")
+        texts += text == theirs
         same = transcript.tokens == heard["tokens"] if "tokens" in heard else transcript.token_ids == heard["ids"]
         tokens += same
-        if same:
-            theirs = heard["times"] if "times" in heard else heard["frames"] * config.seconds_per_frame
-            times.append(np.allclose(transcript.timestamps, theirs, rtol=0, atol=SAME_TIME))
+        if same and ("times" in heard or "frames" in heard):
+            placed = heard["times"] if "times" in heard else heard["frames"] * config.seconds_per_frame
+            times.append(np.allclose(transcript.timestamps, placed, rtol=0, atol=SAME_TIME))
         if heard.get("encoded") is not None:
             samples = load(file)
             waveform = np.zeros((1, LONGEST), np.float32)
@@ -120,16 +170,14 @@ def compare(reference: Reference, audio: Path, directory: Path) -> str:
             frames = np.asarray(ours)[0, : len(heard["encoded"])]
             encoded.append(float(np.abs(frames - heard["encoded"]).max() / np.abs(heard["encoded"]).max()))
     count = len(reference.heard)
-    suffix = ".int8.onnx" if "precision" in reference.options else ".onnx"
-    kind = reference.source.suffix or suffix
     cells = (
         f"{config.encoder.kind}{', causal' if config.encoder.facts().get('causal') else ''}",
-        f"`{kind}`",
+        f"`{reference.weights}`",
         reference.head or next(iter(config.heads)),
         reference.original,
-        f"{max(encoded):.1e}" if len(encoded) > 1 else "",
+        f"{max(encoded):.1e}" if encoded else "",
         f"{tokens} of {count}",
-        "same" if all(times) else "differ",
+        ("same" if all(times) else "differ") if times else "",
         f"{texts} of {count}",
     )
     row = "| " + " | ".join(cells) + " |"
@@ -146,7 +194,7 @@ def table(folder: Path) -> str:
     ]
     with tempfile.TemporaryDirectory() as scratch:
         for number, reference in enumerate(references(folder)):
-            rows.append(compare(reference, folder / "audio", Path(scratch) / str(number)))
+            rows.append(compare(reference, Path(scratch) / str(number)))
     return "\n".join(rows) + "\n"
 
 

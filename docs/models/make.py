@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxasr.configs import named_configs
-from jaxasr.convert.hub.published import MODELS
+from jaxasr.convert.hub.published import published_models
 from jaxasr.model import AbstractModel
 from jaxasr.model_config import ModelConfig
 from jaxasr.store import read_config
@@ -46,14 +46,14 @@ def configs(kind: str, count: Callable[[ModelConfig], int] = parameters) -> str:
 
 
 def published(kind: str) -> str:
-    """The published models with such a configuration: what `--model` takes."""
+    """The published models with such an encoder, or of such a family where a checkpoint says all: for `--model`."""
     named = named_configs()
     rows = ["| name | repository | commit | precisions | licence of the weights |", "|---|---|---|---|---|"]
-    for model in MODELS:
-        if model.config is not None and read_config(named[model.config]).encoder.kind == kind:
+    for model in published_models():
+        if kind == (model.family if model.config is None else read_config(named[model.config]).encoder.kind):
             commit = f"`{model.revision[:8]}`" if model.revision else "pinned at the first download"
             rows.append(
-                f"| `{model.name}` | {model.repository} | {commit} | {', '.join(model.files)} | {model.licence} |"
+                f"| `{model.name}` | {model.repository} | {commit} | {', '.join(model.precisions)} | {model.licence} |"
             )
     return "\n".join(rows)
 

@@ -8,12 +8,12 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 
-from jaxasr.audio.mono import SAMPLE_RATE, Channels, checked_channels, ending, gather, mixed
+from jaxasr.audio.mono import SAMPLE_RATE, Channels, Mixer, checked_channels, ending, gather, mixed, pieces
 from jaxasr.audio.paths import EXTENSIONS, expand_paths
 from jaxasr.audio.recording import Recording
 from jaxasr.errors import AudioError
@@ -29,12 +29,14 @@ __all__ = [
     "expand_paths",
     "load",
     "load_channels",
+    "load_pieces",
     "opened",
 ]
 
 AudioSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | np.ndarray"
 
 _BLOCK = 1 << 20  # values of an array that are converted at a time
+_ARRAY = "audio array"  # what lines call one
 _MOST_CHANNELS = 32  # of an array: more are features or a batch, not a recording
 
 _logger = logging.getLogger("jaxasr")
@@ -74,6 +76,33 @@ def load_channels(
     for remark in remarks:
         _logger.warning("%s", remark)
     return heard
+
+
+def load_pieces(
+    source: AudioSource, sample_rate: float | None, channels: Channels, size: int
+) -> Generator[list[np.ndarray], None, None]:
+    """What `load_channels` gives, in pieces while it is decoded: arrays (size,) of samples, the last ones shorter.
+
+    There is always a last piece, if need be of no samples. Damage of later sound is known when its piece is asked for.
+    """
+    if hasattr(source, "__array__"):
+        array = _checked_array(np.asarray(source), sample_rate)
+        rate = SAMPLE_RATE if sample_rate is None else float(sample_rate)
+        mixer = Mixer(_ARRAY, channels)
+        if array.dtype.kind == "f" and len(array) > size * rate / SAMPLE_RATE:
+            mixer = mixer.looked_through(_array_blocks(array))
+        mixer = yield from pieces(lambda: _array_blocks(array), rate, mixer, _ARRAY, size)
+        remarks = mixer.remarks(rate)
+    else:
+        with opened(cast("str | bytes", source)) as recording:
+            name, rate = recording.name, recording.rate
+            mixer = Mixer(name, channels, floating=recording.floating)
+            if recording.frames is None or recording.frames > size * rate / SAMPLE_RATE:
+                mixer = mixer.looked_through(recording.blocks() if recording.floating else ())
+            mixer = yield from pieces(recording.blocks, rate, mixer, name, size)
+            remarks = [*recording.remarks, *mixer.remarks(rate)]
+    for remark in remarks:
+        _logger.warning("%s", remark)
 
 
 @contextlib.contextmanager
@@ -130,13 +159,25 @@ def _whole_stream(stream: Any, name: str) -> io.BytesIO:
 
 
 def _load_array(array: np.ndarray, sample_rate: Any, channels: Channels) -> tuple[list[np.ndarray], list[str]]:
-    name = "audio array"
+    array = _checked_array(array, sample_rate)
+    rate = float(sample_rate)
+    heard, mixer = mixed(lambda mixer: gather(_array_blocks(array), rate, mixer, _ARRAY), _ARRAY, channels)
+    return heard, mixer.remarks(rate)
+
+
+def _checked_array(array: np.ndarray, sample_rate: Any) -> np.ndarray:
+    """The array as (samples, channels). Raises AudioError for what is no sound, or no rate (None: the usual one)."""
     if array.dtype.newbyteorder("=") not in (np.int16, np.int32, np.uint8, np.float16, np.float32, np.float64):
-        raise AudioError(f"{name}: dtype {array.dtype} is none of int16, int32, uint8, float16, float32, float64; cast")
+        raise AudioError(
+            f"{_ARRAY}: dtype {array.dtype} is none of int16, int32, uint8, float16, float32, float64; cast"
+        )
     if array.ndim not in (1, 2):
-        raise AudioError(f"{name}: has {array.ndim} axes; pass (samples,), (samples, channels) or (channels, samples)")
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float, np.integer, np.floating)):
-        raise AudioError(f"{name}: sample_rate must be a number of Hz, not {sample_rate!r}")
+        raise AudioError(
+            f"{_ARRAY}: has {array.ndim} axes; pass (samples,), (samples, channels) or (channels, samples)"
+        )
+    known = sample_rate is None or isinstance(sample_rate, (int, float, np.integer, np.floating))
+    if isinstance(sample_rate, bool) or not known:
+        raise AudioError(f"{_ARRAY}: sample_rate must be a number of Hz, not {sample_rate!r}")
     if array.size == 0:
         array = array.reshape(0, 1)
     elif array.ndim == 1:
@@ -145,18 +186,17 @@ def _load_array(array: np.ndarray, sample_rate: Any, channels: Channels) -> tupl
         array = array.T
     if array.shape[1] > _MOST_CHANNELS:
         raise AudioError(
-            f"{name}: {array.shape[1]} channels are more than {_MOST_CHANNELS}; pass the samples of one recording"
+            f"{_ARRAY}: {array.shape[1]} channels are more than {_MOST_CHANNELS}; pass the samples of one recording"
         )
+    return array
+
+
+def _array_blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """An array (samples, channels) as float32, block by block."""
     step = _BLOCK // array.shape[1]
-
-    def blocks() -> Iterator[np.ndarray]:
-        with np.errstate(over="ignore"):
-            for start in range(0, len(array), step):
-                yield _to_float(array[start : start + step])
-
-    rate = float(sample_rate)
-    heard, mixer = mixed(lambda mixer: gather(blocks(), rate, mixer, name), name, channels)
-    return heard, mixer.remarks(rate)
+    with np.errstate(over="ignore"):
+        for start in range(0, len(array), step):
+            yield _to_float(array[start : start + step])
 
 
 def _to_float(block: np.ndarray) -> np.ndarray:

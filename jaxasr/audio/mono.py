@@ -84,6 +84,22 @@ class Mixer:
             self._keep_loudest(block, mono)
         return [mono]
 
+    def looked_through(self, blocks: Iterable[np.ndarray]) -> Mixer:
+        """One for the recording of all these blocks that raises no LateScale; nothing has been mixed yet."""
+        if not self._floating or self._scaled:
+            return self
+        probe = Mixer(self._name, self._channels, floating=self._floating)
+        try:
+            for block in blocks:
+                probe._checked(block)
+        except LateScale:
+            return self.scaling()
+        return self.scaling() if probe._scaled else self
+
+    def scaling(self) -> Mixer:
+        """A new one for the same recording, whose samples are known to be at the scale of integers."""
+        return Mixer(self._name, self._channels, scaled=True)
+
     def remarks(self, rate: float) -> list[str]:
         """Lines for the user about what was done, at the end of a recording of this rate (Hz)."""
         lines = []
@@ -141,44 +157,86 @@ def mixed(
     try:
         return work(mixer), mixer
     except LateScale:
-        mixer = Mixer(name, channels, scaled=True)
+        mixer = mixer.scaling()
         return work(mixer), mixer
 
 
 class Resampler:
-    """One channel in blocks (n,) at `rate` Hz to one array (samples,) at 16 kHz, float32."""
+    """One channel in blocks (n,) at `rate` Hz to blocks (m,) at 16 kHz, float32."""
 
     def __init__(self, rate: float) -> None:
         import soxr
 
-        self._rate = rate
         self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32") if rate > SAMPLE_RATE else None
-        self._samples = bytearray()  # grows in place: a list of blocks would need twice the memory when joined
+        self._upsampler = _Upsampler(rate) if rate < SAMPLE_RATE else None
 
-    def push(self, block: np.ndarray) -> None:
-        """The next block."""
-        self._samples += (block if self._stream is None else self._stream.resample_chunk(block)).tobytes()
+    def push(self, block: np.ndarray) -> np.ndarray:
+        """The next block: what can be said after it."""
+        if self._upsampler is not None:
+            return self._upsampler.push(block)
+        return block if self._stream is None else self._stream.resample_chunk(block)
 
     def finish(self) -> np.ndarray:
-        """All of it."""
-        if self._stream is not None:
-            self._samples += self._stream.resample_chunk(np.zeros(0, np.float32), last=True).tobytes()
-        gathered = np.frombuffer(self._samples, np.float32)
-        return _upsample(gathered, self._rate) if self._rate < SAMPLE_RATE and gathered.size else gathered
+        """The rest."""
+        if self._upsampler is not None:
+            return self._upsampler.finish()
+        rest = np.zeros(0, np.float32)
+        return rest if self._stream is None else self._stream.resample_chunk(rest, last=True)
 
 
 def gather(blocks: Iterable[np.ndarray], rate: float, mixer: Mixer, name: str) -> list[np.ndarray]:
     """Blocks (n, C) float32 at `rate` Hz to arrays (samples,) at 16 kHz, one for each channel that is heard."""
+    gathered: list[bytearray] = []  # grow in place: lists of blocks would need twice the memory when joined
+    for channels in resampled(blocks, rate, mixer, name):
+        gathered += [bytearray() for _ in channels[len(gathered) :]]
+        for whole, block in zip(gathered, channels, strict=True):
+            whole += block.tobytes()
+    return [np.frombuffer(whole, np.float32) for whole in gathered]
+
+
+def resampled(
+    blocks: Iterable[np.ndarray], rate: float, mixer: Mixer, name: str
+) -> Generator[list[np.ndarray], None, None]:
+    """Blocks (n, C) float32 at `rate` Hz to blocks (m,) at 16 kHz, one for each channel that is heard; never none."""
     check_rate(rate, name)
     heard: list[Resampler] = []
     for block in blocks:
         if ending.is_set():
             raise AudioError(f"{name}: the process ends")
-        for index, channel in enumerate(mixer(block)):
-            if index == len(heard):
-                heard.append(Resampler(rate))
-            heard[index].push(channel)
-    return [resampler.finish() for resampler in heard or [Resampler(rate)]]
+        channels = mixer(block)
+        heard = heard or [Resampler(rate) for _ in channels]
+        yield [resampler.push(channel) for resampler, channel in zip(heard, channels, strict=True)]
+    yield [resampler.finish() for resampler in heard or [Resampler(rate)]]
+
+
+def pieces(
+    blocks: Callable[[], Iterable[np.ndarray]], rate: float, mixer: Mixer, name: str, size: int
+) -> Generator[list[np.ndarray], None, Mixer]:
+    """The sound of `resampled` in pieces of `size` samples, the last one shorter; at last the mixer that was taken.
+
+    `blocks`: begins to decode; it is called again where samples turn out to be at the scale of integers before the
+    first piece is whole. Of a longer recording that must be known (`looked_through`): LateScale.
+    """
+    gathered: list[list[np.ndarray]] = []  # blocks of each channel
+    length, given = 0, False
+    try:
+        for channels in resampled(blocks(), rate, mixer, name):
+            gathered = gathered or [[] for _ in channels]
+            for parts, block in zip(gathered, channels, strict=True):
+                parts.append(block)
+            length += len(channels[0])
+            while length >= size:
+                given = True
+                whole = [np.concatenate(parts) for parts in gathered]
+                yield [each[:size] for each in whole]
+                gathered = [[each[size:].copy()] for each in whole]
+                length -= size
+    except LateScale:
+        if given:
+            raise
+        return (yield from pieces(blocks, rate, mixer.scaling(), name, size))
+    yield [np.concatenate(parts) for parts in gathered]
+    return mixer
 
 
 def native(blocks: Iterable[np.ndarray], mixer: Mixer) -> Generator[np.ndarray, None, None]:
@@ -188,15 +246,41 @@ def native(blocks: Iterable[np.ndarray], mixer: Mixer) -> Generator[np.ndarray, 
         yield mono
 
 
-def _upsample(samples: np.ndarray, rate: float) -> np.ndarray:
+class _Upsampler:
     """From below 16 kHz, through a short filter that lets some of the mirror image above the old band pass.
 
     A steep filter leaves that band empty, which no recording at 16 kHz in a training corpus is: on spoken digits at
     8 kHz the published Zipformer makes 79 % word errors after soxr's HQ filter and 45 % after this one
-    (docs/decisions.md).
+    (docs/decisions.md). Blocks (n,) to blocks (m,), as if they were one.
     """
-    from scipy import signal
 
-    ratio = Fraction(SAMPLE_RATE / rate).limit_denominator(1000)
-    raised: np.ndarray = signal.resample_poly(samples, ratio.numerator, ratio.denominator)
-    return raised.astype(np.float32, copy=False)
+    def __init__(self, rate: float) -> None:
+        ratio = Fraction(SAMPLE_RATE / rate).limit_denominator(1000)
+        self._up, self._down = ratio.numerator, ratio.denominator
+        # Scipy's filter spans ten samples of the lower rate on either side; blocks begin where the rates meet.
+        self._context = -(-(10 * max(self._up, self._down) // self._up + 1) // self._down) * self._down
+        self._held = np.zeros(0, np.float32)
+        self._before = 0  # of what is held, samples that have been raised
+
+    def push(self, block: np.ndarray) -> np.ndarray:
+        """The next block: what later samples do not change."""
+        self._held = np.concatenate([self._held, block])
+        count = (len(self._held) - self._before - self._context) // self._down * self._down
+        if count <= 0:
+            return np.zeros(0, np.float32)
+        stop = self._before + count
+        raised = self._raised(self._held[: stop + self._context])[: stop * self._up // self._down]
+        raised = raised[self._before * self._up // self._down :]
+        self._before = min(stop, self._context)
+        self._held = self._held[stop - self._before :].copy()
+        return raised
+
+    def finish(self) -> np.ndarray:
+        """The rest."""
+        return self._raised(self._held)[self._before * self._up // self._down :] if self._held.size else self._held
+
+    def _raised(self, samples: np.ndarray) -> np.ndarray:
+        from scipy import signal
+
+        raised: np.ndarray = signal.resample_poly(samples, self._up, self._down)
+        return raised.astype(np.float32, copy=False)

@@ -12,7 +12,10 @@ from typer.core import TyperCommand
 from jaxasr.cli.progress import show
 from jaxasr.errors import printable
 
-EXAMPLE = "Example: jaxasr convert exp/pretrained.pt model/ --config reazonspeech_k2_v2 --tokens data/tokens.txt"
+EXAMPLE = (
+    "Example: jaxasr convert exp/pretrained.pt model/ --config reazonspeech_k2_v2 --tokens data/tokens.txt; of int8 "
+    "files as they are: jaxasr convert sherpa-onnx-folder/ model/ --precision int8"
+)
 
 
 class ConvertCommand(TyperCommand):
@@ -52,7 +55,14 @@ def convert(
     ] = None,
     precision: Annotated[
         Literal["float32", "int8", "int8-fp32"] | None,
-        typer.Option(help="Which files to prefer where there are several; int8 is dequantized."),
+        typer.Option(
+            help="Which files to prefer where there are several; with int8 their integers stay integers, which without "
+            "it are dequantized. int8-fp32: the decoder in float32."
+        ),
+    ] = None,
+    floats: Annotated[
+        Literal["float16", "bfloat16", "float32"] | None,
+        typer.Option(help="With int8: the type of what is no integer; float16 if unset."),
     ] = None,
     average: Annotated[
         list[Path] | None,
@@ -81,6 +91,7 @@ def convert(
         tokens=tokens,
         config=config,
         precision=precision,
+        floats=floats,
         average=average or (),
         chunk_seconds=chunk_seconds,
         left_context_seconds=left_context_seconds,

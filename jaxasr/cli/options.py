@@ -95,6 +95,16 @@ ActivationsOption = Annotated[
     ),
 ]
 
+VadOption = Annotated[
+    str,
+    typer.Option(
+        metavar="none|energy|MODEL",
+        help="What is heard of the audio: energy, all of it, cut at quiet points where it is longer than the model "
+        "takes; none, all of it at once; or the speech that a detector finds in it: its folder, made by jaxasr "
+        "convert, or its published name.",
+    ),
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class RecognizerOptions:
@@ -111,6 +121,7 @@ class RecognizerOptions:
     pad_after: PadAfterOption = None
     precision: PrecisionOption = "float32"
     activations: ActivationsOption = None
+    vad: VadOption = "energy"
 
     def load(self) -> Recognizer:
         """The recogniser that was asked for; the first program is compiled while the parameters are read."""

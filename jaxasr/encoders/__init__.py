@@ -11,6 +11,7 @@ from jaxasr.arrays import Count
 from jaxasr.configuration import Table, deferred
 from jaxasr.encoders.citrinet_config import CitrinetConfig
 from jaxasr.encoders.conformer_config import ConformerConfig
+from jaxasr.encoders.fsmn_config import FsmnConfig
 from jaxasr.encoders.icefall_conformer_config import IcefallConformerConfig
 from jaxasr.encoders.sanm_config import SanmConfig
 from jaxasr.encoders.zipformer_config import ZipformerConfig
@@ -57,6 +58,16 @@ class LocalEncoderConfig(EncoderConfig, Protocol):
         ...
 
 
+@runtime_checkable
+class ChunkedEncoderConfig(EncoderConfig, Protocol):
+    """The configuration of an encoder that may take an utterance in chunks, whose frames see one another."""
+
+    @property
+    def encoded_chunk(self) -> int | None:
+        """Encoded frames of a chunk, None where there are no chunks."""
+        ...
+
+
 class Encoder(Protocol):
     """An encoder: a Flax module, whose batch gives what single utterances give."""
 
@@ -89,6 +100,7 @@ ENCODERS: Table[Encoder] = Table(
     {
         "citrinet": (CitrinetConfig, deferred("jaxasr.encoders.citrinet", "Citrinet")),
         "conformer": (ConformerConfig, deferred("jaxasr.encoders.conformer", "Conformer")),
+        "fsmn": (FsmnConfig, deferred("jaxasr.encoders.fsmn", "Fsmn")),
         "icefall_conformer": (
             IcefallConformerConfig,
             deferred("jaxasr.encoders.icefall_conformer", "IcefallConformer"),

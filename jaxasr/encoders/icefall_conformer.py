@@ -29,6 +29,7 @@ from jaxasr.layers.dropout import Dropout, no_dropout
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.positions import relative_positions
 from jaxasr.layers.repeated import run_layer
+from jaxasr.quant.ranges import ranges_over
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -61,10 +62,12 @@ class IcefallConformer(nnx.Module):
             frames = zero_beyond(frames, lengths)  # what the first convolution sees beyond the end of a single one
         else:
             frames = jnp.where(length_mask(lengths, frames.shape[1])[..., None], frames, PUBLISHER_PADDING)
-        x = self.embed(frames)  # (B, T', D)
         if self.config.whole_chunks:
-            return self._by_chunks(x, self.config.decoded_length(frames.shape[1])), decoded
-        steps, lengths = x.shape[1], self.config.encoded_length(lengths)
+            return self._by_chunks(self.embed.convolve(frames), self.config.decoded_length(frames.shape[1])), decoded
+        lengths = self.config.encoded_length(lengths)
+        with ranges_over(lengths, self.config.encoded_chunk):
+            x = self.embed(frames)  # (B, T', D)
+        steps = x.shape[1]
         mask = length_mask(lengths, steps)[:, None, :]  # (B, 1, T)
         if self.config.chunk_size > 0:
             mask = mask & chunk_mask(steps, self.config.chunk_size, self.config.left_context)
@@ -92,23 +95,24 @@ class IcefallConformer(nnx.Module):
         The first and the last frame of the front end see beyond the piece and are dropped: streams begin at the second
         frame of the whole utterance.
         """
-        return self._advance(state, self.embed(frames)[:, 1:-1])
+        return self._advance(state, self.embed.convolve(frames)[:, 1:-1])
 
-    def _by_chunks(self, embedded: Float[Array, "B T D"], decoded: int) -> Float[Array, "B T D"]:
-        """The steps over a whole utterance; the front end, which keeps no state, has seen it in one piece."""
+    def _by_chunks(self, convolved: Float[Array, "B T C"], decoded: int) -> Float[Array, "B T D"]:
+        """The steps over a whole utterance; the convolutions, which keep no state, have seen it in one piece."""
         chunk, reach = self.config.chunk_size, self.config.chunk_size + self.config.right_context
 
         def advance(state: State, start: jax.Array) -> tuple[State, jax.Array]:
-            return self._advance(state, lax.dynamic_slice_in_dim(embedded, start, reach, axis=1))
+            return self._advance(state, lax.dynamic_slice_in_dim(convolved, start, reach, axis=1))
 
-        batch, steps, dim = embedded.shape
+        batch, steps, _ = convolved.shape
         starts = 1 + chunk * jnp.arange(decoded // chunk)
-        _, pieces = lax.scan(advance, self.initial_state(batch, embedded.dtype), starts)  # (chunks, B, chunk, D)
-        encoded = pieces.swapaxes(0, 1).reshape(batch, decoded, dim)
+        _, pieces = lax.scan(advance, self.initial_state(batch, convolved.dtype), starts)  # (chunks, B, chunk, D)
+        encoded = pieces.swapaxes(0, 1).reshape(batch, decoded, self.config.encoder_dim)
         return jnp.pad(encoded, ((0, 0), (0, steps - decoded), (0, 0)))
 
-    def _advance(self, state: State, x: Float[Array, "B T D"]) -> tuple[State, Float[Array, "B _ D"]]:
-        """x (B, T, D) of the front end, the last `right_context` frames being look-ahead -> state, the others."""
+    def _advance(self, state: State, convolved: Float[Array, "B T C"]) -> tuple[State, Float[Array, "B _ D"]]:
+        """Frames (B, T, C) of the convolutions, the last `right_context` being look-ahead -> state, the others."""
+        x = self.embed.project(convolved)  # (B, T, D)
         left, ahead = self.config.left_context, self.config.right_context
         # The oldest cached frames are not filled before so many frames have gone by.
         filled = jnp.arange(left)[None, :] >= left - state["processed"][:, None]  # (B, left)
@@ -160,10 +164,18 @@ class ConvEmbed(nnx.Module):
         self.norm = BasicNorm(rngs=rngs)
 
     def __call__(self, frames: Float[Array, "B T bins"]) -> Float[Array, "B _ D"]:
+        return self.project(self.convolve(frames))
+
+    def convolve(self, frames: Float[Array, "B T bins"]) -> Float[Array, "B _ C"]:
+        """The convolutions: frames (B, T, bins) -> (B, T', frequencies * channels)."""
         x = double_swish(self.conv1(frames[..., None]))
         x = double_swish(self.conv2(x))
         x = double_swish(self.conv3(x))  # (B, T', F, C)
-        return self.norm(self.out(x.reshape(*x.shape[:2], -1)))
+        return x.reshape(*x.shape[:2], -1)
+
+    def project(self, x: Float[Array, "B T C"]) -> Float[Array, "B T D"]:
+        """The linear layer and its norm: (B, T', frequencies * channels) -> (B, T', D)."""
+        return self.norm(self.out(x))
 
 
 class Layer(nnx.Module):
@@ -176,6 +188,7 @@ class Layer(nnx.Module):
         self.conv = ConvModule(dim, config.conv_kernel, config.causal, rngs=rngs)
         self.feed_forward = FeedForward(dim, config.feedforward_dim, rngs=rngs)
         self.norm = BasicNorm(rngs=rngs)
+        self.chunk = config.encoded_chunk
 
     def __call__(
         self,
@@ -190,9 +203,10 @@ class Layer(nnx.Module):
         `dropout` is for training and this layer's own: it acts on what each module adds to the stream.
         """
         drop = no_dropout if dropout is None else dropout.__call__
-        return self._residual_stream(
-            x, lambda x: self.attention(x, x, mask, positions), lambda x: self.conv(x, lengths), drop
-        )
+        with ranges_over(lengths, self.chunk):
+            return self._residual_stream(
+                x, lambda x: self.attention(x, x, mask, positions), lambda x: self.conv(x, lengths), drop
+            )
 
     def step(
         self,

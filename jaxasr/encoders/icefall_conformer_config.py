@@ -72,6 +72,11 @@ class IcefallConformerConfig:
         return self.chunk_size > 0 and self.left_context >= 0
 
     @property
+    def encoded_chunk(self) -> int | None:
+        """Encoded frames of a chunk, None where there are no chunks."""
+        return self.chunk_size if self.chunk_size > 0 else None
+
+    @property
     def output_dim(self) -> int:
         """Width of the encoded frames."""
         return self.encoder_dim

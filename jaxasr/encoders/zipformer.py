@@ -39,7 +39,7 @@ class Zipformer(nnx.Module):
 
     def __init__(self, config: ZipformerConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.embed = ConvEmbed(config.input_dim, config.embed_channels, config.encoder_dim[0], rngs=rngs)
+        self.embed = ConvEmbed(config.input_dim, config.embed_channels, config.encoder_dim[0], config.chunk, rngs=rngs)
         self.stacks = nnx.List([Stack(config, index, rngs=rngs) for index in range(len(config.num_layers))])
         self.downsample_output = Downsample(config.output_downsampling, rngs=rngs)
 
@@ -171,7 +171,7 @@ class Stack(nnx.Module):
 
 def layer_config(config: ZipformerConfig, index: int) -> LayerConfig:
     """Sizes of the layers of the stack with this index."""
-    chunked = config.causal and config.chunk_size > 0
+    factor = config.downsampling[index]
     return LayerConfig(
         dim=config.encoder_dim[index],
         feedforward_dim=config.feedforward_dim[index],
@@ -182,7 +182,8 @@ def layer_config(config: ZipformerConfig, index: int) -> LayerConfig:
         conv_kernel=config.conv_kernel[index],
         pos_dim=config.pos_dim,
         causal=config.causal,
-        chunk=max(config.chunk_size // config.downsampling[index], 1) if chunked else None,
+        chunk=None if config.chunk is None else max(config.chunk // factor, 1),
+        stored_positions=(config.left_context + 2 * config.chunk_size) // factor - 1 if config.stored_positions else 0,
     )
 
 

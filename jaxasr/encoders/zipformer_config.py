@@ -23,7 +23,9 @@ class ZipformerConfig:
     `chunk_size` and `left_context` are in frames at 50 Hz; -1 means no chunks (every frame sees every frame) and
     unlimited left context. They matter for causal models only. `whole_chunks`: a model with chunks decodes full chunks
     only, and a chunk only while more feature frames are ready than it reads (sherpa-onnx's online recogniser).
-    `padding`: what stands after the shorter rows of a batch, see encoders/zipformer.py.
+    `padding`: what stands after the shorter rows of a batch, see encoders/zipformer.py. `stored_positions`: each layer
+    holds its products with the relative positions of one chunk and its left context, instead of a matrix that gives
+    them for any (exports to ONNX for fixed sizes).
     """
 
     kind: Literal["zipformer"] = "zipformer"
@@ -45,6 +47,7 @@ class ZipformerConfig:
     left_context: int = -1
     whole_chunks: bool = False
     padding: Literal["isolated", "publisher"] = "isolated"
+    stored_positions: bool = False
 
     def __post_init__(self) -> None:
         if min(self.embed_channels) < 1:
@@ -63,6 +66,18 @@ class ZipformerConfig:
                 raise ValueError(f"chunk_size {self.chunk_size} is not divisible by every downsampling factor {steps}")
             if self.left_context >= 0 and any(self.left_context % step for step in self.downsampling):
                 raise ValueError(f"left_context {self.left_context} is not divisible by every downsampling factor")
+        if self.stored_positions and (self.chunk is None or self.left_context < 1 or self.left_context % self.chunk):
+            raise ValueError("stored_positions needs a chunk_size and a left_context of whole chunks")
+
+    @property
+    def chunk(self) -> int | None:
+        """Frames at 50 Hz that are attended to, and convolved, together; None where that is the whole utterance."""
+        return self.chunk_size if self.causal and self.chunk_size > 0 else None
+
+    @property
+    def encoded_chunk(self) -> int | None:
+        """Encoded frames of a chunk, None where there are no chunks."""
+        return None if self.chunk is None else self.chunk // self.output_downsampling
 
     @property
     def output_dim(self) -> int:

@@ -13,6 +13,7 @@ from jaxasr.encoders.zipformer_config import REACH, subsampled_length
 from jaxasr.encoders.zipformer_layer import BiasNorm, swoosh_l, swoosh_r
 from jaxasr.layers.convolution import Conv2d, DepthwiseConv2d
 from jaxasr.layers.linear import Linear
+from jaxasr.quant.ranges import ranges_over
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -40,10 +41,12 @@ class ConvEmbed(nnx.Module):
     """The Zipformer's front end: (B, T, bins) at 100 Hz -> (B, (T - 7) // 2, D) at 50 Hz.
 
     Three 3 x 3 convolutions with SwooshR, a ConvNeXt block, a linear layer over channels x frequencies, BiasNorm.
-    `channels` are those after each of the three convolutions.
+    `channels` are those after each of the three convolutions. `chunk`: that of a model that streams, at 50 Hz.
     """
 
-    def __init__(self, bins: int, channels: tuple[int, ...], features: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, bins: int, channels: tuple[int, ...], features: int, chunk: int | None = None, *, rngs: nnx.Rngs
+    ) -> None:
         first, second, third = channels
         self.conv1 = Conv2d(1, first, (3, 3), padding=((0, 0), (1, 1)), rngs=rngs)
         self.conv2 = Conv2d(first, second, (3, 3), strides=(2, 2), rngs=rngs)
@@ -53,6 +56,7 @@ class ConvEmbed(nnx.Module):
         self.channels = third
         self.out = Linear(self.frequencies * third, features, rngs=rngs)
         self.norm = BiasNorm(features, rngs=rngs)
+        self.chunk = chunk
 
     def __call__(
         self, frames: Float[Array, "B T bins"], lengths: Int[Array, " B"], *, isolated: bool = True
@@ -66,8 +70,9 @@ class ConvEmbed(nnx.Module):
         lengths = subsampled_length(lengths)
         if isolated:
             x = zero_beyond(x, lengths)
-        x = self.convnext(jnp.pad(x, ((0, 0), (REACH, REACH), (0, 0), (0, 0))))
-        return self._project(x), lengths
+        with ranges_over(lengths, self.chunk):
+            x = self.convnext(jnp.pad(x, ((0, 0), (REACH, REACH), (0, 0), (0, 0))))
+            return self._project(x), lengths
 
     def initial_state(self, batch: int, dtype: DTypeLike = jnp.float32) -> Float[Array, "{batch} 3 F C"]:
         """The ConvNeXt block's left context, (B, REACH, F, C) of zeros."""

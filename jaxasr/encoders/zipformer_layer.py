@@ -21,7 +21,8 @@ from jaxasr.layers.attention import extend_cache, relative_bias, split_heads
 from jaxasr.layers.convolution import DepthwiseConv1d
 from jaxasr.layers.dropout import Dropout, no_dropout
 from jaxasr.layers.linear import Linear
-from jaxasr.layers.products import batched_product
+from jaxasr.layers.products import batched_product, table_operands
+from jaxasr.quant.ranges import ranges_over
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -33,7 +34,10 @@ MASKED = -1000.0
 
 @dataclasses.dataclass(frozen=True)
 class LayerConfig:
-    """Sizes of one layer; `chunk` is in frames of the layer's stack, None for no chunks."""
+    """Sizes of one layer; `chunk` is in frames of the layer's stack, None for no chunks.
+
+    `stored_positions`: the relative positions of which the layer holds the products; 0 where it holds their matrix.
+    """
 
     dim: int
     feedforward_dim: int
@@ -45,6 +49,7 @@ class LayerConfig:
     pos_dim: int
     causal: bool
     chunk: int | None
+    stored_positions: int = 0
 
 
 class Layer(nnx.Module):
@@ -87,9 +92,10 @@ class Layer(nnx.Module):
         def convolve(cache: str, module: ConvModule, x: jax.Array) -> jax.Array:
             return module(x, lengths, scale_lengths, self.chunk)
 
-        weights = self.attention_weights(x, positions, mask)  # (B, heads, T, T)
         drop = no_dropout if dropout is None else dropout.__call__
-        return self._residual_stream(x, weights, mix, convolve, drop)
+        with ranges_over(lengths, self.chunk):
+            weights = self.attention_weights(x, positions, mask)  # (B, heads, T, T)
+            return self._residual_stream(x, weights, mix, convolve, drop)
 
     def initial_state(self, batch: int, left: int, dtype: DTypeLike) -> State:
         """Caches of `left` frames for the attention and of half a kernel for the convolutions."""
@@ -160,7 +166,11 @@ class AttentionWeights(nnx.Module):
         scale = config.query_head_dim**-0.25
         outputs = 2 * self.query_dim + self.position_dim
         self.in_proj = Linear(config.dim, outputs, initial_scale=scale, rngs=rngs)
-        self.linear_pos = Linear(config.pos_dim, self.position_dim, use_bias=False, initial_scale=0.05, rngs=rngs)
+        chunk, stored = config.chunk or 0, config.stored_positions
+        self.stored = StoredPositions(stored, self.position_dim, chunk, rngs=rngs) if stored else None
+        self.linear_pos = (
+            None if stored else Linear(config.pos_dim, self.position_dim, use_bias=False, initial_scale=0.05, rngs=rngs)
+        )
 
     def __call__(
         self, x: Float[Array, "B T D"], positions: Float[Array, "2*T-1 P"], mask: Bool[Array, "#B 1 #T T"]
@@ -193,13 +203,44 @@ class AttentionWeights(nnx.Module):
         positions: Float[Array, "keys+T-1 _"],
         mask: Bool[Array, "#B 1 #T keys"],
     ) -> Float[Array, "B heads T keys"]:
+        keys, by_position = key.shape[1], None
+        if self.stored is not None:
+            position_query, encoded, by_position = self.stored(position_query, keys)
+        else:
+            assert self.linear_pos is not None
+            encoded = self.linear_pos(positions.astype(query.dtype))  # (N, heads * p)
         query, key, position_query = (split_heads(each, self.heads) for each in (query, key, position_query))
-        encoded = self.linear_pos(positions.astype(query.dtype))  # (N, heads * p)
         encoded = split_heads(encoded[None], self.heads)[0]  # (heads, N, p)
         scores = batched_product(query, key.swapaxes(-1, -2))  # (B, heads, T, keys)
-        scores = scores + relative_bias(position_query, encoded, key.shape[2])
+        bias = relative_bias(position_query, encoded, keys)
+        scores = scores + (bias if by_position is None else (bias * by_position[:, None]).astype(scores.dtype))
         scores = jnp.where(mask, scores.astype(jnp.float32), MASKED)
         return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+
+
+class StoredPositions(nnx.Module):
+    """A table of what `linear_pos` gives for each offset from a chunk's query to a key: (N, heads * p).
+
+    Row r is that of the offset r - (N - chunk), as in `compact_relative_positions` of a stream. No other offset is
+    ever seen: the mask hides those keys.
+    """
+
+    def __init__(self, positions: int, width: int, chunk: int, *, rngs: nnx.Rngs) -> None:
+        self.embedding = nnx.Param(0.05 * jax.random.normal(rngs.params(), (positions, width), jnp.float32))
+        self.chunk = chunk
+
+    def __call__(
+        self, queries: Float[Array, "B T P"], keys: int
+    ) -> tuple[Float[Array, "B T P"], Float[Array, "{keys}+T-1 P"], Float[Array, "B _ 1"] | None]:
+        """queries (B, T, heads * p) -> what to multiply, queries and rows (keys + T - 1, heads * p), and the scale.
+
+        Without a scale, products are the scores as they are; with one they are integers, to be multiplied by it.
+        """
+        queries, rows, scale = table_operands(queries, self.embedding[...])
+        steps, count = queries.shape[1], rows.shape[0]
+        before, after = keys - 1 - (count - self.chunk), steps - self.chunk  # offsets beyond those that are stored
+        rows = jnp.pad(rows[max(-before, 0) : count + min(after, 0)], ((max(before, 0), max(after, 0)), (0, 0)))
+        return queries, rows, scale
 
 
 class SelfAttention(nnx.Module):

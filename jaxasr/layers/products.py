@@ -8,8 +8,8 @@ arithmetic, which runs in the activation's type.
 
 A kernel may be a QuantizedArray. It is dequantized here, inside the product, or multiplied as integers with activations
 that are quantized here: its own `activations` says which. What only float arithmetic does well (depthwise, grouped and
-two-dimensional convolutions, embeddings) dequantizes either way. A matrix or a convolution whose kernel is a
-WatchedArray tells what it is multiplied by.
+two-dimensional convolutions, embeddings) dequantizes either way, and so do all convolutions where activations have a
+zero. A matrix or a convolution whose kernel is a WatchedArray tells what it is multiplied by.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxasr.quant.activations import quantize_activations
+from jaxasr.quant.activations import quantize_activations, quantize_from_zero
 from jaxasr.quant.array import QuantizedArray
 from jaxasr.quant.watched import WatchedArray
 
@@ -52,6 +52,8 @@ def linear_product(
     if isinstance(kernel, QuantizedArray) and kernel.activations == "int8":
         integers, steps = quantize_activations(x, kernel.ranges)
         product = _integer_sums(integers, kernel) * steps
+    elif isinstance(kernel, QuantizedArray) and kernel.activations == "uint8":
+        product = _product_from_zero(x, kernel)
     else:
         product = lax.dot_general(
             _rounded(x, kernel).astype(kernel.dtype),
@@ -129,6 +131,48 @@ def _integer_sums(x: Int[Array, "*batch in"], kernel: QuantizedArray) -> Float[A
         rest = x[..., None, whole:], weights[None, whole:]
         total = total + _block_sums(*rest, kernel.scale[blocks:], None if zero is None else zero[blocks:])
     return total
+
+
+def _product_from_zero(x: Float[Array, "*batch in"], kernel: QuantizedArray) -> Float[Array, "*batch out"]:
+    """x (..., in), quantized with a zero, times what kernel (in, out) stands for, float32: (..., out).
+
+    ONNX's DynamicQuantizeLinear, MatMulInteger and the product with both scales. The sum of (x - a) * (q - z) is that
+    of x * q, less a times the sum of q and z times the sum of x - a: exact in int32 where z is an integer, and x is
+    signed as CPUs want it.
+    """
+    integers, zeros, steps = quantize_from_zero(x, kernel.ranges)
+    if kernel.block is not None:
+        rest = _integer_sums(jnp.ones((1, kernel.length), jnp.int8), kernel)[0] * zeros.astype(jnp.float32)
+        return (_integer_sums(integers, kernel) - rest) * steps
+    weights = kernel.values()
+    sums = lax.dot_general(integers, weights, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+    sums = sums - zeros * weights.sum(0, dtype=jnp.int32)
+    scale = steps * kernel.scale[0].astype(jnp.float32)
+    if kernel.zero is None:
+        return sums.astype(jnp.float32) * scale
+    zero = kernel.zero[0].astype(jnp.float32)
+    whole = jnp.round(zero)
+    taken = integers.sum(-1, dtype=jnp.int32, keepdims=True) - kernel.length * zeros
+    sums = sums - taken * whole.astype(jnp.int32)
+    return (sums.astype(jnp.float32) - taken.astype(jnp.float32) * (zero - whole)) * scale
+
+
+def table_operands(
+    x: Float[Array, "*batch D"], table: Float[Array, "N D"] | QuantizedArray
+) -> tuple[Float[Array, "*batch D"], Float[Array, "N D"], Float[Array, "*#batch 1"] | None]:
+    """x (..., D) and the rows of a table (N, D) as what to multiply, and by what the sums of products are multiplied.
+
+    For products over a few entries of D, such as those of one head. Activations that are to be quantized, and a table
+    with one scale, are integers in float32, whose sums are exact: products are below 2^16. All else is as it is, and
+    the last result None.
+    """
+    if not isinstance(table, QuantizedArray) or table.activations != "uint8" or table.scale.size > 1:
+        return x, _weights(table).astype(x.dtype), None
+    integers, zeros, steps = quantize_from_zero(x, table.ranges)
+    rows = table.values().astype(jnp.float32)
+    if table.zero is not None:
+        rows = rows - table.zero.astype(jnp.float32)
+    return (integers - zeros).astype(jnp.float32), rows, steps * table.scale.astype(jnp.float32).reshape(())
 
 
 def _block_sums(

@@ -1,1 +1,1 @@
-"""Long recordings: where in them somebody speaks."""
+"""Long recordings: from probabilities of speech to segments, and from recordings to what is heard at once."""

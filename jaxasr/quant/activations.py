@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
+from jax import lax
 
+from jaxasr.quant.ranges import row_extremes
 from jaxasr.quant.rules import Ranges
 
 if TYPE_CHECKING:
@@ -19,12 +21,38 @@ def quantize_activations(
 ) -> tuple[Int[Array, "*batch D"], Float[Array, "*#batch 1"]]:
     """x (..., D) -> (int8 (..., D), steps (..., 1) float32) with x near integers * steps, symmetric, by x itself.
 
-    `ranges`: one step for each vector of the last axis, so that no frame depends on another one, or one for all but the
-    first axis. Both are signed: CPUs multiply signed with unsigned integers in slow loops. Zeros have a step of 1.
+    `ranges`: one step for each vector of the last axis, so that no frame depends on another one, or one for all frames
+    of an utterance (`ranges.py`). Both are signed: CPUs multiply signed with unsigned integers in slow loops. Zeros
+    have a step of 1.
     """
-    axes = (x.ndim - 1,) if ranges == "token" or x.ndim < 2 else tuple(range(1, x.ndim))
     wide = x.astype(jnp.float32)
-    largest = jnp.abs(wide).max(axes, keepdims=True)
+    if ranges == "token" or x.ndim < 2:
+        largest = jnp.abs(wide).max(-1, keepdims=True)
+    else:
+        low, high = row_extremes(wide)
+        largest = jnp.maximum(-low, high)
     steps = jnp.where(largest == 0, 1.0, largest / LARGEST)
     # Infinities and NaN go on as steps, so that a search that hears of them can say so.
     return jnp.clip(jnp.round(wide / steps), -LARGEST, LARGEST).astype(jnp.int8), steps
+
+
+def quantize_from_zero(
+    x: Float[Array, "*batch D"], ranges: Ranges
+) -> tuple[Int[Array, "*batch D"], Int[Array, "*#batch 1"], Float[Array, "*#batch 1"]]:
+    """x (..., D) -> (int8 (..., D), zeros (..., 1) int32, steps (..., 1) float32), x near (integers - zeros) * steps.
+
+    ONNX's DynamicQuantizeLinear, whose integers are unsigned, less 128: the range from the least to the largest
+    activation, 0 included, has 255 steps, and 0 is a whole number of them. `ranges`: as `quantize_activations` says.
+    """
+    wide = x.astype(jnp.float32)
+    if ranges == "token" or x.ndim < 2:
+        low, high = jnp.minimum(wide.min(-1, keepdims=True), 0), jnp.maximum(wide.max(-1, keepdims=True), 0)
+    else:
+        low, high = row_extremes(wide)
+    # XLA would multiply by the reciprocal of what is constant or broadcast, which is another number in a quarter of the
+    # cases, and on a tie another integer. So no divisor is such.
+    span = (high - low) / lax.optimization_barrier(jnp.full_like(low, 255))
+    steps = jnp.where(span == 0, 1.0, span)  # onnxruntime's choice for zeros
+    zeros = jnp.clip(jnp.round(-low / steps), 0, 255)
+    integers = jnp.clip(jnp.round(wide / (steps + 0 * wide)) + zeros, 0, 255) - 128
+    return integers.astype(jnp.int8), zeros.astype(jnp.int32) - 128, steps

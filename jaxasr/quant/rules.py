@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 Shape: TypeAlias = tuple[int, ...]
 Layer: TypeAlias = Literal["dense", "convolution", "depthwise", "embedding"]
-Activations: TypeAlias = Literal["float", "int8", "fake"]
+Activations: TypeAlias = Literal["float", "int8", "uint8", "fake"]
 Ranges: TypeAlias = Literal["token", "tensor"]
 FloatType: TypeAlias = Literal["float16", "bfloat16", "float32"]
 
@@ -32,9 +32,10 @@ class Rule:
     else a zero is stored beside each scale. `bounds`: what the ends of the integers stand for: the largest weight
     (`max`), a `percentile` of the weights, or the bound of least squared error (`search`). `scale_type`: of scales and
     zeros. `activations`: what weights are multiplied by: `float` dequantizes the weights; `int8` quantizes
-    activations to 8 bits and multiplies integers (dense layers and convolutions over time; others dequantize); `fake`
-    gives the values of `int8` in float arithmetic. `ranges`: activations that share a scale: those of one `token`
-    (frame), or of one utterance's `tensor`, of which padding is a part, so that a batch differs from its utterances.
+    activations to 8 bits and multiplies integers (dense layers and convolutions over time; others dequantize); `uint8`
+    does so with a zero beside each scale of activations, as ONNX's DynamicQuantizeLinear (dense layers; others
+    dequantize); `fake` gives the values of `int8` in float arithmetic. `ranges`: activations that share a scale: those
+    of one `token` (frame), or the whole `tensor` of one utterance, or of one chunk of a model that streams.
     """
 
     path: str
@@ -138,6 +139,57 @@ def layer_of(path: str, shape: Sequence[int]) -> Layer | None:
     if len(shape) == 2:
         return "dense"
     return "depthwise" if shape[-2] == 1 else "convolution"
+
+
+def stated_rules(weights: Mapping[str, tuple[Shape, Rule | None]]) -> tuple[Rule, ...]:
+    """Few rules that give every weight of a model its own: a rule of path `*` for any layer, None where it is a float.
+
+    `weights`: their shapes and rules by path. A pattern covers all below a module where these agree, the layers of a
+    stack together; a single weight has its path.
+    """
+    layers = {path: layer for path, (shape, _) in weights.items() if (layer := layer_of(path, shape)) is not None}
+    wanted = {path: weights[path][1] for path in layers}
+    alike: dict[str, set[Rule | None]] = {}
+    for path, rule in wanted.items():
+        alike.setdefault(_numberless(path), set()).add(rule)
+    shown = {path: _numberless(path) if len(alike[_numberless(path)]) == 1 else path for path in layers}
+    tree = {(shown[path], layers[path]): wanted[path] for path in layers}
+    for rules in (
+        tuple(_covering(tree, ())),
+        tuple(dataclasses.replace(rule, path=path) for (path, _), rule in tree.items() if rule is not None),
+    ):
+        config = QuantizationConfig(rules=rules)
+        found = {path: config.rule(path, weights[path][0]) for path in wanted}
+        if wanted == {path: rule and dataclasses.replace(rule, path="*", layer=None) for path, rule in found.items()}:
+            return rules
+    # A pattern reached a weight that it was not made for.
+    return tuple(dataclasses.replace(rule, path=path) for path, rule in wanted.items() if rule is not None)
+
+
+def _covering(tree: Mapping[tuple[str, Layer], Rule | None], prefix: tuple[str, ...]) -> Iterator[Rule]:
+    """The rules of weights by (path, layer), all of them below `prefix`."""
+    kinds: dict[Layer, set[Rule | None]] = {}
+    for (_, layer), rule in tree.items():
+        kinds.setdefault(layer, set()).add(rule)
+    if all(len(rules) == 1 for rules in kinds.values()):
+        agreed = {layer: next(iter(rules)) for layer, rules in kinds.items()}
+        pattern = next(iter(tree))[0] if len(tree) == 1 else ".".join((*prefix, "*"))
+        together = len(set(agreed.values())) == 1
+        for layer, rule in agreed.items():
+            if rule is not None:
+                yield dataclasses.replace(rule, path=pattern, layer=None if together else layer)
+            if together:
+                return
+        return
+    below: dict[str, dict[tuple[str, Layer], Rule | None]] = {}
+    for (path, layer), rule in tree.items():
+        below.setdefault(path.split(".")[len(prefix)], {})[path, layer] = rule
+    for name, inner in below.items():
+        yield from _covering(inner, (*prefix, name))
+
+
+def _numberless(path: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
 def default_rules(

@@ -27,7 +27,7 @@ from jaxasr.encoders.zipformer_layer import (
     swoosh_l,
     swoosh_r,
 )
-from jaxasr.layers.attention import relative_bias
+from jaxasr.layers.attention import attention_mask, relative_bias
 from random_modules import build
 
 CONFIG = LayerConfig(
@@ -92,6 +92,26 @@ def test_attention_weights(steps: int, cached: int) -> None:
         weights = module(x, table.astype(np.float32), mask)
     np.testing.assert_allclose(weights, expected, atol=1e-5)
     assert not np.asarray(weights)[1, ..., -2:].any()
+
+
+@pytest.mark.parametrize("steps", [3, 10], ids=["shorter than a chunk", "three chunks"])
+def test_stored_positions_are_those_of_the_matrix_where_the_mask_lets_through(steps: int) -> None:
+    """A table for chunks of 4 frames with 8 to their left: in whole utterances, and in a stream's steps."""
+    chunk, left = 4, 8
+    config = dataclasses.replace(CONFIG, causal=True, chunk=chunk)
+    by_matrix = build(AttentionWeights, config)
+    stored = build(AttentionWeights, dataclasses.replace(config, stored_positions=left + 2 * chunk - 1))
+    stored.in_proj = by_matrix.in_proj
+    of_a_chunk = compact_relative_positions(chunk, left, CONFIG.pos_dim)
+    stored.stored.embedding[...] = by_matrix.linear_pos(of_a_chunk)
+    x = random(0, 2, steps, 16)
+    mask = attention_mask(jnp.array([steps, 2]), steps, chunk, left)
+    whole = compact_relative_positions(steps, 0, CONFIG.pos_dim)
+    np.testing.assert_allclose(stored(x, whole, mask), by_matrix(x, whole, mask), rtol=1e-5, atol=1e-6)
+    cached, piece = random(1, 2, left, 8), random(2, 2, chunk, 16)
+    seen = jnp.ones((2, 1, 1, left + chunk), bool)
+    expected, found = (each.step(cached, piece, of_a_chunk, seen) for each in (by_matrix, stored))
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-6)
 
 
 def test_more_than_forty_seconds_attend_to_each_other() -> None:

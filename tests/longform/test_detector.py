@@ -12,13 +12,13 @@ import pytest
 import jaxasr
 from conftest import DATA
 from jaxasr import audio
+from jaxasr import detector as module
 from jaxasr.configs import named_configs
 from jaxasr.configuration import from_mapping, to_mapping
+from jaxasr.detector import Detector
 from jaxasr.detector_config import DetectorConfig, WindowConfig
 from jaxasr.errors import AudioError, ConfigError, ModelError
 from jaxasr.features.kaldi_config import KaldiConfig
-from jaxasr.longform import detector as module
-from jaxasr.longform.detector import Detector
 from jaxasr.store import read_config
 
 ATTENTION = read_config(named_configs()["librispeech_zipformer_medium"]).encoder

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from jaxasr.convert.formats.onnx.files import OnnxNode
+from jaxasr.convert.formats.quantized import QuantizedTensor
 
 # Operations on constants that are carried out; the others leave a value unknown.
 FOLDED = {
@@ -20,12 +21,14 @@ _FLOATS = {1: np.float32, 10: np.float16, 11: np.float64}
 class Constant:
     """A tensor known before the model runs. `sources`: the stored tensors that it comes from, by name.
 
-    `logarithm`: the constant whose exponential or softmax this one was seen to be.
+    `logarithm`: the constant whose exponential or softmax this one was seen to be. `quantized`: the integers that were
+    dequantized to `array`.
     """
 
     array: np.ndarray
     sources: frozenset[str]
     logarithm: Constant | None = None
+    quantized: QuantizedTensor | None = None
 
 
 def is_vector(constant: Constant) -> bool:

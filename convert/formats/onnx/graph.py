@@ -15,8 +15,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxasr.convert.formats.onnx.constants import FOLDED, Constant, dequantize, evaluate, flat, is_vector, logarithm
+from jaxasr.convert.formats.onnx.constants import FOLDED, Constant, evaluate, flat, is_vector, logarithm
 from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxNode, OnnxTensor
+from jaxasr.convert.formats.quantized import quantized_tensor
 from jaxasr.errors import CheckpointError
 
 # Operations whose further inputs are shapes, indices or bounds: how many of the first carry data. Default: all.
@@ -315,7 +316,7 @@ class _Tracer:
             if constant is not None and constant.array.dtype.kind == "f" and constant.array.size > 1:
                 return self._scale(node, value, constant)
             if value.product is not None and value.product.integers is not None and other.weight_scale is not None:
-                self._dequantize(value.product, other.weight_scale)
+                self._dequantize(value.product, other.weight_scale, multiplied=True)
                 return value
             if value.output is not None and constant is not None and constant.array.size == 1:
                 return _Value(last=value.last, output=value.output)  # queries are scaled before their heads are split
@@ -346,24 +347,25 @@ class _Tracer:
         if made is None or made.integers is None or len(inputs) < 2 or inputs[1].constant is None:
             return None
         made.integers = (made.integers[0], inputs[2].constant if len(inputs) > 2 else None)
-        self._dequantize(made, inputs[1].constant)
+        self._dequantize(made, inputs[1].constant, multiplied=False)
         return _Value(last=made)
 
-    def _dequantize(self, operation: Operation, scale: Constant) -> None:
-        """Replace the integers of an operation by (integer − zero point) · scale in float32."""
+    def _dequantize(self, operation: Operation, scale: Constant, *, multiplied: bool) -> None:
+        """Replace the integers of an operation by what they stand for, in float32; they stay beside it."""
         assert operation.integers is not None
         integers, zero_point = operation.integers
-        for constant in (scale, zero_point):
-            if constant is not None and constant.array.size not in (1, integers.array.shape[0]):
-                raise CheckpointError(
-                    f"{self.graph.path}: the scales of node '{operation.node[:80]}' do not fit its weight"
-                )
-        with np.errstate(all="ignore"):
-            array = dequantize(integers.array, scale.array, zero_point.array if zero_point else None)
+        try:
+            quantized = quantized_tensor(integers.array, scale.array, zero_point.array if zero_point else None)
+        except ValueError as fault:
+            raise CheckpointError(
+                f"{self.graph.path}: the weight of node '{operation.node[:80]}' cannot be dequantized: {fault}"
+            ) from None
+        quantized = dataclasses.replace(quantized, multiplied=multiplied)
         used = [integers, scale] + ([zero_point] if zero_point else [])
+        sources = frozenset().union(*(constant.sources for constant in used))
         ((name, _),) = [item for item in operation.parameters.items() if item[0] != "bias"]
-        operation.parameters[name] = Constant(array, frozenset().union(*(constant.sources for constant in used)))
-        operation.step = float(np.abs(scale.array).max(initial=0.0))
+        operation.parameters[name] = Constant(quantized.dequantize(), sources, quantized=quantized)
+        operation.step = float(quantized.scale.max(initial=0.0))
         operation.integers = None
 
     # What else must be remembered -------------------------------------------------------------------------------------

@@ -21,13 +21,14 @@ from conftest import DATA
 from fake_hub import FakeHub, serve
 from jaxasr import store
 from jaxasr.caches import cache_folder
+from jaxasr.configuration import from_mapping
 from jaxasr.convert.families import FAMILIES
 from jaxasr.convert.hub import names
 from jaxasr.convert.hub.downloads import choose_files, convert_once, download
 from jaxasr.convert.hub.names import Request, parse
-from jaxasr.convert.hub.published import MODELS, PublishedFile, PublishedModel
+from jaxasr.convert.hub.published import Pin, PublishedModel, published_models
 from jaxasr.convert.protocol import PRECISIONS
-from jaxasr.errors import DownloadError
+from jaxasr.errors import ConfigError, DownloadError
 
 REPOSITORY = "jaxasr-tests/tiny-zipformer"
 STEM = "epoch-99-avg-1"
@@ -74,15 +75,21 @@ def listed(
 ) -> PublishedModel:
     """Put the test repository into the table of published models, with hashes where `pin` says so."""
 
-    def entry(name: str) -> PublishedFile:
-        data = files[name]
-        return PublishedFile(name, len(data), hashlib.sha256(data).hexdigest() if pin else None)
-
     plain = [f"encoder-{STEM}.onnx", f"decoder-{STEM}.onnx", f"joiner-{STEM}.onnx", "tokens.txt"]
     quantized = [f"encoder-{STEM}.int8.onnx", f"decoder-{STEM}.int8.onnx", f"joiner-{STEM}.int8.onnx", "tokens.txt"]
-    precisions = {"float32": tuple(map(entry, plain)), "int8": tuple(map(entry, quantized))}
-    model = PublishedModel("tiny", REPOSITORY, commit, "Apache-2.0", "icefall", "a_config", precisions)
-    monkeypatch.setattr(names, "MODELS", (*MODELS, model))
+    listed = {*plain, *quantized}
+    model = PublishedModel(
+        name="tiny",
+        repository=REPOSITORY,
+        revision=commit,
+        licence="Apache-2.0",
+        family="icefall",
+        config="a_config",
+        precisions={"float32": tuple(plain), "int8": tuple(quantized)},
+        pinned={name: Pin(len(files[name]), hashlib.sha256(files[name]).hexdigest()) for name in listed if pin},
+    )
+    models = (*published_models(), model)
+    monkeypatch.setattr(names, "published_models", lambda: models)
     return model
 
 
@@ -104,35 +111,48 @@ def one_line(error: pytest.ExceptionInfo[DownloadError]) -> str:
 
 
 def test_table_is_well_formed() -> None:
-    taken = [name for model in MODELS for name in (model.name, model.repository)]
+    taken = [name for model in published_models() for name in {model.name, model.repository}]
     assert len(taken) == len(set(taken))
-    for model in MODELS:
+    for model in published_models():
         assert model.revision is None or re.fullmatch("[0-9a-f]{40}", model.revision), model.name
         assert model.family in FAMILIES, model.name
-        assert set(model.files) <= set(PRECISIONS) and "float32" in model.files, model.name
-        for files in model.files.values():
-            assert files[-1].path.endswith("tokens.txt")
-            for file in files:
-                assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256), file
-                assert file.sha256 is None or model.revision or file.path.endswith("tokens.txt"), (
-                    "a hash needs a commit"
-                )
+        assert set(model.precisions) <= set(PRECISIONS) and "float32" in model.precisions, model.name
+        for path, pin in model.pinned.items():
+            assert pin.sha256 is not None and re.fullmatch("[0-9a-f]{64}", pin.sha256), (model.name, path)
+            assert model.revision or path.endswith("tokens.txt"), "a hash needs a commit"
 
 
 def test_table_agrees_with_the_rule_for_unlisted_repositories() -> None:
-    for model in MODELS:
-        everything = {file.path for files in model.files.values() for file in files}
-        for precision, files in model.files.items():
+    for model in published_models():
+        everything = {path for files in model.precisions.values() for path in files}
+        for precision, files in model.precisions.items():
             request = Request(model.name, model.repository, model.revision, precision, None)
             chosen = [str(path) for path in choose_files(everything, request)]
-            assert chosen == [file.path for file in files], (model.name, precision)
+            assert chosen == list(files), (model.name, precision)
+
+
+def test_a_pin_belongs_to_a_file() -> None:
+    with pytest.raises(ConfigError, match="row.yaml: pinned: other is in no precision"):
+        from_mapping(
+            PublishedModel,
+            {
+                "name": "row",
+                "repository": "org/row",
+                "licence": "not stated",
+                "family": "icefall",
+                "precisions": {"float32": ["one"]},
+                "pinned": {"other": {"size": 3}},
+            },
+            "row.yaml",
+        )
 
 
 def test_reazonspeech_is_pinned_to_the_last_byte() -> None:
-    (model,) = [model for model in MODELS if model.name == "reazonspeech-k2-v2"]
+    (model,) = [model for model in published_models() if model.name == "reazonspeech-k2-v2"]
     assert model.repository == "reazon-research/reazonspeech-k2-v2" and model.licence == "Apache-2.0"
-    assert set(model.files) == set(PRECISIONS) and model.revision
-    assert all(file.sha256 and file.size for files in model.files.values() for file in files)
+    assert set(model.precisions) == set(PRECISIONS) and model.revision
+    paths = {path for files in model.precisions.values() for path in files}
+    assert all(model.pin(path).size and model.pin(path).sha256 for path in paths)
 
 
 # Downloading

@@ -1,0 +1,40 @@
+"""onnxruntime on the encoder (and CTC head) that NeMo exports; on random frames, since its speed hangs on none."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from turns import take_turns, use_cores
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("folder", type=Path, help="what nemo_models.py made")
+parser.add_argument("--threads", type=int, required=True)
+parser.add_argument("--clips", type=int, required=True)
+parser.add_argument("--seconds", type=float, required=True)
+options = parser.parse_args()
+use_cores(options.threads)
+
+import numpy as np  # noqa: E402
+import onnxruntime  # noqa: E402
+
+settings = onnxruntime.SessionOptions()
+settings.intra_op_num_threads = options.threads
+settings.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession(
+    str(options.folder / "encoder.onnx"), settings, providers=["CPUExecutionProvider"]
+)
+signal, length = session.get_inputs()
+frames = round(100 * options.seconds)
+inputs = {
+    signal.name: np.random.default_rng(0).standard_normal((options.clips, signal.shape[1], frames), np.float32),
+    length.name: np.full(options.clips, frames, np.int64),
+}
+
+
+def run() -> Any:
+    return {"frames": max(session.run(None, inputs)[0].shape[1:])}
+
+
+take_turns(lambda: run() | {"version": onnxruntime.__version__}, run)
