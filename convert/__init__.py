@@ -44,7 +44,8 @@ def convert_checkpoint(
     `config`: a name of configs/, a yaml file of ours, or the training recipe's own arguments; derived by default.
     `precision`: which of a folder's files to prefer, "float32" (default), "int8" or "int8-fp32". With the latter two
         integers stay integers; by default files that hold such are dequantized.
-    `floats`: with them, the type of all that is no integer, "float16" (default), "bfloat16" or "float32".
+    `floats`: with them, the type of all that is no integer: "float16", "bfloat16" or "float32"; by default float16, and
+        float32 in the encoder, where it is little and more precision keeps integers as they were.
     `average`: further training checkpoints to average `source` with.
     `chunk_seconds`: chunk of a model that streams, infinity for none; by default the first of those trained with.
     `left_context_seconds`: what a chunk sees of the past, infinity for all of it; by default as trained.
@@ -69,7 +70,7 @@ def convert_checkpoint(
         name=_model_name(Path(source)),
         tokens=None if tokens is None else Path(tokens),
         precision=precision,
-        floats=floats or Options.floats,
+        floats=floats,
         average=tuple(map(Path, average)),
         chunk_seconds=chunk_seconds,
         left_context_seconds=left_context_seconds,
@@ -84,7 +85,9 @@ def convert_checkpoint(
         origin=origin,
         licence=licence,
     )
-    store.save(target, converted.config, parameters(converted), converted.tokens, card, overwrite=overwrite)
+    store.save(
+        target, converted.config, parameters(converted, options.floats), converted.tokens, card, overwrite=overwrite
+    )
     return card
 
 

@@ -60,9 +60,9 @@ class Options:
     first that fits is taken if `tokens` does not. `config`: a whole configuration, which then is not derived.
     `recipe`: the publisher's own arguments, as their yaml file holds them. `config_file`: where `config` or `recipe`
     stands. `precision`: one of PRECISIONS; `integers`: whether what files hold as integers stays so, beside floats of
-    the type `floats`. `average`: further training checkpoints to average with. `chunk_seconds`,
-    `left_context_seconds`: of models that stream; infinity for no chunks and for unlimited context. `family`: a name of
-    FAMILIES, the only one to be asked.
+    the type `floats` (None: 16 bits where that changes little). `average`: further training checkpoints to average
+    with. `chunk_seconds`, `left_context_seconds`: of models that stream; infinity for no chunks and for unlimited
+    context. `family`: a name of FAMILIES, the only one to be asked.
     """
 
     name: str = ""
@@ -72,7 +72,7 @@ class Options:
     recipe: Mapping[str, Any] | None = None
     config_file: Path | None = None
     precision: str | None = None
-    floats: FloatType = "float16"
+    floats: FloatType | None = None
     average: tuple[Path, ...] = ()
     chunk_seconds: float | None = None
     left_context_seconds: float | None = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxasr.compression.post_training import EXACT, narrowed
 from jaxasr.convert.formats.mapped import release
 from jaxasr.convert.formats.quantized import QuantizedTensor
 from jaxasr.convert.mapping import FAULTS_SHOWN
@@ -16,6 +17,11 @@ from jaxasr.errors import CheckpointError, listing
 from jaxasr.model_config import ModelConfig
 from jaxasr.quant.rules import FloatType, QuantizationConfig, Rule, layer_of, stated_rules
 
+# Floats that stay float32 unless another type is asked for. In the encoder they are few, and what they make is rounded
+# to integers again and again: the least change of them makes another of its roundings, and so another noise.
+NARROW: FloatType = "float16"
+EXACT_BY_DEFAULT = (*EXACT, "encoder.")
+
 if TYPE_CHECKING:
     import jax
 
@@ -23,11 +29,14 @@ if TYPE_CHECKING:
 
 
 def with_integers(
-    config: ModelConfig, arrays: Mapping[str, np.ndarray], quantized: Mapping[str, QuantizedTensor], floats: FloatType
+    config: ModelConfig,
+    arrays: Mapping[str, np.ndarray],
+    quantized: Mapping[str, QuantizedTensor],
+    floats: FloatType | None,
 ) -> ModelConfig:
     """The configuration of a model of these arrays, some of which stay the integers that they were.
 
-    `quantized`: those, by the path of the parameter. `floats`: the type in which all others are stored.
+    `quantized`: those, by the path of the parameter. `floats`: as `parameters` takes it.
     """
     stray = [path for path, tensor in quantized.items() if layer_of(path, tensor.shape) is None]
     if stray:
@@ -36,13 +45,15 @@ def with_integers(
         path: (array.shape, _rule(path, quantized[path]) if path in quantized else None)
         for path, array in arrays.items()
     }
-    rules = QuantizationConfig(rules=stated_rules(weights), floats=floats)
+    rules = QuantizationConfig(rules=stated_rules(weights), floats=floats or NARROW)
     return dataclasses.replace(config, quantization=rules)
 
 
-def parameters(converted: Converted) -> dict[str, Any]:
-    """The nested parameters of a converted model, on the device; its dictionaries of arrays are emptied."""
-    from jaxasr.compression.post_training import EXACT, narrowed
+def parameters(converted: Converted, floats: FloatType | None = None) -> dict[str, Any]:
+    """The nested parameters of a converted model, on the device; its dictionaries of arrays are emptied.
+
+    `floats`: the type of floats beside integers; None for 16 bits outside of what must stay `EXACT_BY_DEFAULT`.
+    """
     from jaxasr.store import unflatten
 
     arrays, quantized = converted.arrays, converted.quantized
@@ -53,7 +64,7 @@ def parameters(converted: Converted) -> dict[str, Any]:
         array = arrays.pop(path)
         if path in quantized and rules is not None:
             leaves[path] = _integers_on_device(path, quantized.pop(path), rules)
-        elif rules is not None and not path.startswith(EXACT):
+        elif rules is not None and not path.startswith(EXACT if floats is not None else EXACT_BY_DEFAULT):
             leaves[path] = _on_device(narrowed(array.astype(np.float32, copy=False), rules.floats))
         else:
             leaves[path] = _on_device(array.astype(np.float32, copy=False))

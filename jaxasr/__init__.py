@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from jaxasr.process import configure_process as configure_process
     from jaxasr.quantizing import quantize as quantize
     from jaxasr.recognizer import Recognizer as Recognizer
+    from jaxasr.streaming import Stream as Stream
+    from jaxasr.streaming import Streams as Streams
     from jaxasr.training.train import train as train
     from jaxasr.transcripts import Failure as Failure
     from jaxasr.transcripts import Segment as Segment
@@ -26,6 +28,8 @@ _HOME = {
     "load_model": "jaxasr.loading",
     "load_detector": "jaxasr.loading",
     "Recognizer": "jaxasr.recognizer",
+    "Stream": "jaxasr.streaming",
+    "Streams": "jaxasr.streaming",
     "Transcript": "jaxasr.transcripts",
     "Segment": "jaxasr.transcripts",
     "Word": "jaxasr.transcripts",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,19 @@ from flax import nnx, traverse_util
 from jax.typing import DTypeLike
 
 from jaxasr.detector_config import DetectorConfig
-from jaxasr.encoders import ENCODERS, ChunkedEncoderConfig
-from jaxasr.features import FEATURES
+from jaxasr.encoders import ENCODERS, ChunkedEncoderConfig, StreamingEncoder
+from jaxasr.features import FEATURES, StreamingFeatures
 from jaxasr.heads.classifier import Classifier
 from jaxasr.heads.ctc import CTC
 from jaxasr.heads.parallel import Parallel
 from jaxasr.heads.transducer import Transducer
 from jaxasr.model_config import ModelConfig, Parameters
+from jaxasr.pieces import Piece
 from jaxasr.quant.ranges import ranges_over
 from jaxasr.quant.tree import abstract_tree
 from jaxasr.search import SEARCHES, SearchConfig, searched_head
 from jaxasr.search.hypotheses import Hypotheses
-from jaxasr.search.protocols import search_whole
+from jaxasr.search.protocols import StreamingSearch, search_whole
 
 
 class Model(nnx.Module):
@@ -71,6 +72,33 @@ class Model(nnx.Module):
         encoder = self.config.encoder
         with ranges_over(lengths, encoder.encoded_chunk if isinstance(encoder, ChunkedEncoderConfig) else None):
             return search_whole(made, encoded, lengths)
+
+    def initial_state(self, batch: int, search: StreamingSearch[Any], room: int, dtype: DTypeLike) -> Any:
+        """The state of streams of which nothing has been heard: a pytree of arrays, the batch axis first.
+
+        `room`: encoded frames for whose tokens the search has room while they are not settled. `dtype` is the type of
+        the activations inside the encoder. Models that `pieces.Cuts` takes only, as for `step`.
+        """
+        encoder = cast(StreamingEncoder, self.encoder)
+        return {"encoder": encoder.initial_state(batch, jnp.dtype(dtype)), "search": search.start(batch, room)}
+
+    def step(
+        self, state: Any, piece: Piece, search: StreamingSearch[Any], dtype: DTypeLike
+    ) -> tuple[Any, Hypotheses, Hypotheses]:
+        """One step of every row's stream -> the state, the tokens that are settled by it, and the others, best first.
+
+        The hypotheses of what is not settled go on from what is. Piece by piece they say what `encode` and `search` say
+        of the whole.
+        """
+        features, encoder = cast(StreamingFeatures, self.features), cast(StreamingEncoder, self.encoder)
+        samples, begin, end, first, stop, counted, final = (jnp.asarray(leaf) for leaf in piece)
+        frames = features.piece(samples, begin, end)
+        index = jnp.arange(frames.shape[1])
+        exists = (index >= first[:, None]) & (index < stop[:, None])
+        frames = jnp.where(exists[..., None], frames, 0).astype(dtype)
+        heard, encoded = encoder.step(state["encoder"], frames, stop, final)
+        searched, settled = search.advance(state["search"], encoded, counted, final)
+        return {"encoder": heard, "search": searched}, settled, search.finish(searched)
 
 
 class SpeechDetector(nnx.Module):

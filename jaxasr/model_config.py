@@ -70,8 +70,9 @@ class ModelConfig:
         if not self.heads:
             raise ValueError("a model needs a transducer, a ctc or a parallel head")
         require_fit(self.features, self.encoder.input_dim, SAMPLE_RATE)
-        if self.parallel is not None and self.parallel.chunks != getattr(self.encoder, "chunks", None):
-            raise ValueError("the encoder's chunks and those of the parallel head differ")
+        for name in ("chunks", "window"):
+            if self.parallel is not None and getattr(self.parallel, name) != getattr(self.encoder, name, None):
+                raise ValueError(f"{name}: the encoder's and the parallel head's differ")
         if len({head.vocabulary_size for head in self.heads.values()}) > 1:
             sizes = ", ".join(f"{role} {head.vocabulary_size}" for role, head in self.heads.items())
             raise ValueError(f"the heads share one token table, but their vocabularies differ: {sizes}")

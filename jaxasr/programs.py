@@ -9,7 +9,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from jaxasr.model import AbstractModel
 
 Shape = tuple[int, int]  # rows, samples
+Step = Callable[..., Any]  # (state, *rows, blank_penalty=) -> rows
+Rows = TypeVar("Rows")
 
 COMPILED_AT_ONCE = 2  # XLA's passes over a program take one core, its code generation all of them
 QUIET_SECONDS = 1.0  # for which parameters may be read before it is told
@@ -74,6 +76,7 @@ class Programs:
         self.devices = list(devices) if devices is not None else jax.local_devices()
         self.config = config
         self.compiled: dict[Shape, jax.stages.Compiled] = {}
+        self._steps: dict[int, jax.stages.Compiled] = {}
         mesh = Mesh(np.array(self.devices), ("batch",))
         self._mesh = mesh
         self._everywhere = NamedSharding(mesh, PartitionSpec())
@@ -218,23 +221,15 @@ class Programs:
 
     def _lower(self, rows: int, samples: int, anew: Callable[[], None]) -> jax.stages.Lowered:
         """`anew`: called where no earlier process has made the program."""
-        by_row = PartitionSpec("batch")
 
         def trace() -> tuple[Callable[..., Hypotheses], tuple[object, ...]]:
-            mapped = jax.shard_map(
-                self._recognize,
-                mesh=self._mesh,
-                in_specs=(PartitionSpec(), by_row, by_row, PartitionSpec()),
-                out_specs=by_row,
-                check_vma=False,
-            )
             arguments = (
                 self.abstract_params(),
                 jax.ShapeDtypeStruct((rows, samples), jnp.float32, sharding=self._by_row),
                 jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=self._by_row),
                 jax.ShapeDtypeStruct((), jnp.float32, sharding=self._everywhere),
             )
-            return mapped, arguments
+            return self._over_rows(self.recognize, 2), arguments
 
         return exported.lower(*self._made_from(rows, samples), trace, anew)
 
@@ -243,6 +238,53 @@ class Programs:
         config = dataclasses.replace(self.config, search=self.search)
         types = [str(self.policy.weights), str(self.policy.activations)]
         return config, {"types": types, "shape": [rows, samples]}, self._mesh
+
+    def compile_step(self, slots: int, step: Callable[..., Any], rows: tuple[Any, ...]) -> Step:
+        """The program of `step`(params, *rows, blank_penalty), whose results are rows again: made once for these slots.
+
+        `rows`: trees of shapes whose first axis is divided among the devices; those of the first are overwritten.
+        Unlike recognition it is traced in each process, but compiled once for a machine.
+        """
+        check_process()
+        with self._lock:
+            if slots not in self._steps:
+                wait = Wait("compiling for streams: once for this machine")
+                wait.note(awaited=True, long=True)
+                try:
+                    with programs_kept(), usual_settings():
+                        placed = jax.tree.map(
+                            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._by_row), rows
+                        )
+                        penalty = jax.ShapeDtypeStruct((), jnp.float32, sharding=self._everywhere)
+                        program = jax.jit(self._over_rows(step, len(rows)), donate_argnums=1)
+                        lowered = program.lower(self.abstract_params(), *placed, penalty)
+                        self._steps[slots] = lowered.compile()
+                finally:
+                    wait.end()
+            compiled = self._steps[slots]
+
+        def run(state: Any, *others: Any, blank_penalty: float) -> Any:
+            with usual_settings():
+                return compiled(self.params, state, *self.put_rows(others), np.float32(blank_penalty))
+
+        return run
+
+    def put_rows(self, rows: Rows) -> Rows:
+        """Arrays whose first axis is divided among the devices, put there."""
+        with usual_settings():
+            put: Rows = jax.device_put(rows, self._by_row)
+        return put
+
+    def _over_rows(self, function: Callable[..., Any], rows: int) -> Callable[..., Any]:
+        """A function of parameters, `rows` trees with rows and a number, on each device with its share of the rows."""
+        by_row = PartitionSpec("batch")
+        return jax.shard_map(
+            function,
+            mesh=self._mesh,
+            in_specs=(PartitionSpec(), *[by_row] * rows, PartitionSpec()),
+            out_specs=by_row,
+            check_vma=False,
+        )
 
     def close(self) -> None:
         """Wait until the parameters have been read, then let go of them and of the programs. May be called again."""
@@ -254,7 +296,7 @@ class Programs:
             for _ in range(COMPILED_AT_ONCE):
                 stack.enter_context(self._compiling)
             self._params = self._given = self._source = None
-            self.compiled = {}
+            self.compiled, self._steps = {}, {}
 
     def __reduce__(self) -> tuple[Callable[..., Programs], tuple[object, ...]]:
         params: Parameters | Callable[[], Parameters] | None = self._source if _pickles(self._source) else None
@@ -264,9 +306,10 @@ class Programs:
         devices = [(device.platform, device.id) for device in self.devices] if self._chosen else None
         return _remake, (self.config, params, self.search, self.policy.weights.name, devices)
 
-    def _recognize(
+    def recognize(
         self, params: Parameters, waveforms: jax.Array, lengths: jax.Array, blank_penalty: jax.Array
     ) -> Hypotheses:
+        """What a program computes, to be traced: parameters in the policy's types, waveforms (B, S), lengths (B,)."""
         model = self.abstract_model.fill(params)
         encoded, encoded_lengths = model.encode(waveforms, lengths, self.policy.activations)
         return model.search(encoded, encoded_lengths, self.search, blank_penalty)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import logging
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -25,7 +24,8 @@ from jaxasr.planner import COSTS, Planner, Shape, ladder
 from jaxasr.programs import Programs
 from jaxasr.reading import Clip, Item
 from jaxasr.search.hypotheses import Hypotheses
-from jaxasr.text import SPELLINGS
+from jaxasr.spoken import Speller, Spoken
+from jaxasr.streaming import Stream, Streams
 from jaxasr.text.tokens import TokenTable
 from jaxasr.transcripts import Failure, Transcript
 
@@ -48,16 +48,6 @@ MOST_COMPILED = 32
 Progress = Callable[[float, float], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Spoken:
-    """What a window's best hypothesis says: ids, log-probabilities, times and durations (s, in the clip), each (L,)."""
-
-    ids: np.ndarray
-    times: np.ndarray
-    durations: np.ndarray
-    log_probs: np.ndarray
-
-
 class _Hearing:
     """A transcript while its recording is cut and heard: `spoken` by the first sample of each of its `pieces`."""
 
@@ -65,7 +55,7 @@ class _Hearing:
         self.name, self.channel = name, channel
         self._cutter = cutter
         self.samples = self.pieces = 0
-        self.spoken: dict[int, _Spoken] = {}
+        self.spoken: dict[int, Spoken] = {}
         self.ended = False
 
     @property
@@ -148,8 +138,7 @@ class Recognizer:
         self.shortest_seconds = shortest_seconds
         self.blank_penalty = float(blank_penalty)
         self._parameters, self._vad = parameters, vad
-        self._spell = SPELLINGS.make(config.spelling(chosen))
-        self._durations = config.predicts_durations(chosen)
+        self._speller = Speller(config, tokens, chosen)
 
     @property
     def model(self) -> Model:
@@ -253,6 +242,20 @@ class Recognizer:
     def clip_seconds(self, samples: int) -> float:
         """The longest clip that programs of so many samples take."""
         return (samples - sum(self.silence)) / SAMPLE_RATE
+
+    def stream(self) -> Stream:
+        """A stream of its own: `feed` it samples as they come, look at its `partial`, and `finish` it.
+
+        Raises ConfigError where the model cannot take a stream. Of many streams at once `streams` is faster.
+        """
+        return self.streams(1).open()
+
+    def streams(self, slots: int) -> Streams:
+        """Room for so many streams at a time, which one compiled program takes a step of together.
+
+        Raises ConfigError where the model, or its search, cannot take a stream.
+        """
+        return Streams(self.programs, self._speller, slots=slots, blank_penalty=self.blank_penalty)
 
     def close(self) -> None:
         """Let go of parameters and programs, after the parameters have been read; nothing can be transcribed then.
@@ -437,25 +440,10 @@ class Recognizer:
                     "take float32 or bfloat16 as dtype"
                 )
             hearing, piece = pieces[window.clip]
-            count, start = lengths[row], piece.start / SAMPLE_RATE
-            offset = start - self.config.audio.silence_before
-            times = np.maximum(frames[row, :count] * self.config.seconds_per_frame + offset, start)
-            lasting = durations[row, :count] * self.config.seconds_per_frame
-            hearing.spoken[piece.start] = _Spoken(ids[row, :count], times, lasting, log_probs[row, :count])
+            best = [each[row, : lengths[row]] for each in (ids, frames, durations, log_probs)]
+            hearing.spoken[piece.start] = self._speller.spoken(best, piece.start / SAMPLE_RATE)
 
     def _transcript(self, hearing: _Hearing) -> Transcript:
         parts = [hearing.spoken[start] for start in sorted(hearing.spoken)]
-        ids = [int(i) for part in parts for i in part.ids]
-        lasting = [round(float(each), 4) for part in parts for each in part.durations] if self._durations else []
-        text, tokens = self._spell([self.tokens[i] for i in ids], self.tokens.byte_coding)
-        return Transcript(
-            audio=hearing.name,
-            duration=hearing.samples / SAMPLE_RATE,
-            text=text,
-            tokens=tokens,
-            token_ids=ids,
-            timestamps=[round(float(time), 4) for part in parts for time in part.times],
-            durations=lasting,
-            log_probs=[float(log_prob) for part in parts for log_prob in part.log_probs],
-            channel=hearing.channel,
-        )
+        duration = hearing.samples / SAMPLE_RATE
+        return self._speller.transcript(parts, audio=hearing.name, duration=duration, channel=hearing.channel)

@@ -26,6 +26,7 @@ from jaxasr.search.parallel import ParallelSearch
 from jaxasr.search.protocols import search_whole
 from jaxasr.text.funasr import FunasrConfig, FunasrSpelling
 from jaxasr.text.tokens import TokenTable
+from jaxasr.training.parallel import parallel_loss, text_loss, with_end
 
 PLAIN, SECOND = "paraformer-tiny", "paraformer-bicif-tiny"
 CLIPS = ("digits_a", "espeak_sentence", "funasr-zh", "noise", "near_silence", "short", "funasr-short")
@@ -282,6 +283,47 @@ def test_an_utterance_in_pieces_gives_the_same_hypotheses(paraformers: Paraforme
     pieces, whole = run(golden.params)
     assert emitted(pieces)[:2] == emitted(whole)[:2]
     np.testing.assert_allclose(pieces.score, whole.score, rtol=1e-5)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0, 0.75])
+def test_losses(paraformers: Paraformers, ratio: float) -> None:
+    """The loss of the batch, without and with the sampler, whose permutations are given; and what it is made of."""
+    golden = paraformers(PLAIN)
+    stored, made = read_arrays(golden.folder / "batch.npz"), read_arrays(golden.folder / "loss.npz")
+    wanted = json.loads((golden.folder / "loss.json").read_text(encoding="utf-8"))
+    expected = wanted[f"sampling_ratio_{ratio}"]
+    labels, label_lengths = padded([np.array(target)[:, None] for target in wanted["targets"]], 9)
+    order = np.full((len(BATCH), 10), 10, np.int32)
+    for row, permutation in enumerate(expected.get("randperms_in_call_order", [])):
+        order[row, permutation] = np.arange(len(permutation))
+
+    @quick_jit
+    def run(params: dict[str, Any]) -> Any:
+        head, lengths = golden.bind(params, padding="publisher").parallel, jnp.asarray(stored["enc_len"], jnp.int32)
+        texts = labels[..., 0].astype(np.int32)
+        options: Any = {"smoothing": 0.1, "sampled": ratio, "order": order if ratio else None}
+        fired, total = head.fire_known(stored["enc_out"], lengths, label_lengths + 1, 10)
+        whole = parallel_loss(head, stored["enc_out"], lengths, texts, label_lengths, **options)
+        # The weights of the last row add up to 2.9999997 there, so that FunASR's third vector is zeros.
+        lost = fired._replace(vectors=fired.vectors.at[3, 2].set(0.0))
+        texts, _ = with_end(jnp.asarray(texts), label_lengths, head.config.end_id)
+        loss = text_loss(head, lost, stored["enc_out"], lengths, texts, **options)
+        return loss, whole, lost, total, head.decode(lost, stored["enc_out"], lengths)
+
+    loss, whole, fired, total, logits = run(golden.params)
+    counts = label_lengths + 1
+    assert counts.sum() == expected["weight"]
+    assert loss.sum() / counts.sum() == pytest.approx(expected["loss_att"], rel=1e-5)
+    assert np.abs(total - counts).sum() / counts.sum() == pytest.approx(expected["loss_pre"], rel=1e-5)
+    np.testing.assert_allclose(whole[:3], (loss + np.abs(total - counts))[:3], rtol=1e-5)
+    assert off(total, made["token_num"]) <= WEIGHTS * 10
+    assert off(fired.weights, made["alphas_scaled"]) <= WEIGHTS
+    for row, count in enumerate(counts):
+        assert off(fired.vectors[row, :count], made["acoustic_embeds"][row, :count]) <= VECTORS
+        assert off(logits[row, :count], made["logits"][row, :count]) <= LOGITS
 
 
 # --- the streaming model over whole utterances ------------------------------------------------------------------------

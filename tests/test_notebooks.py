@@ -18,6 +18,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import jaxasr
 from golden_models import Golden
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +49,7 @@ def definitions(path: Path) -> dict[str, Any]:
 
 def test_the_notebooks_install_alike() -> None:
     cells = {path.stem: install_cell(path).partition('\nif "google.colab"')[0] for path in NOTEBOOKS}
-    assert cells["quickstart"] == cells["training"].replace("notebooks,train", "notebooks")
+    assert cells["quickstart"] == cells["training"].replace("notebooks,train", "notebooks") == cells["streaming"]
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert {"notebooks", "train", "cuda12", "cuda13", "tpu"} <= extras.keys()
 
@@ -101,6 +102,20 @@ def test_quickstart(bundled: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "JAX " in printed and "zipformer" in printed and printed.count("%") > 10
     (picture,) = pictures
     assert len(picture) > 20_000  # an empty pair of axes is a few thousand bytes
+
+
+@pytest.mark.slow
+def test_streaming(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that draws the weights of its predictor as well."""
+    directory = tmp_path / "model"
+    jaxasr.convert_checkpoint(shared / "golden" / "paraformer-online-tiny", directory)
+    monkeypatch.setenv("JAXASR_NOTEBOOK_MODEL", str(directory))
+    monkeypatch.setenv("JAXASR_NOTEBOOK_AUDIO", str(shared / "golden" / "audio" / "espeak_sentence.wav"))
+    pictures, printed = _executed("streaming", tmp_path)
+    partials = [line for line in printed.splitlines() if " s  " in line]
+    assert len(partials) > 2 and "   end    " in printed
+    (picture,) = pictures
+    assert len(picture) > 20_000
 
 
 @pytest.mark.slow

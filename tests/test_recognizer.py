@@ -166,8 +166,8 @@ def test_results_of_a_group_come_when_their_batch_is_done(
     single = bundled.recognizer(batch_seconds=2.0)
     single.programs = recognizer.programs
     done = []
-    best = single._best
-    monkeypatch.setattr(single, "_best", lambda *batch: done.append(batch[0]) or best(*batch))
+    keep = single._keep_best
+    monkeypatch.setattr(single, "_keep_best", lambda *batch: done.append(batch[0]) or keep(*batch))
     results = single.transcribe([clips[-1], "no such file", clips[2], clips[1], clips[0]], on_error="yield")
     counts = [len(done) for _ in results]
     assert counts == [0, 0, 1, 2, 3]

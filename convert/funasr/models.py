@@ -62,10 +62,11 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     try:
         features = network.features_config(found)
         chunks = network.choose_chunks(found, features.frame_seconds, options.chunk_seconds)
-        head = network.head_config(found, tensors, chunks)
+        window = network.choose_window(found, features.frame_seconds, options.chunk_seconds)
+        head = network.head_config(found, tensors, chunks, window)
         config = options.config or ModelConfig(
             name=options.name,
-            encoder=network.encoder_config(found, features.output_dim, chunks),
+            encoder=network.encoder_config(found, features.output_dim, chunks, window),
             features=features,
             text=FunasrConfig(),
             parallel=head,

@@ -16,6 +16,7 @@ from jaxasr.features.kaldi_config import KaldiConfig
 from jaxasr.features.lfr_config import LfrConfig
 from jaxasr.heads.parallel_config import CIFConfig, ParallelConfig, PeaksConfig
 from jaxasr.layers.overlapped import Overlapped
+from jaxasr.layers.sliding import Sliding
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
@@ -148,8 +149,13 @@ def features_config(settings: Mapping[str, Any]) -> LfrConfig:
     )
 
 
-def encoder_config(settings: Mapping[str, Any], input_dim: int, chunks: Overlapped | None) -> SanmConfig:
-    """encoder_conf as our configuration, for features of `input_dim` values; `chunks` as `choose_chunks` gives them."""
+def encoder_config(
+    settings: Mapping[str, Any], input_dim: int, chunks: Overlapped | None, window: Sliding | None
+) -> SanmConfig:
+    """encoder_conf as our configuration, for features of `input_dim` values.
+
+    `chunks` and `window` as `choose_chunks` and `choose_window` give them.
+    """
     given = _encoder_options(settings)
     _refuse_variants("encoder_conf", given)
     layer = "pe_online" if isinstance(given, funasr.ChunkedEncoderOptions) else "pe"
@@ -167,6 +173,7 @@ def encoder_config(settings: Mapping[str, Any], input_dim: int, chunks: Overlapp
         shift=given.sanm_shfit,
         input_dim=input_dim,
         chunks=chunks,
+        window=window,
     )
 
 
@@ -183,26 +190,51 @@ def choose_chunks(settings: Mapping[str, Any], frame_seconds: float, seconds: fl
         return None
     if seconds == math.inf:
         return None
-    kinds = [round(stride * frame_seconds, 4) for stride in given.stride]
-    if seconds is not None and seconds not in kinds:
-        raise ConfigError(f"chunk_seconds {seconds:g} is none of {', '.join(f'{kind:g}' for kind in kinds)} and inf")
-    kind = 0 if seconds is None else kinds.index(seconds)
-
-    def of_kind(name: str) -> int:
-        values: tuple[int, ...] = getattr(given, name)
-        if not values:
-            raise funasr.refuse("encoder_conf", name, values, "a value for each kind of chunk is needed")
-        return values[kind] if kind < len(values) else values[0]
-
-    if of_kind("pad_left"):
+    kind = 0 if seconds is None else _kind(given, frame_seconds, seconds)
+    if _of_kind(given, "pad_left", kind):
         raise funasr.refuse("encoder_conf", "pad_left", given.pad_left, "chunks begin with new frames here")
     return Overlapped(
-        size=of_kind("chunk_size"),
-        stride=of_kind("stride"),
+        size=_of_kind(given, "chunk_size", kind),
+        stride=_of_kind(given, "stride", kind),
         gap=(given.kernel_size - 1) // 2,
-        encoder_look_back=of_kind("encoder_att_look_back_factor"),
-        decoder_look_back=of_kind("decoder_att_look_back_factor"),
+        encoder_look_back=_of_kind(given, "encoder_att_look_back_factor", kind),
+        decoder_look_back=_of_kind(given, "decoder_att_look_back_factor", kind),
     )
+
+
+def choose_window(settings: Mapping[str, Any], frame_seconds: float, seconds: float | None) -> Sliding | None:
+    """The window in which a streaming model takes streams; None for a model that takes none.
+
+    `seconds`: as `choose_chunks` takes them. By default it is the longest kind, which is that of the model cards.
+    """
+    given = _encoder_options(settings)
+    if not isinstance(given, funasr.ChunkedEncoderOptions):
+        return None
+    longest = max(range(len(given.stride)), key=lambda kind: given.stride[kind])
+    kind = longest if seconds in (None, math.inf) else _kind(given, frame_seconds, seconds)
+    current = _of_kind(given, "stride", kind)
+    return Sliding(
+        current=current,
+        ahead=_of_kind(given, "chunk_size", kind) - current,
+        encoder_look_back=_of_kind(given, "encoder_att_look_back_factor", kind),
+        decoder_look_back=_of_kind(given, "decoder_att_look_back_factor", kind),
+    )
+
+
+def _kind(given: funasr.ChunkedEncoderOptions, frame_seconds: float, seconds: float) -> int:
+    """Which of the kinds of chunks has so much new sound. ConfigError where none has."""
+    kinds = [round(stride * frame_seconds, 4) for stride in given.stride]
+    if seconds not in kinds:
+        raise ConfigError(f"chunk_seconds {seconds:g} is none of {', '.join(f'{kind:g}' for kind in kinds)} and inf")
+    return kinds.index(seconds)
+
+
+def _of_kind(given: funasr.ChunkedEncoderOptions, name: str, kind: int) -> int:
+    """A value of this kind of chunks: the first one's where the option has none for it."""
+    values: tuple[int, ...] = getattr(given, name)
+    if not values:
+        raise funasr.refuse("encoder_conf", name, values, "a value for each kind of chunk is needed")
+    return values[kind] if kind < len(values) else values[0]
 
 
 def _encoder_options(settings: Mapping[str, Any]) -> funasr.EncoderOptions:
@@ -212,7 +244,10 @@ def _encoder_options(settings: Mapping[str, Any]) -> funasr.EncoderOptions:
 
 
 def head_config(
-    settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], chunks: Overlapped | None
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    chunks: Overlapped | None,
+    window: Sliding | None,
 ) -> ParallelConfig:
     """decoder_conf and predictor_conf as our configuration; the vocabulary has a row of the output layer a token."""
     funasr.meaning(settings, "decoder", funasr.DECODERS)
@@ -234,6 +269,7 @@ def head_config(
         kernel=given.kernel_size,
         shift=given.sanm_shfit,
         chunks=chunks,
+        window=window,
     )
 
 

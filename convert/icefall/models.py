@@ -44,7 +44,6 @@ def read(candidate: Candidate, options: Options) -> Checkpoint:
 def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     """The model that a checkpoint and the options describe; what was assumed is added to the checkpoint's notes."""
     from jaxasr.convert.icefall import conformer, heads, zipformer
-    from jaxasr.convert.stored import with_integers
 
     if options.tokens is None:
         raise CheckpointError(
@@ -71,6 +70,8 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     arrays = match_parameters(architecture.map_checkpoint(checkpoint), config)
     quantized = architecture.map_integers(checkpoint)
     if quantized:
+        from jaxasr.convert.stored import with_integers
+
         config = with_integers(config, arrays, quantized, options.floats)
     return Converted(config, arrays, tokens, quantized)
 

@@ -62,7 +62,10 @@ def convert(
     ] = None,
     floats: Annotated[
         Literal["float16", "bfloat16", "float32"] | None,
-        typer.Option(help="With int8: the type of what is no integer; float16 if unset."),
+        typer.Option(
+            help="With int8: the type of what is no integer; if unset float16, and float32 in the encoder, where it is "
+            "little."
+        ),
     ] = None,
     average: Annotated[
         list[Path] | None,

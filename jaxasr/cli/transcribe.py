@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,8 @@ import typer
 
 import jaxasr
 from jaxasr.cli.options import RecognizerOptions, with_recognizer_options
-from jaxasr.cli.progress import handed_on, metered, say
+from jaxasr.cli.progress import Meter, handed_on, metered, say
+from jaxasr.cli.streamed import streamed
 from jaxasr.cli.targets import file_names, named_once, prepare_folder, without_existing
 from jaxasr.errors import ConfigError, JaxasrError
 from jaxasr.files import writing_file
@@ -64,6 +66,14 @@ def transcribe(
             "call.ch1.txt and call.ch2.txt.",
         ),
     ] = "mix",
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Hear each recording piece by piece, as one that still goes on, and print on standard error what is "
+            "understood so far. For models whose encoder works in chunks.",
+        ),
+    ] = False,
     *,
     options: RecognizerOptions,
 ) -> None:
@@ -94,10 +104,14 @@ def transcribe(
         # Opened before the model is loaded, so that what cannot be written is known at once.
         write = stack.enter_context(writing_file(output)) if output is not None and folder is None else None
         recognizer = stack.enter_context(options.load())
-        meter = stack.enter_context(metered("transcribing"))
+        meter = Meter() if stream else stack.enter_context(metered("transcribing"))
         document = Document(format)
         succeeded = 0
-        results = recognizer.transcribe(inputs, on_error="yield", progress=meter, channels=heard)
+        results: Iterator[jaxasr.Transcript | jaxasr.Failure]
+        if stream:
+            results = streamed(recognizer, inputs, heard)
+        else:
+            results = recognizer.transcribe(inputs, on_error="yield", progress=meter, channels=heard)
         files = iter(targets)
         for result in results:
             if isinstance(result, jaxasr.Failure) or heard != "each" or result.channel == 1:

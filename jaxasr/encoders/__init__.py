@@ -68,6 +68,59 @@ class ChunkedEncoderConfig(EncoderConfig, Protocol):
         ...
 
 
+@runtime_checkable
+class StreamingEncoderConfig(EncoderConfig, Protocol):
+    """The configuration of an encoder that takes a stream in steps; `streamable` says whether with these settings.
+
+    Step n reads the `frames_per_step` feature frames from `first_frame` + n * `shift_per_step` on. Steps may overlap;
+    frames before the stream (`first_frame` below 0) and after its end are zeros. All numbers are known without a
+    device, so that the host decides which step of which stream runs.
+    """
+
+    @property
+    def streamable(self) -> bool:
+        """Whether `StreamingEncoder.step` over the steps of a stream gives what the whole utterance gives."""
+        ...
+
+    @property
+    def first_frame(self) -> int:
+        """The feature frame at which the first step's window begins: 0, or below it."""
+        ...
+
+    @property
+    def frames_per_step(self) -> int:
+        """Feature frames that a step reads."""
+        ...
+
+    @property
+    def shift_per_step(self) -> int:
+        """Feature frames from one step's window to the next one's."""
+        ...
+
+    @property
+    def encoded_per_step(self) -> int:
+        """Encoded frames that a step gives at most."""
+        ...
+
+    def ready_steps(self, frames: int) -> int:
+        """Steps that may run while more frames than these `frames` may come: none of them is the stream's last.
+
+        A last step that need not know that it is the last may count among them.
+        """
+        ...
+
+    def ending(self, frames: int, known: int) -> tuple[int, int]:
+        """Steps of a stream that has ended after so many feature frames; and how many of the frames they read.
+
+        known: as many were known while more could have come. Never fewer steps than were ready then.
+        """
+        ...
+
+    def counted(self, step: int, frames: int) -> int:
+        """How many of the encoded frames of a step a search is given, where so many feature frames are known."""
+        ...
+
+
 class Encoder(Protocol):
     """An encoder: a Flax module, whose batch gives what single utterances give."""
 
@@ -90,8 +143,14 @@ class StreamingEncoder(Encoder, Protocol):
         """The state before the first piece."""
         ...
 
-    def step(self, state: Any, frames: jax.Array) -> tuple[Any, jax.Array]:
-        """One piece of frames (B, T, F) -> the state after it, encoded (B, T', D)."""
+    def step(
+        self, state: Any, frames: jax.Array, lengths: jax.Array | None = None, final: jax.Array | None = None
+    ) -> tuple[Any, jax.Array]:
+        """One piece of frames (B, T, F) -> the state after it, encoded (B, T', D).
+
+        lengths (B,): frames of the piece that exist, all of them where it is None. final (B,) bool: rows whose stream
+        ends with this piece, none where it is None.
+        """
         ...
 
 

@@ -78,14 +78,19 @@ class Conformer(nnx.Module):
         }
 
     def step(
-        self, state: State, frames: Float[Array, "B T bins"], lengths: Int[Array, " B"] | None = None
+        self,
+        state: State,
+        frames: Float[Array, "B T bins"],
+        lengths: Int[Array, " B"] | None = None,
+        final: Bool[Array, " B"] | None = None,
     ) -> tuple[State, Float[Array, "B _ D"]]:
         """One chunk of a stream: frames (B, frames_per_step, bins) -> state, encoded (B, chunk, D).
 
         The window's last shift_per_step frames are new, and the next call's window begins shift_per_step later. The
         first window ends with feature frame shift_per_step - subsampling: frames before the utterance are ignored.
         lengths (B,): frames of the window that exist, where the utterance ends within it; of the encoded frames as many
-        are valid as `encoded_length` of the utterance counts. Configurations that `streams` only.
+        are valid as `encoded_length` of the utterance counts. `final` changes nothing. Configurations that `streams`
+        only.
         """
         if lengths is None:
             lengths = jnp.full((frames.shape[0],), frames.shape[1], jnp.int32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from jaxasr.arrays import Count
+from jaxasr.arrays import Count, ceil_div
 
 UNLIMITED = -1
 
@@ -115,6 +115,16 @@ class ConformerConfig:
         return limited and self.causal_front_end and self.conv_padding[1] == 0
 
     @property
+    def streamable(self) -> bool:
+        """Whether steps give what the whole utterance gives."""
+        return self.streams
+
+    @property
+    def first_frame(self) -> int:
+        """The feature frame with which the first step's window begins: its last is shift_per_step - subsampling."""
+        return -2 * self.subsampling
+
+    @property
     def frames_per_step(self) -> int:
         """Feature frames that one streaming step reads: those of its chunk after subsampling + 1 earlier ones."""
         return self.shift_per_step + self.subsampling + 1
@@ -123,3 +133,20 @@ class ConformerConfig:
     def shift_per_step(self) -> int:
         """Feature frames by which one streaming step moves on."""
         return self.subsampling * self.chunk
+
+    @property
+    def encoded_per_step(self) -> int:
+        """Encoded frames that one streaming step gives."""
+        return self.chunk
+
+    def ready_steps(self, frames: int) -> int:
+        """Steps whose whole window lies within so many feature frames."""
+        return max((frames - self.first_frame - self.frames_per_step) // self.shift_per_step + 1, 0)
+
+    def ending(self, frames: int, known: int) -> tuple[int, int]:
+        """Steps of a stream of so many feature frames, the last chunk being shorter, and those frames."""
+        return ceil_div(self.encoded_length(frames), self.chunk), frames
+
+    def counted(self, step: int, frames: int) -> int:
+        """Encoded frames of a step that exist."""
+        return min(self.encoded_length(frames) - step * self.chunk, self.chunk)

@@ -88,12 +88,18 @@ class IcefallConformer(nnx.Module):
             "processed": jnp.zeros((batch,), jnp.int32),
         }
 
-    def step(self, state: State, frames: Float[Array, "B T bins"]) -> tuple[State, Float[Array, "B _ D"]]:
+    def step(
+        self,
+        state: State,
+        frames: Float[Array, "B T bins"],
+        lengths: Int[Array, " B"] | None = None,
+        final: Bool[Array, " B"] | None = None,
+    ) -> tuple[State, Float[Array, "B _ D"]]:
         """One chunk of a stream: frames (B, frames_per_step, bins) -> state, encoded (B, chunk_size, D).
 
         The next call's frames begin shift_per_step later. A last piece may be shorter, and then gives fewer frames.
         The first and the last frame of the front end see beyond the piece and are dropped: streams begin at the second
-        frame of the whole utterance.
+        frame of the whole utterance. `lengths` and `final` change nothing, since chunks are whole.
         """
         return self._advance(state, self.embed.convolve(frames)[:, 1:-1])
 

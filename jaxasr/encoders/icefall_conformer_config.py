@@ -101,6 +101,16 @@ class IcefallConformerConfig:
         return {"causal": self.causal, "chunk_size": self.chunk_size, "left_context": self.left_context}
 
     @property
+    def streamable(self) -> bool:
+        """Whether steps give what the whole utterance gives."""
+        return self.whole_chunks
+
+    @property
+    def first_frame(self) -> int:
+        """The feature frame with which the first step begins."""
+        return 0
+
+    @property
     def frames_per_step(self) -> int:
         """Feature frames that one streaming step reads; an encoded frame is dropped at either end."""
         return SUBSAMPLING * (self.chunk_size + self.right_context + 2) + 3
@@ -109,3 +119,20 @@ class IcefallConformerConfig:
     def shift_per_step(self) -> int:
         """Feature frames by which one streaming step moves on."""
         return SUBSAMPLING * self.chunk_size
+
+    @property
+    def encoded_per_step(self) -> int:
+        """Encoded frames that one streaming step gives."""
+        return self.chunk_size
+
+    def ready_steps(self, frames: int) -> int:
+        """Steps that so many feature frames suffice for: see `whole_chunks`."""
+        return self.decoded_length(frames) // self.chunk_size
+
+    def ending(self, frames: int, known: int) -> tuple[int, int]:
+        """Steps of a stream of so many feature frames, and those frames."""
+        return self.decoded_length(frames) // self.chunk_size, frames
+
+    def counted(self, step: int, frames: int) -> int:
+        """Encoded frames of a step that a search is given: all."""
+        return self.chunk_size

@@ -20,7 +20,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxasr.arrays import ceil_div, length_mask, repeat_last
-from jaxasr.encoders.zipformer_config import ZipformerConfig
+from jaxasr.encoders.zipformer_config import ZipformerConfig, subsampled_length
 from jaxasr.encoders.zipformer_frontend import ConvEmbed
 from jaxasr.encoders.zipformer_layer import Bypass, Layer, LayerConfig, State, compact_relative_positions
 from jaxasr.layers.attention import attention_mask
@@ -73,23 +73,33 @@ class Zipformer(nnx.Module):
             "processed": jnp.zeros((batch,), jnp.int32),
         }
 
-    def step(self, state: State, frames: Float[Array, "B T bins"]) -> tuple[State, Float[Array, "B _ D"]]:
+    def step(
+        self,
+        state: State,
+        frames: Float[Array, "B T bins"],
+        lengths: Int[Array, " B"] | None = None,
+        final: Bool[Array, " B"] | None = None,
+    ) -> tuple[State, Float[Array, "B _ D"]]:
         """One chunk of a stream: frames (B, frames_per_step, bins) -> state, encoded (B, chunk_size // 2, D).
 
-        The next call's frames begin shift_per_step later. Causal models with a chunk size only.
+        The next call's frames begin shift_per_step later. lengths (B,): frames of the window that exist, where the
+        utterance ends within it; the last chunk is then as short as in the whole utterance (padding "isolated").
+        `final` changes nothing. Causal models with a chunk size only.
         """
-        embed, x = self.embed.step(state["embed"], frames)
-        left = self.config.left_context
+        if lengths is None:
+            lengths = jnp.full((frames.shape[0],), frames.shape[1], jnp.int32)
+        embed, x = self.embed.step(state["embed"], frames, lengths)
+        left, before = self.config.left_context, state["processed"]
+        lengths = jnp.minimum(subsampled_length(lengths), self.config.chunk_size)
         # The oldest cached frames are not filled before `left_context` frames have gone by.
-        filled = jnp.arange(left)[None, :] >= left - state["processed"][:, None]  # (B, left)
+        filled = jnp.arange(left)[None, :] >= left - before[:, None]  # (B, left)
         outputs, stacks = [], []
         for stack, cache in zip(self.stacks, state["stacks"], strict=True):
-            cache, x = stack.step(cache, x, filled)
+            cache, x = stack.step(cache, x, filled, lengths, before == 0)
             stacks.append(cache)
             outputs.append(x)
-        encoded = self.downsample_output(self._widest(outputs))
-        processed = state["processed"] + self.config.chunk_size
-        return {"embed": embed, "stacks": stacks, "processed": processed}, encoded
+        encoded = self.downsample_output(repeat_last(self._widest(outputs), lengths))
+        return {"embed": embed, "stacks": stacks, "processed": before + self.config.chunk_size}, encoded
 
     def _widest(self, outputs: list[Float[Array, "B T _"]]) -> Float[Array, "B T D"]:
         """The last stack's channels, then from each earlier, wider stack those that are not covered yet."""
@@ -138,19 +148,30 @@ class Stack(nnx.Module):
         return [layer.initial_state(batch, self._cached, dtype) for layer in self.layers]
 
     def step(
-        self, state: list[State], x: Float[Array, "B T _"], filled: Bool[Array, "B left"]
+        self,
+        state: list[State],
+        x: Float[Array, "B T _"],
+        filled: Bool[Array, "B left"],
+        lengths: Int[Array, " B"],
+        first: Bool[Array, " B"],
     ) -> tuple[list[State], Float[Array, "B T D"]]:
-        """x (B, chunk, D) at 50 Hz, filled (B, left context) bool at 50 Hz -> state, (B, chunk, D_i)."""
+        """x (B, chunk, D) at 50 Hz -> state, (B, chunk, D_i).
+
+        filled (B, left context) bool: cached frames, and lengths (B,): those of the chunk, that exist, both at 50 Hz;
+        first (B,): it is the stream's first chunk.
+        """
         x = match_channels(x, self.dim)
         original, steps = x, x.shape[1]
+        keys = jnp.concatenate([filled, length_mask(lengths, steps)], axis=1)[:, :: self.factor]
         if self.downsample is not None:
-            x = self.downsample(x)
+            x, lengths = self.downsample(repeat_last(x, lengths)), ceil_div(lengths, self.factor)
         positions = compact_relative_positions(x.shape[1], self._cached, self.config.pos_dim)
-        keys = jnp.concatenate([filled, jnp.ones((x.shape[0], steps), bool)], axis=1)[:, :: self.factor]
         mask = keys[:, None, None, :]  # (B, 1, 1, left + chunk)
+        # An utterance shorter than a chunk is a chunk of its own length; a last chunk that is shorter is none.
+        scale_lengths = jnp.where(first, lengths, x.shape[1])
         caches = []
         for layer, cache in zip(self.layers, state, strict=True):
-            cache, x = layer.step(cache, x, positions, mask)
+            cache, x = layer.step(cache, x, positions, mask, lengths, scale_lengths)
             caches.append(cache)
         return caches, self._restore(original, x, steps)
 

@@ -105,6 +105,17 @@ class ZipformerConfig:
         return {"causal": self.causal, "chunk_size": self.chunk_size, "left_context": self.left_context}
 
     @property
+    def streamable(self) -> bool:
+        """Whether steps give what the whole utterance gives: with chunks and a limited left context."""
+        chunked = self.causal and self.chunk_size > 0 and self.left_context >= 0
+        return chunked and (self.whole_chunks or self.padding == "isolated")
+
+    @property
+    def first_frame(self) -> int:
+        """The feature frame with which the first step begins."""
+        return 0
+
+    @property
     def frames_per_step(self) -> int:
         """Feature frames that one streaming step reads: 2 chunk_size + 13, the last 13 being look-ahead."""
         return 2 * self.chunk_size + 7 + 2 * REACH
@@ -113,3 +124,24 @@ class ZipformerConfig:
     def shift_per_step(self) -> int:
         """Feature frames by which one streaming step moves on: 2 chunk_size."""
         return 2 * self.chunk_size
+
+    @property
+    def encoded_per_step(self) -> int:
+        """Encoded frames that one streaming step gives."""
+        return self.chunk_size // self.output_downsampling
+
+    def ready_steps(self, frames: int) -> int:
+        """Steps that so many feature frames suffice for: see `whole_chunks`."""
+        if self.whole_chunks:
+            return self.decoded_length(frames) // self.encoded_per_step
+        return max((frames - self.frames_per_step) // self.shift_per_step + 1, 0)
+
+    def ending(self, frames: int, known: int) -> tuple[int, int]:
+        """Steps of a stream of so many feature frames, and those frames."""
+        return ceil_div(self.decoded_length(frames), self.encoded_per_step), frames
+
+    def counted(self, step: int, frames: int) -> int:
+        """Encoded frames of a step that a search is given; a last chunk may have fewer, see `whole_chunks`."""
+        if self.whole_chunks:
+            return self.encoded_per_step
+        return min(self.encoded_length(frames) - step * self.encoded_per_step, self.encoded_per_step)

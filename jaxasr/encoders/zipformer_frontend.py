@@ -79,10 +79,13 @@ class ConvEmbed(nnx.Module):
         return jnp.zeros((batch, REACH, self.frequencies, self.channels), dtype)
 
     def step(
-        self, state: Float[Array, "B 3 F C"], frames: Float[Array, "B T bins"]
+        self, state: Float[Array, "B 3 F C"], frames: Float[Array, "B T bins"], lengths: Int[Array, " B"]
     ) -> tuple[Float[Array, "B 3 F C"], Float[Array, "B (T-13)//2 D"]]:
-        """One chunk: frames (B, 2 c + 7 + 2 REACH, bins) -> state, (B, c, D); the last REACH frames are look-ahead."""
-        x = self._convolve(frames)  # (B, c + REACH, F, C)
+        """One chunk: frames (B, 2 c + 7 + 2 REACH, bins) -> state, (B, c, D); the last REACH frames are look-ahead.
+
+        lengths (B,): feature frames that exist; none beyond them is seen, as in an isolated row.
+        """
+        x = zero_beyond(self._convolve(frames), subsampled_length(lengths))  # (B, c + REACH, F, C)
         x = jnp.concatenate([state, x], axis=1)
         consumed = x.shape[1] - REACH
         return x[:, consumed - REACH : consumed], self._project(self.convnext(x))

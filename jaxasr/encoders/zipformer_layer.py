@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxasr.arrays import ceil_div, length_mask
+from jaxasr.arrays import ceil_div, length_mask, zero_beyond
 from jaxasr.layers.attention import extend_cache, relative_bias, split_heads
 from jaxasr.layers.convolution import DepthwiseConv1d
 from jaxasr.layers.dropout import Dropout, no_dropout
@@ -114,8 +114,13 @@ class Layer(nnx.Module):
         x: Float[Array, "B T D"],
         positions: Float[Array, "N P"],
         mask: Bool[Array, "B 1 1 N-T+1"],
+        lengths: Int[Array, " B"],
+        scale_lengths: Int[Array, " B"],
     ) -> tuple[State, Float[Array, "B T D"]]:
-        """x (B, chunk, D), positions (left + 2 chunk - 1, pos_dim), mask (B, 1, 1, left + chunk)."""
+        """x (B, chunk, D), positions (left + 2 chunk - 1, pos_dim), mask (B, 1, 1, left + chunk).
+
+        lengths (B,): frames of the chunk that exist. `scale_lengths` (B,): where its convolution takes it to end.
+        """
         new: State = {}
 
         def mix(cache: str, module: SelfAttention | NonlinAttention, x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -123,7 +128,7 @@ class Layer(nnx.Module):
             return y
 
         def convolve(cache: str, module: ConvModule, x: jax.Array) -> jax.Array:
-            new[cache], y = module.step(state[cache], x)
+            new[cache], y = module.step(state[cache], x, lengths, scale_lengths)
             return y
 
         new["key"], weights = self.attention_weights.step(state["key"], x, positions, mask)
@@ -328,9 +333,13 @@ class ConvModule(nnx.Module):
         return self._causal.initial_state(batch, dtype)
 
     def step(
-        self, state: Float[Array, "B half D"], x: Float[Array, "B T D"]
+        self,
+        state: Float[Array, "B half D"],
+        x: Float[Array, "B T D"],
+        lengths: Int[Array, " B"],
+        scale_lengths: Int[Array, " B"],
     ) -> tuple[Float[Array, "B half D"], Float[Array, "B T D"]]:
-        state, x = self._causal.step(state, self._gate(x))
+        state, x = self._causal.step(state, zero_beyond(self._gate(x), lengths), scale_lengths)
         return state, self.out_proj(swoosh_r(x))
 
     @property
@@ -385,13 +394,13 @@ class ChunkCausalDepthwiseConv1d(nnx.Module):
         return jnp.zeros((batch, self.half, self.edge_scale.shape[-1]), dtype)
 
     def step(
-        self, state: Float[Array, "B half C"], x: Float[Array, "B chunk C"]
+        self, state: Float[Array, "B half C"], x: Float[Array, "B chunk C"], lengths: Int[Array, " B"]
     ) -> tuple[Float[Array, "B half C"], Float[Array, "B chunk C"]]:
-        """One chunk: state (B, width // 2, C), x (B, chunk, C) -> state, (B, chunk, C)."""
+        """One chunk: state (B, width // 2, C), x (B, chunk, C), lengths (B,): its end -> state, (B, chunk, C)."""
         chunk = x.shape[1]
         extended = jnp.concatenate([state, x], axis=1)
         within = self.chunkwise(jnp.pad(x, ((0, 0), (self.half, self.half), (0, 0))))
-        scale = self._scale(chunk, chunk, jnp.full((1,), chunk))
+        scale = self._scale(chunk, chunk, lengths)
         return extended[:, extended.shape[1] - self.half :], self.causal(extended) + within * scale.astype(x.dtype)
 
     def _scale(self, steps: int, chunk: int, sizes: Int[Array, " B"]) -> Float[Array, "B {steps} C"]:

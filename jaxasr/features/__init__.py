@@ -41,6 +41,19 @@ class FeaturesConfig(Protocol):
         ...
 
 
+@runtime_checkable
+class StreamingFeaturesConfig(FeaturesConfig, Protocol):
+    """The configuration of a front end whose frames each depend on few samples, so that a stream's can be made."""
+
+    @property
+    def reach(self) -> tuple[int, int] | None:
+        """Samples that a frame is made of: of those before and those from the sample where the frame stands on.
+
+        Frame n stands at sample n * frame_seconds * sample_rate. None where a frame depends on the whole recording.
+        """
+        ...
+
+
 class Features(Protocol):
     """A front end: a Flax module, since some hold arrays of the checkpoint."""
 
@@ -48,6 +61,21 @@ class Features(Protocol):
         self, waveforms: jax.Array, lengths: jax.Array, *, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """waveforms (B, S) float32 in -1..1, lengths (B,) in samples -> frames (B, T, F) float32, lengths (B,)."""
+        ...
+
+
+@runtime_checkable
+class StreamingFeatures(Features, Protocol):
+    """A front end with a form that makes some of a stream's frames out of the samples around them. It has no state."""
+
+    def piece(self, samples: jax.Array, begin: jax.Array, end: jax.Array) -> jax.Array:
+        """samples (B, W) float32 around consecutive frames -> the frames (B, T, F), equal to those of the whole stream.
+
+        With before, after = config.reach the first frame stands at sample `before` of the row, and W is before +
+        (T - 1) * shift + after. begin, end (B,) int32: the stream is samples[begin:end]; begin is below 0 where the
+        stream began before the row, end is W where more samples follow. Of a frame that does not exist in the stream
+        any finite values may be returned.
+        """
         ...
 
 

@@ -42,10 +42,30 @@ class KaldiFbank(nnx.Module):
         if total == 0:
             return jnp.zeros((batch, 0, config.bins), jnp.float32), counts
 
-        signal = zero_beyond(waveforms, lengths) * config.sample_scale
+        signal = zero_beyond(waveforms, lengths)
         if not config.snip_edges:
             signal = _mirror_ends(config, signal, lengths)
-        frames = overlapping_frames(signal, total, config.frame_length, config.frame_shift)
+        return zero_beyond(self._log_energies(signal, total, key), counts), counts
+
+    def piece(
+        self, samples: Float[Array, "B W"], begin: Int[Array, " B"], end: Int[Array, " B"]
+    ) -> Float[Array, "B _ bins"]:
+        """Some frames of streams: samples (B, W), of which begin:end (B,) belong to the stream -> frames (B, T, bins).
+
+        W is reach[0] + (T - 1) * frame_shift + reach[1] of the configuration. As `StreamingFeatures` says.
+        """
+        config = self.config
+        total = (samples.shape[1] - config.frame_length) // config.frame_shift + 1
+        if not config.snip_edges:
+            samples = _mirrored_beyond(samples, begin, end)
+        return self._log_energies(samples, total, None)
+
+    def _log_energies(
+        self, signal: Float[Array, "B S"], total: int, key: jax.Array | None
+    ) -> Float[Array, "B {total} bins"]:
+        """The first `total` frames of signal (B, S), which begins with the first one's first sample."""
+        config = self.config
+        frames = overlapping_frames(signal * config.sample_scale, total, config.frame_length, config.frame_shift)
 
         if config.dither and key is not None:
             frames = frames + config.dither * jax.random.normal(key, frames.shape, frames.dtype)
@@ -61,7 +81,18 @@ class KaldiFbank(nnx.Module):
         spectrum = jnp.fft.rfft(frames * window(config), config.fft_length)  # (B, T, fft_length / 2 + 1)
         power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
         energies = jnp.matmul(power, mel_banks(config), precision=jax.lax.Precision.HIGHEST)
-        return zero_beyond(jnp.log(jnp.maximum(energies, config.energy_floor)), counts), counts
+        return jnp.log(jnp.maximum(energies, config.energy_floor))
+
+
+def _mirrored_beyond(
+    samples: Float[Array, "B W"], begin: Int[Array, " B"], end: Int[Array, " B"]
+) -> Float[Array, "B W"]:
+    """samples (B, W) with those before begin (B,) and from end (B,) on replaced as `_mirror_ends` does."""
+    places = jnp.arange(samples.shape[1]) - begin[:, None]
+    period = 2 * jnp.maximum(end - begin, 1)[:, None]
+    folded = places % period
+    source = jnp.minimum(folded, period - 1 - folded) + begin[:, None]
+    return jnp.take_along_axis(samples, source, axis=1, mode="clip")
 
 
 def _mirror_ends(

@@ -91,6 +91,12 @@ class KaldiConfig:
         """Seconds from frame to frame."""
         return self.frame_shift / self.sample_rate
 
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Samples that a frame is made of, before and from sample number * frame_shift on."""
+        before = 0 if self.snip_edges else self.frame_length // 2 - self.frame_shift // 2
+        return before, self.frame_length - before
+
     def frame_count(self, samples: Count) -> Count:
         """Frames that so many samples give: an int for an int, an integer array for an array."""
         if not self.snip_edges:

@@ -53,11 +53,34 @@ class Lfr(nnx.Module):
         total = ceil_div(steps, shift)
         if total == 0:
             return jnp.zeros((batch, 0, size * bins), frames.dtype), lengths
-        before = (size - 1) // 2
+        before, _ = self.config.context
         after = max(0, shift * (total - 1) + size - before - steps)
         frames = jnp.pad(repeat_last(frames, lengths), ((0, 0), (before, after), (0, 0)), mode="edge")
         stacked = overlapping_frames(frames.reshape(batch, -1), total, size * bins, shift * bins)
         return stacked, ceil_div(lengths, shift)
+
+    def piece(
+        self, samples: Float[Array, "B W"], begin: Int[Array, " B"], end: Int[Array, " B"]
+    ) -> Float[Array, "B _ F"]:
+        """Some frames of streams: samples (B, W), of which begin:end (B,) belong to the stream -> frames (B, T, F).
+
+        W is reach[0] + (T - 1) * shift + reach[1] of the configuration, shift in samples.
+        """
+        config, fbank = self.config, self.config.fbank
+        (before, after), hop = config.reach, fbank.frame_shift
+        total = (samples.shape[1] - before - after) // (config.shift * hop) + 1
+        count = (total - 1) * config.shift + config.stacked
+        first, last = fbank.reach
+        width = first + (count - 1) * hop + last
+        frames = self.fbank.piece(samples[:, :width], begin, jnp.minimum(end, width))
+        # The filterbank's frames in the row that the stream has; its first and its last stand for the others.
+        oldest = ceil_div(begin - first, hop)
+        newest = oldest + fbank.frame_count(end - first - oldest * hop) - 1
+        places = jnp.clip(jnp.arange(count), oldest[:, None], jnp.maximum(oldest, newest)[:, None])
+        frames = jnp.take_along_axis(frames, jnp.clip(places, 0, count - 1)[..., None], axis=1)
+        size, shift = (number * fbank.output_dim for number in (config.stacked, config.shift))
+        stacked = overlapping_frames(frames.reshape(frames.shape[0], -1), total, size, shift)
+        return (stacked + self.offset[...]) * self.scale[...]
 
     def normalize(self, stacked: Float[Array, "B T F"], lengths: Int[Array, " B"]) -> Float[Array, "B T F"]:
         """(x + offset) * scale, and zeros beyond each row's length."""

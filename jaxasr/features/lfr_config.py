@@ -40,6 +40,21 @@ class LfrConfig:
         """Seconds from stacked frame to stacked frame."""
         return self.fbank.frame_seconds * self.shift
 
+    @property
+    def context(self) -> tuple[int, int]:
+        """Frames of the filterbank before and after the one in the middle of a stacked frame."""
+        return (self.stacked - 1) // 2, self.stacked - 1 - (self.stacked - 1) // 2
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Samples that a stacked frame is made of, before and from the sample where its middle one stands on.
+
+        The latter are rounded up to whole shifts of stacked frames: in these FunASR takes a stream's samples.
+        """
+        (before, after), (earlier, later) = self.fbank.reach, self.context
+        hop = self.fbank.frame_shift
+        return before + earlier * hop, ceil_div(after + later * hop, self.shift * hop) * self.shift * hop
+
     def frame_count(self, samples: Count) -> Count:
         """Stacked frames that so many samples give: an int for an int, an integer array for an array."""
         return ceil_div(self.fbank.frame_count(samples), self.shift)

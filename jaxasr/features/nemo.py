@@ -60,16 +60,45 @@ class NemoMel(nnx.Module):
 
         if config.dither and key is not None:
             signal = signal + config.dither * jax.random.normal(key, signal.shape, signal.dtype)
-        if config.preemphasis:
-            before = jnp.pad(signal[:, :-1], ((0, 0), (1, 0)))
-            signal = signal - config.preemphasis * before
-        # The window stands in the middle of a Fourier transform whose middle is at sample t * hop_length of frame t.
-        left = config.fft_length // 2 - (config.fft_length - config.window_length) // 2
-        right = config.window_length - left
+        signal = _preemphasized(config, signal)
+        left, right = config.left, config.window_length - config.left
         if config.framing == "reflected":
             signal = _reflected(signal, lengths, left, right)
         else:
             signal = jnp.pad(zero_beyond(signal, lengths), ((0, 0), (left, right)))
+        energies = self._energies(signal, total)
+        valid = length_mask(counts, total)
+        normalized = _normalize(config, energies, valid, counts)
+        return jnp.where(valid[..., None], normalized, jnp.float32(config.pad_value)), counts
+
+    def piece(
+        self, samples: Float[Array, "B W"], begin: Int[Array, " B"], end: Int[Array, " B"]
+    ) -> Float[Array, "B _ bins"]:
+        """Some frames of streams: samples (B, W), of which begin:end (B,) belong to the stream -> frames (B, T, bins).
+
+        W is reach[0] + (T - 1) * hop_length + reach[1] of the configuration. As `StreamingFeatures` says.
+        """
+        config = self.config
+        if config.reach is None:
+            raise ValueError("features that are normalized over a recording have no form in pieces")
+        before = config.reach[0] - config.left
+        total = (samples.shape[1] - before - config.window_length) // config.hop_length + 1
+        places = jnp.arange(samples.shape[1])
+        inside = (places >= begin[:, None]) & (places < end[:, None])
+        signal = _preemphasized(config, jnp.where(inside, samples, 0))
+        if config.framing == "reflected":
+            last = jnp.maximum(end - begin - 1, 0)[:, None]
+            period = jnp.maximum(2 * last, 1)
+            folded = (places - begin[:, None]) % period
+            source = jnp.minimum(folded, period - folded) + begin[:, None]
+            signal = jnp.take_along_axis(signal, source, axis=1, mode="clip")
+        else:
+            signal = jnp.where(inside, signal, 0)
+        return self._energies(signal[:, before:], total)
+
+    def _energies(self, signal: Float[Array, "B S"], total: int) -> Float[Array, "B {total} bins"]:
+        """The first `total` frames of signal (B, S), which begins with the first one's first sample."""
+        config = self.config
         frames = overlapping_frames(signal, total, config.window_length, config.hop_length)
         if self.window is not None:
             frames = frames * jax.lax.stop_gradient(self.window[...])
@@ -83,9 +112,14 @@ class NemoMel(nnx.Module):
             add = config.log_guard == "add"
             guard = jnp.float32(config.log_guard_value)
             energies = jnp.log(energies + guard if add else jnp.maximum(energies, guard))
-        valid = length_mask(counts, total)
-        normalized = _normalize(config, energies, valid, counts)
-        return jnp.where(valid[..., None], normalized, jnp.float32(config.pad_value)), counts
+        return energies
+
+
+def _preemphasized(config: NemoMelConfig, signal: Float[Array, "B S"]) -> Float[Array, "B S"]:
+    """Each sample less a share of the one before it; before the first one there is silence."""
+    if not config.preemphasis:
+        return signal
+    return signal - config.preemphasis * jnp.pad(signal[:, :-1], ((0, 0), (1, 0)))
 
 
 def _centre_short_ones(

@@ -82,6 +82,24 @@ class NemoMelConfig:
         """Seconds from frame to frame."""
         return self.hop_length / self.sample_rate
 
+    @property
+    def reach(self) -> tuple[int, int] | None:
+        """Samples that a frame is made of, before and from sample number * hop_length on; None where all are needed.
+
+        Pre-emphasis looks at the sample before the first, and a mirrored end at one more.
+        """
+        if self.normalize != "none" or self.subtract_mean or self.shortest:
+            return None
+        return self.left + 2, self.window_length - self.left
+
+    @property
+    def left(self) -> int:
+        """Samples of a frame's window before sample number * hop_length.
+
+        The window stands in the middle of a Fourier transform whose middle is at that sample.
+        """
+        return self.fft_length // 2 - (self.fft_length - self.window_length) // 2
+
     def frame_count(self, samples: Count) -> Count:
         """Frames that count of so many samples: an int for an int, an integer array for an array. None of nothing."""
         padded = lengthened(samples, self.shortest)

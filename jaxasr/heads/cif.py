@@ -66,6 +66,13 @@ class Fired(NamedTuple):
     running: Running
 
 
+class Carried(NamedTuple):
+    """The open token of a stream: the weight (B,) that it has so far, the mean (B, D) of the frames that gave it."""
+
+    weight: Float[Array, " B"]
+    vector: Float[Array, "B D"]
+
+
 class Peaks(NamedTuple):
     """The second head's weights (B, T * upsampling), which add up to the number of tokens; their running sum."""
 
@@ -77,7 +84,7 @@ class CIF(nnx.Module):
     """Encoded frames to tokens' vectors, in float32 whatever the encoder computes in."""
 
     def __init__(self, config: CIFConfig, dim: int, *, rngs: nnx.Rngs) -> None:
-        self.config = config
+        self.config, self.dim = config, dim
         width = sum(config.context) + 1
         self.conv: Conv2d | DepthwiseConv1d
         if config.convolution == "full":
@@ -106,6 +113,55 @@ class CIF(nnx.Module):
         vectors = zero_beyond(integrate(with_tail, running, steps), counts)
         frames = jnp.minimum(fire_places(running, steps), lengths[:, None])
         return Fired(vectors, counts, frames, weights, running)
+
+    def known(
+        self, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], counts: Int[Array, " B"], most: int
+    ) -> tuple[Fired, Float[Array, " B"]]:
+        """The vectors of `counts` (B,) tokens, at most `most`, as training knows them; and the weights' sum (B,).
+
+        The weights are scaled so that their sum is the count, and there is no tail.
+        """
+        encoded = encoded.astype(jnp.float32)
+        weights = zero_beyond(self.weights(self.convolved(encoded)), lengths)
+        total = weights.sum(axis=-1)
+        weights = weights * (counts / jnp.where(total > 0, total, 1.0))[:, None]
+        running = running_sum(weights)
+        vectors = zero_beyond(integrate(encoded, running, most), counts)
+        frames = jnp.minimum(fire_places(running, most), jnp.maximum(lengths - 1, 0)[:, None])
+        return Fired(vectors, counts, frames, weights, running), total
+
+    def initial_state(self, batch: int) -> Carried:
+        """Nothing carried."""
+        return Carried(jnp.zeros((batch,), jnp.float32), jnp.zeros((batch, self.dim), jnp.float32))
+
+    def step(
+        self,
+        carried: Carried,
+        encoded: Float[Array, "B T D"],
+        lengths: Int[Array, " B"],
+        counted: Bool[Array, "B T"],
+        final: Bool[Array, " B"],
+        most: int,
+    ) -> tuple[Carried, Fired]:
+        """One window of a stream: encoded (B, T, D), lengths (B,) -> at most `most` tokens a row.
+
+        `counted` (B, T): the frames whose weights count. The tail is added to rows that are `final`. `weights` and
+        `running` of what is returned have one frame in front, (B, T + 2), which is what was carried.
+        """
+        encoded = zero_beyond(encoded.astype(jnp.float32), lengths)
+        weights = jnp.where(counted, self.weights(self.convolved(encoded)), 0)
+        tail = jnp.where(final, self.config.tail, 0.0)[:, None] * (jnp.arange(encoded.shape[1] + 1) == lengths[:, None])
+        weights = jnp.concatenate([carried.weight[:, None], jnp.pad(weights, ((0, 0), (0, 1))) + tail], axis=1)
+        frames = jnp.concatenate([carried.vector[:, None], jnp.pad(encoded, ((0, 0), (0, 1), (0, 0)))], axis=1)
+        running = running_sum(weights)
+        counts = running.counts
+        vectors = integrate(frames, running, most + 1)
+        left = running.fraction[:, -1]
+        opened = jnp.take_along_axis(vectors, counts[:, None, None], axis=1)[:, 0]  # of the token that is not complete
+        mean = opened / jnp.where(left > 0, left, 1.0)[:, None]
+        places = jnp.minimum(fire_places(running, most) - 1, lengths[:, None])
+        fired = Fired(zero_beyond(vectors[:, :most], counts), counts, places, weights, running)
+        return Carried(left, mean), fired
 
     def convolved(self, encoded: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """The convolution over encoded frames (B, T, D), before its ReLU."""

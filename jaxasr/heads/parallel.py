@@ -1,30 +1,49 @@
 """The parallel head: a predictor that counts the tokens, and a decoder that says all of them at once.
 
 Gao et al., 2022, arXiv 2206.08317 (Paraformer), as FunASR publishes it (models/paraformer/decoder.py). Every token sees
-its neighbours' vectors on both sides and all encoded frames. A batch gives what its single utterances give.
+its neighbours' vectors on both sides and all encoded frames. A batch gives what its single utterances give. Of a stream
+a token sees those before it, and the encoded frames of its window and of some before (forward_chunk there).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxasr.arrays import length_mask, zero_beyond
-from jaxasr.heads.cif import CIF, Fired, fire_places
+from jaxasr.heads.cif import CIF, Carried, Fired, fire_places
 from jaxasr.heads.parallel_config import ParallelConfig
-from jaxasr.layers.attention import attend
+from jaxasr.layers.attention import attend, extend_cache
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.memory import Memory
 from jaxasr.layers.norms import LayerNorm
-from jaxasr.layers.repeated import run_layer
+from jaxasr.layers.repeated import run_layer, run_step
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
 EPSILON = 1e-12  # of all norms
+
+
+class ParallelState(NamedTuple):
+    """What a stream has left in the head.
+
+    `carried`: the open token. `first` (B,): the frame of the stream with which the next window begins, negative where
+    that does not exist. Of the decoder, `begun` (B,) where a token was decoded: `history` (B, layers, kernel - 1, D),
+    inputs of the memories; `keys`, `values` (B, layers, N, D) of encoded frames, the last `cached` (B,) being there.
+    """
+
+    carried: Carried
+    first: Int[Array, " B"]
+    begun: Bool[Array, " B"]
+    history: Float[Array, "B layers K D"]
+    keys: Float[Array, "B layers N D"]
+    values: Float[Array, "B layers N D"]
+    cached: Int[Array, " B"]
 
 
 class Parallel(nnx.Module):
@@ -78,6 +97,19 @@ class Parallel(nnx.Module):
             frames = fire_places(peaks.running, rows) // config.predictor.peaks.upsampling
         return fired._replace(frames=jnp.minimum(frames, last))
 
+    def fire_known(
+        self, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], counts: Int[Array, " B"], most: int
+    ) -> tuple[Fired, Float[Array, " B"]]:
+        """The vectors of `counts` (B,) tokens, at most `most`, for training; and how many the predictor counts (B,).
+
+        Of whole utterances only: ValueError where frames come in chunks.
+        """
+        if self.config.chunks is not None:
+            raise ValueError("a parallel head is trained on whole utterances: leave out chunks")
+        if self.config.padding == "isolated":
+            encoded = zero_beyond(encoded, lengths)
+        return self.predictor.known(encoded, lengths, counts, most)
+
     def decode(self, fired: Fired, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B L V"]:
         """Logits (B, L, V) float32 of the tokens that `fire` found, by all that was encoded."""
         x = fired.vectors.astype(encoded.dtype)
@@ -99,6 +131,77 @@ class Parallel(nnx.Module):
         if self.config.chunks is not None:
             sees = sees & self.config.chunks.decoder_mask(fire_places(fired.running, size), rows)
         return length_mask(fired.counts, size), sees
+
+    def initial_state(self, batch: int, dtype: DTypeLike = jnp.float32) -> ParallelState:
+        """The state before the first window of a stream."""
+        config, window = self.config, self.config.sliding
+        cache = (batch, config.num_layers, window.decoder_cache, self.encoder_dim)
+        layers = config.num_layers + len(self._streamed_memory_layers())
+        return ParallelState(
+            carried=self.predictor.initial_state(batch),
+            first=jnp.full((batch,), -window.kept, jnp.int32),
+            begun=jnp.zeros((batch,), bool),
+            history=jnp.zeros((batch, layers, config.kernel - 1, self.encoder_dim), dtype),
+            keys=jnp.zeros(cache, dtype),
+            values=jnp.zeros(cache, dtype),
+            cached=jnp.zeros((batch,), jnp.int32),
+        )
+
+    def fire_step(
+        self, state: ParallelState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], final: Bool[Array, " B"]
+    ) -> tuple[ParallelState, Fired]:
+        """The tokens of one window, not yet decoded: encoded (B, window.size, D), lengths (B,), final (B,).
+
+        `frames` count from the beginning of the stream.
+        """
+        window = self.config.sliding
+        places = jnp.arange(encoded.shape[1])
+        counted = (places >= window.past) & ((places < window.past + window.current) | final[:, None])
+        counted &= length_mask(lengths, encoded.shape[1])
+        carried, fired = self.predictor.step(state.carried, encoded, lengths, counted, final, window.most_tokens)
+        last = jnp.maximum(lengths - 1, 0)[:, None]
+        frames = jnp.maximum(state.first[:, None] + jnp.minimum(fired.frames, last), 0)
+        return state._replace(carried=carried, first=state.first + window.current), fired._replace(frames=frames)
+
+    def decode_step(
+        self, state: ParallelState, fired: Fired, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]
+    ) -> tuple[ParallelState, Float[Array, "B L V"]]:
+        """Logits (B, L, V) float32 of the tokens that `fire_step` found in the window.
+
+        The decoder's state of a row without a token stays as it is: FunASR does not run the decoder then.
+        """
+        window, x = self.config.sliding, fired.vectors.astype(encoded.dtype)
+        filled = jnp.arange(window.decoder_cache) >= window.decoder_cache - state.cached[:, None]
+        sees = jnp.concatenate([filled, length_mask(lengths, encoded.shape[1])], axis=1)[:, None]
+        histories, keys, values = list[jax.Array](), list[jax.Array](), list[jax.Array]()
+        for index, layer in enumerate(self.layers):
+            caches = state.history[:, index], state.keys[:, index], state.values[:, index]
+            x, *caches = run_step(layer, x, state.begun, fired.counts, encoded, sees, *caches)
+            for made, cache in zip((histories, keys, values), caches, strict=True):
+                made.append(cache)
+        for index, memory_layer in enumerate(self._streamed_memory_layers(), start=len(self.layers)):
+            x, history = run_step(memory_layer, x, state.begun, fired.counts, state.history[:, index])
+            histories.append(history)
+        for final_layer in self.final_layers:
+            x = run_layer(final_layer, x)
+        said = fired.counts > 0
+
+        def where_said(made: list[jax.Array], old: jax.Array) -> jax.Array:
+            return jnp.where(said[:, None, None, None], jnp.stack(made, axis=1), old)
+
+        cached = jnp.minimum(state.cached + lengths, window.decoder_cache)
+        state = state._replace(
+            begun=state.begun | said,
+            history=where_said(histories, state.history),
+            keys=where_said(keys, state.keys),
+            values=where_said(values, state.values),
+            cached=jnp.where(said, cached, state.cached),
+        )
+        return state, self.output(self.norm(x)).astype(jnp.float32)
+
+    def _streamed_memory_layers(self) -> list[MemoryLayer]:
+        """FunASR leaves out one such layer alone where it decodes streams."""
+        return [] if len(self.memory_layers) == 1 else list(self.memory_layers)
 
 
 class NormedFeedForward(nnx.Module):
@@ -125,6 +228,17 @@ class MemoryLayer(nnx.Module):
     def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
         return x + self.memory(self.norm_memory(self.feed_forward(x)), mask)
 
+    def step(
+        self,
+        x: Float[Array, "B L D"],
+        begun: Bool[Array, " B"],
+        counts: Int[Array, " B"],
+        history: Float[Array, "B K D"],
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B K D"]]:
+        """The next tokens of a stream, counts (B,) of them, after those of the history."""
+        history, remembered = self.memory.step(history, begun, self.norm_memory(self.feed_forward(x)), counts)
+        return x + remembered, history
+
 
 class Layer(nnx.Module):
     """A memory layer, then attention to the encoded frames."""
@@ -144,6 +258,22 @@ class Layer(nnx.Module):
         x = self.neighbours(x, mask)
         return x + self.attention(self.norm_attention(x), encoded, sees)
 
+    def step(
+        self,
+        x: Float[Array, "B L D"],
+        begun: Bool[Array, " B"],
+        counts: Int[Array, " B"],
+        encoded: Float[Array, "B T D"],
+        sees: Bool[Array, "B 1 all"],
+        history: Float[Array, "B K D"],
+        keys: Float[Array, "B N D"],
+        values: Float[Array, "B N D"],
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B K D"], Float[Array, "B N D"], Float[Array, "B N D"]]:
+        """The next tokens of a stream, counts (B,) of them -> (B, L, D), and the caches after them."""
+        x, history = self.neighbours.step(x, begun, counts, history)
+        attended, keys, values = self.attention.step(self.norm_attention(x), encoded, sees, keys, values)
+        return x + attended, history, keys, values
+
 
 class CrossAttention(nnx.Module):
     """(B, L, D), which sees encoded (B, T, D) by a mask (B, 1 or L, T) -> (B, L, D)."""
@@ -159,3 +289,17 @@ class CrossAttention(nnx.Module):
     ) -> Float[Array, "B L D"]:
         key, value = jnp.split(self.key_value(encoded), 2, axis=-1)
         return self.out(attend(self.query(x), key, value, sees, self.heads))
+
+    def step(
+        self,
+        x: Float[Array, "B L D"],
+        encoded: Float[Array, "B T D"],
+        sees: Bool[Array, "B 1 all"],
+        keys: Float[Array, "B N D"],
+        values: Float[Array, "B N D"],
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B N D"], Float[Array, "B N D"]]:
+        """(B, L, D), which sees N cached frames before the window's -> (B, L, D), and the last N keys and values."""
+        new_keys, new_values = jnp.split(self.key_value(encoded), 2, axis=-1)
+        keys, all_keys = extend_cache(keys, new_keys)
+        values, all_values = extend_cache(values, new_values)
+        return self.out(attend(self.query(x), all_keys, all_values, sees, self.heads)), keys, values

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from jaxasr.layers.overlapped import Overlapped
+from jaxasr.layers.sliding import Sliding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,11 +59,12 @@ class ParallelConfig:
 
     `num_layers`: decoder layers with cross-attention. `memory_layers`: further ones without it. `final_layers`: last
     ones of a feed-forward alone. `kernel`, `shift`: of the memories of the layers with cross-attention; those of the
-    others are centred. `silent_ids`: ids that are no tokens, beside the blank.
+    others are centred. `silent_ids`: ids that are no tokens, beside the blank; `end_id`: the one that ends a text in
+    training.
     `padding`: "publisher" computes what FunASR computes in a padded batch: the predictor reads what the encoder made of
     the padding after a row, and the tail's frame is that of the first frame of it.
     `chunks`: the encoded frames come in overlapping chunks, of which the predictor counts the new frames, and a token
-    sees its own and some before it.
+    sees its own and some before it. `window`: that in which a stream is encoded.
     """
 
     vocabulary_size: int
@@ -76,18 +78,27 @@ class ParallelConfig:
     shift: int = 0
     blank_id: int = 0
     silent_ids: tuple[int, ...] = (1, 2)
+    end_id: int = 2
     padding: Literal["isolated", "publisher"] = "isolated"
     chunks: Overlapped | None = None
+    window: Sliding | None = None
 
     def __post_init__(self) -> None:
-        for token_id in (self.blank_id, *self.silent_ids):
+        for token_id in (self.blank_id, *self.silent_ids, self.end_id):
             if not 0 <= token_id < self.vocabulary_size:
                 raise ValueError(
-                    f"blank_id and silent_ids must lie in the vocabulary of {self.vocabulary_size}: {token_id}"
+                    f"blank_id, silent_ids and end_id must lie in the vocabulary of {self.vocabulary_size}: {token_id}"
                 )
         if self.num_layers < 1 or min(self.memory_layers, self.final_layers) < 0:
             raise ValueError("a decoder needs a layer with cross-attention, and no negative numbers of others")
-        if self.chunks is not None and self.predictor.peaks is not None:
-            raise ValueError("a predictor with peaks takes whole utterances: leave out chunks")
+        if self.predictor.peaks is not None and (self.chunks is not None or self.window is not None):
+            raise ValueError("a predictor with peaks takes whole utterances: leave out chunks and window")
         if min(self.feedforward_dim, self.num_heads, self.kernel) < 1 or self.shift < 0:
             raise ValueError("feedforward_dim, num_heads and kernel must be positive, and shift not negative")
+
+    @property
+    def sliding(self) -> Sliding:
+        """The window, which must be there."""
+        if self.window is None:
+            raise ValueError("a parallel head without a window takes no stream")
+        return self.window

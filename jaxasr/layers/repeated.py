@@ -36,3 +36,13 @@ def _run(
         layer, lambda _, value: isinstance(value, nnx.BatchStat) and id(value.get_value()) not in given
     )
     return output, replaced
+
+
+def run_step(layer: nnx.Module, *inputs: Any) -> Any:
+    """A layer's `step`, traced once for all layers of the same structure; XLA then inlines it."""
+    return _step(*nnx.split(layer), *inputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _step(graph: nnx.GraphDef[Any], state: nnx.State[Any, Any], *inputs: Any) -> Any:
+    return nnx.merge(graph, state).step(*inputs)

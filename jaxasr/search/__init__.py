@@ -11,8 +11,8 @@ import jax
 from jaxasr.configuration import Table
 from jaxasr.search.beam import JointBeam, TransducerBeam
 from jaxasr.search.greedy import CTCGreedy, TransducerGreedy
-from jaxasr.search.parallel import ParallelSearch
-from jaxasr.search.protocols import Search
+from jaxasr.search.parallel import ParallelSearch, StreamedParallelSearch
+from jaxasr.search.protocols import Search, StreamedParallelHead, StreamingSearch
 
 # Hypotheses that a search with several of them keeps where nobody says how many.
 DEFAULT_BEAM = 4
@@ -161,6 +161,18 @@ SEARCHES: Table[Search[Any]] = Table(
         "parallel": (ParallelSearchConfig, _parallel),
     }
 )
+
+
+def streaming_search(
+    config: SearchConfig, heads: Mapping[str, Any], blank_penalty: jax.Array | float = 0.0
+) -> StreamingSearch[Any] | None:
+    """The search of streams that is configured; None where it hears whole recordings only."""
+    search = SEARCHES.make(config, heads, blank_penalty)
+    if isinstance(search, ParallelSearch):
+        head: Any = search.head
+        takes_streams = search.beam == 1 and isinstance(head, StreamedParallelHead)
+        return StreamedParallelSearch(head, blank_penalty) if takes_streams else None
+    return search if isinstance(search, StreamingSearch) else None
 
 
 def searched_head(search: SearchConfig, heads: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ class BeamState(NamedTuple):
 
     Of each hypothesis: what the head remembers (B, K, ...), its score (B, K), hashes of its tokens (B, K, 2), frames
     still to skip (B, K). Of each row: the frames searched (B,). And the tokens found.
+    `settled` (B,): tokens that all hypotheses began with, and that have left the state.
     """
 
     head: Any
@@ -34,6 +35,7 @@ class BeamState(NamedTuple):
     skip: Int[Array, "B K"]
     searched: Int[Array, " B"]
     found: Buffers
+    settled: Int[Array, " B"]
 
 
 class _Pool(NamedTuple):
@@ -105,6 +107,7 @@ class TransducerBeam:
             skip=jnp.zeros((batch, self.beam), jnp.int32),
             searched=jnp.zeros((batch,), jnp.int32),
             found=empty_buffers(batch, self.beam, frames * self.head.max_symbols),
+            settled=jnp.zeros((batch,), jnp.int32),
         )
 
     def step(self, state: BeamState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> BeamState:
@@ -116,14 +119,46 @@ class TransducerBeam:
         inputs = (jnp.arange(frames, dtype=jnp.int32), self.head.project(encoded).swapaxes(0, 1), valid.T)
         pool, nodes = lax.scan(self._frame, pool, inputs)
         found = _trace_back(pool, nodes, state.found, state.searched)
-        return BeamState(pool.head, pool.score, pool.hashes, pool.skip, state.searched + lengths, found)
+        return BeamState(pool.head, pool.score, pool.hashes, pool.skip, state.searched + lengths, found, state.settled)
+
+    def advance(
+        self, state: BeamState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], final: Bool[Array, " B"]
+    ) -> tuple[BeamState, Hypotheses]:
+        """One piece of a stream, as `StreamingSearch` says: what all hypotheses begin with is settled.
+
+        This changes no result. Where they disagree for so long that another such piece might not find room, the best
+        one is settled whole, and those that do not go on from it are dropped.
+        """
+        state = self.step(state, encoded, lengths)
+        found, best = state.found, self.finish(state)
+        places = jnp.arange(found.tokens.shape[-1])
+        alive = ~(state.score < LOG_ZERO / 2)  # asked so that NaN is
+        equal = (
+            (found.tokens == best.tokens[:, :1])
+            & (found.frames == best.frames[:, :1])
+            & (found.durations == best.durations[:, :1])
+            & (places < jnp.minimum(found.length, best.length[:, :1])[..., None])
+        )  # (B, K, L)
+        shared = jnp.cumprod(equal, axis=-1).sum(axis=-1, dtype=jnp.int32)  # (B, K)
+        longest = jnp.where(alive, found.length, 0).max(axis=1)
+        full = longest + encoded.shape[1] * self.head.max_symbols > len(places)
+        common = jnp.where(alive, shared, len(places)).min(axis=1)
+        count = jnp.where(full, best.length[:, 0], jnp.minimum(common, best.length[:, 0]))
+        settled = Hypotheses(*(leaf[:, :1] for leaf in best))._replace(length=count[:, None])
+        state = state._replace(
+            score=jnp.where(alive & (shared < count[:, None]), LOG_ZERO, state.score),
+            found=found.without_first(count),
+            settled=state.settled + count,
+        )
+        return state, settled
 
     def finish(self, state: BeamState) -> Hypotheses:
         """The hypotheses kept, ranked; those that say the same, and were to go on at different frames, as one."""
         order = jnp.argsort(state.score, axis=1, descending=True, stable=True)
         score = merge_equal(gather(state.score, order), gather(state.hashes, order))
         found = Buffers(*(gather(leaf, order) for leaf in state.found))
-        return rank(found.scored(score), score / (found.length + self.head.length_offset))
+        length = found.length + state.settled[:, None] + self.head.length_offset
+        return rank(found.scored(score), score / length)
 
     def _frame(
         self, pool: _Pool, inputs: tuple[Int[Array, ""], Float[Array, "B J"], Bool[Array, " B"]]

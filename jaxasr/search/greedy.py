@@ -73,6 +73,17 @@ class TransducerGreedy:
         walk = lax.while_loop(going, on, _Walk(state.head, state.skip, jnp.zeros_like(state.skip), state.found))
         return TransducerState(walk.head, walk.at - lengths, state.searched + lengths, walk.found)
 
+    def advance(
+        self,
+        state: TransducerState,
+        encoded: Float[Array, "B T D"],
+        lengths: Int[Array, " B"],
+        final: Bool[Array, " B"],
+    ) -> tuple[TransducerState, Hypotheses]:
+        """One piece of a stream, as `StreamingSearch` says: all that is said is settled. It may end anywhere."""
+        state = self.step(state, encoded, lengths)
+        return state._replace(found=state.found.emptied()), self.finish(state)
+
     def finish(self, state: TransducerState) -> Hypotheses:
         """The tokens found; the score is the sum of their log-probabilities."""
         return state.found.scored(state.found.log_probs.sum(axis=-1))
@@ -91,7 +102,9 @@ class TransducerGreedy:
         ahead = jnp.zeros_like(walk.at)  # the first frame with a token, or the one after the last blank
         for place in range(window):
             onward = place + jnp.maximum(duration[:, place], 1)
-            ahead = jnp.where((ahead == place) & blank[:, place], onward, ahead)
+            # What a row has beyond this piece is not blank: its next piece says what stands there.
+            within = walk.at + place < lengths
+            ahead = jnp.where((ahead == place) & blank[:, place] & within, onward, ahead)
         emit = (ahead < window) & (walk.at + ahead < lengths)
         chosen = jnp.minimum(ahead, window - 1)[:, None]
         token, duration, log_prob = (
@@ -133,11 +146,15 @@ def frames_together(batch: int) -> int:
 
 
 class CTCState(NamedTuple):
-    """Of each row: the last frame's best id (B,), frames searched (B,), the tokens found."""
+    """Of each row: the last frame's best id (B,), frames searched (B,), the tokens found.
+
+    `settled` (B,): the frame of the last token that has left the state as settled, -1 if there is none.
+    """
 
     last: Int[Array, " B"]
     searched: Int[Array, " B"]
     found: Buffers
+    settled: Int[Array, " B"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +171,8 @@ class CTCGreedy:
     def start(self, batch: int, frames: int) -> CTCState:
         """Nothing said, as after a blank; room for a token a frame."""
         blank = jnp.full((batch,), self.head.blank_id, jnp.int32)
-        return CTCState(blank, jnp.zeros((batch,), jnp.int32), empty_buffers(batch, 1, frames))
+        none = jnp.full((batch,), -1, jnp.int32)
+        return CTCState(blank, jnp.zeros((batch,), jnp.int32), empty_buffers(batch, 1, frames), none)
 
     def step(self, state: CTCState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> CTCState:
         """encoded (B, T, D), lengths (B,) in frames."""
@@ -165,13 +183,24 @@ class CTCGreedy:
         at = jnp.arange(tokens.shape[1], dtype=jnp.int32) + state.searched[:, None]
         found = Emissions(*(each[:, None] for each in (tokens, at, jnp.ones_like(tokens), best, emitted)))
         last = jnp.take_along_axis(history, lengths[:, None], axis=1)[:, 0]
-        return CTCState(last, state.searched + lengths, state.found.append(found))
+        return CTCState(last, state.searched + lengths, state.found.append(found), state.settled)
+
+    def advance(
+        self, state: CTCState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], final: Bool[Array, " B"]
+    ) -> tuple[CTCState, Hypotheses]:
+        """One piece of a stream, as `StreamingSearch` says: all that is said is settled. It may end anywhere."""
+        state = self.step(state, encoded, lengths)
+        length = state.found.length[:, 0]
+        last = jnp.take_along_axis(state.found.frames[:, 0], jnp.maximum(length - 1, 0)[:, None], axis=1)[:, 0]
+        settled = jnp.where(length > 0, last, state.settled)
+        return state._replace(found=state.found.emptied(), settled=settled), self.finish(state)
 
     def finish(self, state: CTCState) -> Hypotheses:
         """The tokens found; the score is the sum of their log-probabilities."""
         found = state.found
         if self.head.token_frames == "previous":
             first = jnp.maximum(found.frames[..., :1] - 1, 0)
+            first = jnp.where(state.settled[:, None, None] < 0, first, state.settled[:, None, None])
             valid = jnp.arange(found.frames.shape[-1]) < found.length[..., None]
             begins = jnp.where(valid, jnp.concatenate([first, found.frames[..., :-1]], axis=-1), 0)
             found = found._replace(frames=begins, durations=found.frames - begins)

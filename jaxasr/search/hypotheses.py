@@ -78,6 +78,27 @@ class Buffers(NamedTuple):
             length=jnp.minimum(self.length + emit[:, None], size),
         )
 
+    def emptied(self) -> Buffers:
+        """Buffers of the same size with nothing in them."""
+        return Buffers(*map(jnp.zeros_like, self))
+
+    def without_first(self, count: Int[Array, " B"]) -> Buffers:
+        """The buffers without the first count (B,) tokens of each hypothesis; shorter ones are empty."""
+        length = jnp.maximum(self.length - count[:, None], 0)
+        places = jnp.arange(self.tokens.shape[-1]) + count[:, None, None]
+        left = jnp.arange(self.tokens.shape[-1]) < length[..., None]
+
+        def shifted(values: Shaped[Array, "B N L"]) -> Shaped[Array, "B N L"]:
+            return jnp.where(left, jnp.take_along_axis(values, places, axis=-1, mode="clip"), 0)
+
+        return Buffers(
+            tokens=shifted(self.tokens),
+            frames=shifted(self.frames),
+            durations=shifted(self.durations),
+            log_probs=shifted(self.log_probs),
+            length=length,
+        )
+
     def scored(self, score: Float[Array, "B N"]) -> Hypotheses:
         """Hypotheses of these tokens with a score (B, N)."""
         return Hypotheses(*self, score=score)

@@ -1,9 +1,12 @@
-"""Search of a parallel head, which says all tokens of an utterance at once: the best of each, or the n best texts."""
+"""Search of a parallel head, which says all tokens of an utterance at once: the best of each, or the n best texts.
+
+Of a stream it says those of one window at once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +14,18 @@ from jax import lax
 
 from jaxasr.arrays import LOG_ZERO, length_mask, zero_beyond
 from jaxasr.search.beam import gather, merge_equal, rank, said_hash
-from jaxasr.search.hypotheses import Emissions, Hypotheses, empty_buffers
-from jaxasr.search.protocols import ParallelHead, first_maximum, is_token, penalise_blank
+from jaxasr.search.hypotheses import Buffers, Emissions, Hypotheses, empty_buffers
+from jaxasr.search.protocols import (
+    Fired,
+    ParallelHead,
+    StreamedParallelHead,
+    first_maximum,
+    is_token,
+    penalise_blank,
+)
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int, UInt32
+    from jaxtyping import Array, Bool, Float, Int, UInt32
 
 
 class ParallelState(NamedTuple):
@@ -79,10 +89,59 @@ class ParallelSearch:
 
     def _say(self, state: ParallelState) -> _Said:
         fired = self.head.fire(*state)
-        logits = self.head.decode(fired, *state)
-        penalised = penalise_blank(logits, self.head.blank_id, self.blank_penalty)
-        before = jnp.pad(fired.frames, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-        return _Said(jax.nn.log_softmax(penalised, axis=-1), fired.counts, fired.frames, fired.frames - before)
+        return _said(self.head.decode(fired, *state), fired, self.head.blank_id, self.blank_penalty)
+
+
+class StreamedState(NamedTuple):
+    """What a stream has left in the head, and the tokens found that are not settled."""
+
+    head: Any
+    found: Buffers
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedParallelSearch:
+    """The best token of each position of a parallel head, window by window. The score sums their log-probabilities."""
+
+    head: StreamedParallelHead
+    blank_penalty: Float[Array, ""] | float = 0.0
+
+    def start(self, batch: int, frames: int) -> StreamedState:
+        """Nothing said; room for a token a frame, and for the one that is open before them."""
+        return StreamedState(self.head.initial_state(batch), empty_buffers(batch, 1, frames + 1))
+
+    def step(self, state: StreamedState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> StreamedState:
+        """A window that does not end the stream: encoded (B, T, D), of which lengths (B,) frames exist."""
+        return self._window(state, encoded, lengths, jnp.zeros(lengths.shape, bool))
+
+    def advance(
+        self, state: StreamedState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], final: Bool[Array, " B"]
+    ) -> tuple[StreamedState, Hypotheses]:
+        """One window of a stream, as `StreamingSearch` says: all that is said is settled."""
+        state = self._window(state, encoded, lengths, final)
+        return state._replace(found=state.found.emptied()), self.finish(state)
+
+    def finish(self, state: StreamedState) -> Hypotheses:
+        """The tokens found."""
+        return state.found.scored(state.found.log_probs.sum(axis=-1))
+
+    def _window(
+        self, state: StreamedState, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], final: Bool[Array, " B"]
+    ) -> StreamedState:
+        encoded = encoded.astype(jnp.float32)
+        head, fired = self.head.fire_step(state.head, encoded, lengths, final)
+        head, logits = self.head.decode_step(head, fired, encoded, lengths)
+        said = _said(logits, fired, self.head.blank_id, self.blank_penalty)
+        tokens, log_probs, _ = _best(said)
+        emitted = is_token(tokens, self.head) & length_mask(said.counts, tokens.shape[2])[:, None]
+        emissions = Emissions(tokens, said.frames[:, None], said.durations[:, None], log_probs, emitted)
+        return StreamedState(head, state.found.append(emissions))
+
+
+def _said(logits: Float[Array, "B L V"], fired: Fired, blank_id: int, blank_penalty: Float[Array, ""] | float) -> _Said:
+    penalised = penalise_blank(logits, blank_id, blank_penalty)
+    before = jnp.pad(fired.frames, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    return _Said(jax.nn.log_softmax(penalised, axis=-1), fired.counts, fired.frames, fired.frames - before)
 
 
 def _best(said: _Said) -> tuple[jax.Array, jax.Array, jax.Array]:

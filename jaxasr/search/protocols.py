@@ -119,6 +119,38 @@ class ParallelHead(Protocol):
 
 
 @runtime_checkable
+class StreamedParallelHead(Protocol):
+    """A head that says all tokens of a stream's window at once. Its state is a pytree with the batch axis first."""
+
+    @property
+    def blank_id(self) -> int: ...
+
+    @property
+    def silent_ids(self) -> tuple[int, ...]:
+        """Further ids that are no tokens."""
+        ...
+
+    def initial_state(self, batch: int) -> Any:
+        """The state before the first window."""
+        ...
+
+    def fire_step(
+        self, state: Any, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], final: Bool[Array, " B"]
+    ) -> tuple[Any, Any]:
+        """encoded (B, T, D), of which lengths (B,) frames exist, streams that end (B,) -> what is to be decoded.
+
+        Frames of tokens count from the beginning of the stream.
+        """
+        ...
+
+    def decode_step(
+        self, state: Any, fired: Any, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]
+    ) -> tuple[Any, Float[Array, "B L V"]]:
+        """Logits (B, L, V) float32 of all tokens that `fire_step` found in the same window."""
+        ...
+
+
+@runtime_checkable
 class HasSilence(Protocol):
     """A head whose ids are not all tokens."""
 
@@ -147,6 +179,22 @@ class Search(Protocol, Generic[State]):
 
     def finish(self, state: State) -> Hypotheses:
         """What has been found, best first; the state may go on afterwards."""
+        ...
+
+
+@runtime_checkable
+class StreamingSearch(Search[State], Protocol):
+    """A search whose state has one size however long a stream lasts: what is settled leaves it after each piece."""
+
+    def advance(
+        self, state: State, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], final: Bool[Array, " B"]
+    ) -> tuple[State, Hypotheses]:
+        """One more piece: the state without what is settled, and the settled tokens as one hypothesis a row (N = 1).
+
+        encoded (B, T, D), of which lengths (B,) frames count; final (B,) where a row's stream ends with this piece.
+        Frames are counted from the stream's beginning. `finish` gives what is not settled, its best hypothesis going on
+        from all that was.
+        """
         ...
 
 

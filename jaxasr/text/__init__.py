@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxasr.configuration import Table
 from jaxasr.text.funasr import FunasrConfig, FunasrSpelling
@@ -25,6 +25,16 @@ class Spelling(Protocol):
 
     def __call__(self, pieces: Sequence[str], byte_coding: ByteCoding = "none") -> tuple[str, list[str]]:
         """The text of `pieces`, and the printable form of each: one per piece, so that ids and times stay aligned."""
+        ...
+
+
+@runtime_checkable
+class PartedSpelling(Spelling, Protocol):
+    """A spelling that may look at parts of a recording one by one: a window, or what a call of a stream has found."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether the parts have texts of their own, which are then joined."""
         ...
 
 

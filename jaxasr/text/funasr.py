@@ -24,9 +24,14 @@ _SPACE = " "
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FunasrConfig:
-    """FunASR's spelling has no options."""
+    """Options of FunASR's spelling.
+
+    `calls`: "apart" makes a text of what each call of a stream has found, as FunASR does, so that spaces and pieces at
+    their edges are lost; "together" one of all tokens.
+    """
 
     kind: Literal["funasr"] = "funasr"
+    calls: Literal["together", "apart"] = "together"
 
 
 class _Item(NamedTuple):
@@ -42,6 +47,11 @@ class FunasrSpelling:
 
     def __init__(self, config: FunasrConfig) -> None:
         self.config = config
+
+    @property
+    def apart(self) -> bool:
+        """Whether the parts of a recording have texts of their own."""
+        return self.config.calls == "apart"
 
     def __call__(self, pieces: Sequence[str], byte_coding: ByteCoding = "none") -> tuple[str, list[str]]:
         """The text of `pieces`, and each as it appears there: without "@@", letters of an abbreviation in capitals."""

@@ -1,8 +1,9 @@
 """Times of tokens from the weights of a predictor, as FunASR 1.4 states them (utils/timestamp_tools.py).
 
 FunASR's rule takes the token before a peak to last until the next one, moves all peaks by one and a half steps, and
-scales the weights until there is a peak more than there are tokens. What a transcript of ours states instead is the
-frame at which each token is complete.
+scales the weights until there is a peak more than there are tokens. Of a plain Paraformer (`pred_timestamp`) FunASR
+passes weights and running sums in each other's place, so that the sums are scaled. What a transcript of ours states
+instead is the frame at which each token is complete.
 """
 
 from __future__ import annotations

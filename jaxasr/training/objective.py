@@ -10,22 +10,28 @@ import jax.numpy as jnp
 
 from jaxasr.errors import ConfigError
 from jaxasr.heads.ctc import CTC
+from jaxasr.heads.parallel import Parallel
 from jaxasr.heads.transducer import Transducer
 from jaxasr.layers.dropout import Dropout
 from jaxasr.model import Model
 from jaxasr.model_config import ModelConfig
 from jaxasr.training.augmentation import spec_augment
 from jaxasr.training.losses import choose_frames_at_once, ctc_loss, transducer_loss
+from jaxasr.training.parallel import parallel_loss, random_order
 from jaxasr.training.recipe import Recipe
 
 
 class Targets(NamedTuple):
-    """What the loss of a head compares: encoded (B, T, D) of lengths (B,), and labels (B, U) of lengths (B,)."""
+    """What the loss of a head compares: encoded (B, T, D) of lengths (B,), and labels (B, U) of lengths (B,).
+
+    `key`: of what a loss draws at random, where it does.
+    """
 
     encoded: jax.Array
     encoded_lengths: jax.Array
     labels: jax.Array
     label_lengths: jax.Array
+    key: jax.Array | None = None
 
 
 class Losses(NamedTuple):
@@ -44,7 +50,7 @@ class Losses(NamedTuple):
 
 def _transducer(head: Transducer, targets: Targets, recipe: Recipe) -> jax.Array:
     """The loss of each row: (B,)."""
-    encoded, encoded_lengths, labels, label_lengths = targets
+    encoded, encoded_lengths, labels, label_lengths, _ = targets
     rows, frames, _ = encoded.shape
     frames_at_once = choose_frames_at_once(
         rows, frames, labels.shape[1], head.config.vocabulary_size, recipe.joiner_bytes
@@ -63,18 +69,33 @@ def _transducer(head: Transducer, targets: Targets, recipe: Recipe) -> jax.Array
 
 def _ctc(head: CTC, targets: Targets, recipe: Recipe) -> jax.Array:
     """The loss of each row: (B,)."""
-    encoded, encoded_lengths, labels, label_lengths = targets
+    encoded, encoded_lengths, labels, label_lengths, _ = targets
     return ctc_loss(head(encoded), labels, encoded_lengths, label_lengths, blank_id=head.config.blank_id)
 
 
+def _parallel(head: Parallel, targets: Targets, recipe: Recipe) -> jax.Array:
+    """The loss of each row: (B,)."""
+    order = None
+    if targets.key is not None:
+        order = random_order(targets.key, targets.label_lengths + 1, targets.labels.shape[1] + 1)
+    return parallel_loss(head, *targets[:4], smoothing=recipe.label_smoothing, sampled=recipe.sampled, order=order)
+
+
 # The roles of the heads that can be trained, each with its loss: (head, targets, recipe) -> (B,) float32.
-HEAD_LOSSES: dict[str, Callable[..., jax.Array]] = {"transducer": _transducer, "ctc": _ctc}
+HEAD_LOSSES: dict[str, Callable[..., jax.Array]] = {
+    "transducer": _transducer,
+    "ctc": _ctc,
+    "parallel": _parallel,
+}
 
 
 def require_losses(config: ModelConfig) -> None:
     """ConfigError where a head of the model has no loss here."""
     if lacking := [role for role in config.heads if role not in HEAD_LOSSES]:
         raise ConfigError(f"{config.name}: jaxasr has no loss for a {lacking[0]} head: train another model")
+    if config.parallel is not None and (config.parallel.chunks or config.parallel.predictor.peaks):
+        what = "chunks" if config.parallel.chunks else "a second head of its predictor"
+        raise ConfigError(f"{config.name}: jaxasr has no loss for {what}: train a model without")
     if config.transducer is not None and config.transducer.durations:
         raise ConfigError(
             f"{config.name}: its transducer predicts durations (TDT), for which jaxasr has no loss: train it without "
@@ -102,10 +123,11 @@ def batch_losses(
     activations.
     """
     frames, frame_lengths = model.features(waveforms, lengths)
-    dropout = None
+    dropout = loss_key = None
     if key is not None:
         model.set_attributes(use_running_average=False, raise_if_not_found=False)  # of batch norms
         mask_key, dropout_key = jax.random.split(key)
+        loss_key = jax.random.fold_in(key, 1)
         frames = spec_augment(recipe.augmentation, frames, frame_lengths, mask_key, strength)
         if recipe.dropout:
             dropout = Dropout(jnp.asarray(recipe.dropout * strength), dropout_key)
@@ -113,7 +135,7 @@ def batch_losses(
     # All encoded frames are trained on, also those that a search would not be given.
     encoded_lengths = model.config.encoder.encoded_length(frame_lengths)
     used = lengths > 0
-    targets = Targets(encoded, jnp.where(used, encoded_lengths, 0), labels, label_lengths)
+    targets = Targets(encoded, jnp.where(used, encoded_lengths, 0), labels, label_lengths, loss_key)
     sums = {}
     for role, head_loss in HEAD_LOSSES.items():
         head = getattr(model, role)

@@ -71,9 +71,11 @@ class Recipe:
     `steps`: updates in all. `model`: what is trained, with the vocabulary's size in place of the sizes given; None
     where a run starts from a trained model. `dropout`: in training, this share of the channels that every residual
     module of the encoder adds is zeroed. `ctc_weight`: the weight of the CTC loss where there is another head beside
-    it. `average`: the decay of the running mean of the weights, which is what is evaluated and stored. `joiner_bytes`:
-    the memory that the joiner's outputs may take; larger outputs are computed in pieces. `compute`: the type of the
-    kernels in a step and, except on CPUs, of the activations. `stored`: the type in which the model is written.
+    it. `label_smoothing`, `sampled`: of a parallel head, the probability that its targets give to other tokens, and the
+    share of wrong tokens whose number of true embeddings it is shown. `average`: the decay of the running mean of the
+    weights, which is what is evaluated and stored. `joiner_bytes`: the memory that the joiner's outputs may take;
+    larger outputs are computed in pieces. `compute`: the type of the kernels in a step and, except on CPUs, of the
+    activations. `stored`: the type in which the model is written.
     `checkpoint_steps`, `evaluate_steps`: steps from one checkpoint, or evaluation, to the next. `seed` decides
     everything that is random.
     """
@@ -87,6 +89,8 @@ class Recipe:
     optimizer: OptimizerConfig = OptimizerConfig()
     dropout: float = 0.0
     ctc_weight: float = 0.3
+    label_smoothing: float = 0.1
+    sampled: float = 0.75
     average: float = 0.999
     joiner_bytes: int = 1 << 28
     compute: Literal["float32", "bfloat16"] = "float32"
@@ -104,6 +108,8 @@ class Recipe:
             raise ValueError("dropout must lie in 0..1, without 1")
         if not 0 <= self.average < 1:
             raise ValueError("average must lie in 0..1, without 1")
+        if not 0 <= self.label_smoothing < 1 or not 0 <= self.sampled <= 1:
+            raise ValueError("label_smoothing and sampled must lie in 0..1, label_smoothing without 1")
         if self.ctc_weight < 0:
             raise ValueError("ctc_weight must not be negative")
 
@@ -123,6 +129,8 @@ class Recipe:
             ),
             dropout=self.dropout,
             ctc_weight=self.ctc_weight,
+            label_smoothing=self.label_smoothing,
+            sampled=self.sampled,
             average=self.average,
             joiner_bytes=self.joiner_bytes,
             compute=self.compute,

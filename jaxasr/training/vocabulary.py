@@ -23,15 +23,20 @@ class VocabularyConfig:
 
 
 def with_vocabulary(config: ModelConfig, tokens: TokenTable) -> ModelConfig:
-    """The configuration with the size and the blank of a vocabulary; its `<unk>` is the transducer's only silent id."""
+    """The configuration with the size and the blank of a vocabulary; its `<unk>` is the only silent id of a transducer.
+
+    A parallel head ends its texts with the blank.
+    """
     size, blank = len(tokens), tokens.blank_id or 0
-    transducer, ctc = config.transducer, config.ctc
+    transducer, ctc, parallel = config.transducer, config.ctc, config.parallel
+    silent = () if tokens.unk_id is None else (tokens.unk_id,)
     if transducer is not None:
-        silent = () if tokens.unk_id is None else (tokens.unk_id,)
         transducer = replace(transducer, vocabulary_size=size, blank_id=blank, silent_ids=silent)
     if ctc is not None:
         ctc = replace(ctc, vocabulary_size=size, blank_id=blank)
-    return replace(config, transducer=transducer, ctc=ctc)
+    if parallel is not None:
+        parallel = replace(parallel, vocabulary_size=size, blank_id=blank, silent_ids=silent, end_id=blank)
+    return replace(config, transducer=transducer, ctc=ctc, parallel=parallel)
 
 
 def make_vocabulary(texts: Iterable[str], config: VocabularyConfig) -> TokenTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from golden_models import quick_jit
 from jaxasr.encoders.sanm import Sanm, positions
 from jaxasr.encoders.sanm_config import SanmConfig
+from jaxasr.layers.sliding import Sliding
 from random_modules import build, noting_dropout
 
 TINY = SanmConfig(num_layers=2, dim=8, num_heads=2, feedforward_dim=12, kernel=4, shift=1, input_dim=10)
@@ -52,3 +55,55 @@ def test_dropout_reaches_both_modules_of_each_layer() -> None:
 def test_what_sizes_cannot_be(wrong: dict[str, Any], fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         SanmConfig(**wrong)
+
+
+WINDOW = Sliding(past=1, current=3, ahead=2, encoder_look_back=2)
+STREAMED = dataclasses.replace(TINY, window=WINDOW)
+
+
+def test_a_stream_beside_others_is_the_stream_alone() -> None:
+    """Two streams side by side, one of which ends in its second step with a frame less: what is padded is not heard."""
+    encoder = build(Sanm, STREAMED)
+    frames = np.random.default_rng(4).normal(0, 1, (2, 6, 10)).astype(np.float32)
+    others = frames[::-1].copy()
+    frames[1, 5], others[1] = 7.0, frames[1]
+    others[1, 5] = 0.0
+    step = quick_jit(lambda *inputs: encoder.step(*inputs))
+    found = []
+    for rows in (frames, others):
+        state, first = step(encoder.initial_state(2), rows[:, :3], np.array([3, 3]), np.array([False, False]))
+        _, second = step(state, rows[:, 3:], np.array([3, 2]), np.array([False, True]))
+        found.append((first[1], second[1]))
+        assert (second[1, 5:] == 0).all() and (np.abs(second[0]).sum(-1) > 0).all()
+        assert state["cached"].tolist() == [4, 4] and state["placed"].tolist() == [3, 3]
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_how_a_stream_is_cut() -> None:
+    assert STREAMED.streamable and not TINY.streamable and STREAMED.facts()["causal"]
+    assert (STREAMED.first_frame, STREAMED.frames_per_step, STREAMED.shift_per_step) == (0, 3, 3)
+    assert STREAMED.encoded_per_step == 6 and [STREAMED.ready_steps(n) for n in (0, 2, 3, 7)] == [0, 0, 1, 2]
+    # The last step may have all its frames, or none; the publisher leaves frames out that would begin a step.
+    assert [STREAMED.ending(*n) for n in ((7, 6), (6, 5), (6, 6), (0, 0))] == [(3, 7), (2, 6), (3, 6), (1, 0)]
+    publisher = dataclasses.replace(STREAMED, window=dataclasses.replace(WINDOW, tail="publisher"))
+    assert [publisher.ending(*n) for n in ((7, 6), (6, 5), (8, 7))] == [(3, 6), (2, 6), (3, 8)]
+    assert [STREAMED.counted(step, 7) for step in (0, 1, 2)] == [6, 6, 4]
+    assert STREAMED.counted(0, 0) == 0 and publisher.counted(0, 0) == 3
+    with pytest.raises(ValueError, match="takes no stream"):
+        TINY.ready_steps(3)
+
+
+def test_of_nothing_nothing_is_heard() -> None:
+    """The window of an empty stream holds nothing but the zeros before it."""
+    encoder = build(Sanm, STREAMED)
+    step = quick_jit(lambda *inputs: encoder.step(*inputs))
+    zeros = np.zeros((2, 3, 10), np.float32)
+    _, encoded = step(encoder.initial_state(2), zeros, np.array([0, 0]), np.array([True, True]))
+    assert (encoded == 0).all()
+
+
+@pytest.mark.parametrize("wrong", [{"current": 0}, {"ahead": -1}, {"encoder_look_back": -1}])
+def test_what_windows_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        Sliding(**wrong)

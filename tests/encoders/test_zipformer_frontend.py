@@ -64,7 +64,8 @@ def test_steps_give_the_whole(front: tuple[Any, Any]) -> None:
     chunk, count = 8, 3
     frames = random(2, 2, 2 * chunk * count + 13, BINS)
     whole, _ = apply(front, frames, [frames.shape[1]] * 2)
-    step = quick_jit(lambda state, carried, x: nnx.merge(graph, state).step(carried, x))
+    full = np.full(2, 2 * chunk + 13, np.int32)
+    step = quick_jit(lambda state, carried, x: nnx.merge(graph, state).step(carried, x, full))
     carried = nnx.merge(graph, state).initial_state(2)
     for number in range(count):
         start = 2 * chunk * number

@@ -20,6 +20,7 @@ from jaxasr.encoders.zipformer_layer import (
     Bypass,
     ChunkCausalDepthwiseConv1d,
     ConvModule,
+    Layer,
     LayerConfig,
     NonlinAttention,
     SelfAttention,
@@ -28,6 +29,9 @@ from jaxasr.encoders.zipformer_layer import (
     swoosh_r,
 )
 from jaxasr.layers.attention import attention_mask, relative_bias
+from jaxasr.layers.linear import Linear
+from jaxasr.quant.array import quantize_array
+from jaxasr.quant.rules import Rule
 from random_modules import build
 
 CONFIG = LayerConfig(
@@ -112,6 +116,53 @@ def test_stored_positions_are_those_of_the_matrix_where_the_mask_lets_through(st
     seen = jnp.ones((2, 1, 1, left + chunk), bool)
     expected, found = (each.step(cached, piece, of_a_chunk, seen) for each in (by_matrix, stored))
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def of_integers() -> Any:
+    """A layer for chunks of 4 frames whose dense kernels are integers, and whose activations have a range a chunk."""
+    module = build(Layer, dataclasses.replace(CONFIG, causal=True, chunk=4))
+    rule = Rule(path="*", bits=8, per="tensor", activations="uint8", ranges="tensor")
+    for _, part in nnx.iter_graph(module):
+        if isinstance(part, Linear):
+            part.kernel = nnx.Param(quantize_array(part.kernel[...], rule, "dense"))
+    return module
+
+
+def through(layer: Any, x: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
+    steps = x.shape[1]
+    table = compact_relative_positions(steps, 0, CONFIG.pos_dim)
+    mask = attention_mask(jnp.array(lengths), steps, 4, 8)
+    made: np.ndarray = quick_jit(lambda x, lengths: layer(x, table, mask, lengths, lengths))(x, np.array(lengths))
+    return made
+
+
+def test_ranges_of_activations_are_those_of_a_rows_own_chunks(of_integers: Any) -> None:
+    """Nothing that stands in the padding, or in another chunk that a frame does not see, moves a frame by a bit."""
+    x = random(0, 2, 12, 16)
+    expected = through(of_integers, x, (12, 7))
+    louder = x.copy()
+    louder[0, 4:] *= 9  # of the other chunks; the first sees neither
+    louder[1, 7:] = 1000
+    made = through(of_integers, louder, (12, 7))
+    np.testing.assert_array_equal(made[0, :4], expected[0, :4])
+    np.testing.assert_array_equal(made[1, :7], expected[1, :7])
+    assert (made[0, 4:] != expected[0, 4:]).any()
+
+
+def test_a_stream_of_integers_is_the_whole_utterance(of_integers: Any) -> None:
+    """But where float32 rounds otherwise and an activation falls on the other side of a step: in few frames, if any."""
+    x = random(0, 1, 12, 16)
+    expected = through(of_integers, x, (12,))
+    state, pieces = of_integers.initial_state(1, 8, jnp.float32), []
+    table = compact_relative_positions(4, 8, CONFIG.pos_dim)
+    step = quick_jit(of_integers.step)
+    for first in (0, 4, 8):
+        seen = np.arange(12)[None, None, None] >= 8 - first
+        state, piece = step(state, x[:, first : first + 4], table, seen)
+        pieces.append(piece)
+    near = np.abs(np.concatenate(pieces, axis=1) - expected).max(-1) < 1e-4
+    assert near.mean() > 0.6
 
 
 def test_more_than_forty_seconds_attend_to_each_other() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from golden_models import quick_jit
 from jaxasr.configuration import from_mapping
 from jaxasr.errors import ConfigError
 from jaxasr.features.kaldi import KaldiFbank, window
@@ -324,3 +325,31 @@ def test_impossible_options(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         KaldiConfig(**wrong)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["icefall", "funasr", "long frames"])
+def test_pieces_of_a_stream_are_the_frames_of_the_whole(name: str) -> None:
+    """Windows anywhere, before the beginning and beyond the end too, of streams of one sample and more."""
+    config = OPTIONS[name]
+    fbank = KaldiFbank(config)
+    before, after = config.reach
+    frames, shift = 5, config.frame_shift
+    width = before + (frames - 1) * shift + after
+    lengths = [1, 2, 100, before + 1, 600, 3000]
+    clips = np.random.default_rng(2).standard_normal((len(lengths), 3000)).astype(np.float32)
+    whole, counts = fbank(clips, jnp.array(lengths))
+    piece = quick_jit(fbank.piece)
+    for first in range(0, 21, 3):
+        start = first * shift - before
+        samples = np.zeros((len(lengths), width), np.float32)
+        for row, length in enumerate(lengths):
+            for place in range(max(start, 0), min(start + width, length)):
+                samples[row, place - start] = clips[row, place]
+        begin = np.full(len(lengths), max(-start, -width), np.int32)
+        end = np.minimum(np.array(lengths) - start, width).astype(np.int32)
+        found = piece(samples, begin, end)
+        assert found.shape == (len(lengths), frames, config.bins)
+        for row, count in enumerate(np.asarray(counts)):
+            there = max(min(count - first, frames), 0)
+            # One program sums over a frame in another order than the other.
+            np.testing.assert_allclose(found[row, :there], whole[row, first : first + there], atol=2e-4)

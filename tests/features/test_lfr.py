@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from golden_models import quick_jit
 from jaxasr.features.kaldi_config import KaldiConfig
 from jaxasr.features.lfr import Lfr
 from jaxasr.features.lfr_config import LfrConfig
@@ -48,3 +49,35 @@ def test_frames_are_normalised_and_end_with_their_row() -> None:
 def test_sizes_are_positive(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="stacked and shift"):
         LfrConfig(**wrong)
+
+
+@pytest.mark.parametrize(("stacked", "shift", "snip_edges"), [(7, 6, True), (5, 1, True), (4, 3, False)])
+def test_pieces_of_a_stream_are_the_frames_of_the_whole(stacked: int, shift: int, snip_edges: bool) -> None:
+    """Four frames a piece, at the beginning, in the middle and at an end that no piece ends with."""
+    fbank = KaldiConfig(bins=4, window="hamming", sample_scale=32768.0, snip_edges=snip_edges)
+    config = LfrConfig(fbank=fbank, stacked=stacked, shift=shift)
+    module, size, hop = Lfr(config), 4, shift * 160
+    before, after = config.reach
+    sound = np.random.default_rng(3).normal(0, 0.1, 13 * 960 + 555).astype(np.float32)
+    whole, counts = quick_jit(module)(sound[None], jnp.array([len(sound)]))
+    width = before + (size - 1) * hop + after
+    starts = np.arange(0, int(counts[0]), size) * hop - before
+    around = np.pad(sound, (before, width), constant_values=9.0)  # what stands outside of the stream is never heard
+    samples = np.stack([around[start + before : start + before + width] for start in starts])
+    # As the host says it: before the row where it began there, no further than the row's end.
+    begin, end = np.maximum(-starts, -width), np.minimum(len(sound) - starts, width)
+    pieces = quick_jit(module.piece)(samples, begin, end)
+    assert pieces.shape == (len(starts), size, stacked * 4) and after % hop == 0
+    np.testing.assert_allclose(pieces.reshape(-1, stacked * 4)[: int(counts[0])], whole[0], atol=1e-4)
+
+
+def test_a_stream_of_one_frame_has_it() -> None:
+    config = LfrConfig(fbank=KaldiConfig(bins=3, snip_edges=True))
+    module = Lfr(config)
+    before, after = config.reach
+    sound = np.random.default_rng(4).normal(0, 0.1, 400).astype(np.float32)
+    whole, counts = quick_jit(module)(sound[None], jnp.array([400]))
+    samples = np.pad(sound, (before, after - 400))[None]
+    piece = quick_jit(module.piece)(samples, np.array([before]), np.array([before + 400]))
+    assert counts.tolist() == [1]
+    np.testing.assert_allclose(piece[0], whole[0], atol=1e-4)

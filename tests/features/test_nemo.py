@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -178,3 +179,34 @@ def test_a_constant_offset_is_subtracted_where_that_is_asked_for(clips: list[np.
     waveforms, lengths = batched(clips)
     run = jax.jit(NemoMel(config))
     np.testing.assert_allclose(run(waveforms + 0.5, lengths)[0], run(waveforms, lengths)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("framing", ["zeros", "reflected", "zeros_all"])
+def test_pieces_of_a_stream_are_the_frames_of_the_whole(framing: Any) -> None:
+    """Windows anywhere, before the beginning and beyond the end too, of streams of one sample and more."""
+    config = dataclasses.replace(PLAIN, normalize="none", framing=framing)
+    assert config.reach is not None and PLAIN.reach is None
+    module = NemoMel(config)
+    before, after = config.reach
+    frames, shift = 5, config.hop_length
+    width = before + (frames - 1) * shift + after
+    lengths = [1, 2, 100, 600, 3000]
+    clips = np.random.default_rng(2).standard_normal((len(lengths), 3000)).astype(np.float32)
+    whole, counts = jax.device_get(module(clips, jnp.array(lengths)))
+    piece = jax.jit(module.piece)
+    for first in range(0, 21, 3):
+        start = first * shift - before
+        samples = np.zeros((len(lengths), width), np.float32)
+        for row, length in enumerate(lengths):
+            for place in range(max(start, 0), min(start + width, length)):
+                samples[row, place - start] = clips[row, place]
+        begin = np.full(len(lengths), max(-start, -width), np.int32)
+        end = np.minimum(np.array(lengths) - start, width).astype(np.int32)
+        found = np.asarray(piece(samples, begin, end))
+        assert found.shape == (len(lengths), frames, config.bins)
+        for row, count in enumerate(counts):
+            there = max(min(count - first, frames), 0)
+            # One program sums over a frame in another order than the other.
+            np.testing.assert_allclose(found[row, :there], whole[row, first : first + there], atol=2e-4)
+    with pytest.raises(ValueError, match="normalized over a recording"):
+        NemoMel(PLAIN).piece(samples, begin, end)

@@ -92,6 +92,31 @@ def test_rows_do_not_feel_their_padding(convolution: Any) -> None:
     assert batch.counts[0] > 1 and (batch.weights[1, 5:] == 0).all() and (batch.vectors[2] == 0).all()
 
 
+def test_windows_of_a_stream_find_the_tokens_of_the_whole() -> None:
+    """Without look-ahead the weights are those of the whole: what a window leaves open goes on in the next."""
+    rng = np.random.default_rng(8)
+    module = build(CIF, CIFConfig(context=(0, 0)), DIM)
+    encoded = rng.normal(0, 1, (1, 11, DIM)).astype(np.float32)
+    whole = quick_jit(module)(encoded, np.array([11]))
+    carried, counted = module.initial_state(1), jnp.ones((1, 4), bool)
+    vectors = []
+    step = quick_jit(lambda *inputs: module.step(*inputs, 5))
+    for begin in (0, 4, 8):
+        window = np.full((1, 4, DIM), 7.0, np.float32)
+        window[:, : 11 - begin] = encoded[:, begin : begin + 4]
+        length = np.array([min(11 - begin, 4)])
+        counted = np.arange(4)[None] < length[:, None]
+        carried, fired = step(carried, window, length, counted, np.array([begin == 8]))
+        vectors.append(fired.vectors[0, : fired.counts[0]])
+        assert (fired.vectors[0, fired.counts[0] :] == 0).all()
+        assert fired.weights[0, 0] == pytest.approx(
+            float(whole.running.fraction[0, begin - 1]) if begin else 0, abs=1e-6
+        )
+    found = np.concatenate(vectors)
+    assert len(found) == whole.counts[0] > 2
+    np.testing.assert_allclose(found, whole.vectors[0, : len(found)], atol=1e-5)
+
+
 def test_the_second_head_places_as_many_tokens() -> None:
     rng = np.random.default_rng(6)
     config = CIFConfig(peaks=PeaksConfig(upsampling=2, shares_convolution=True))

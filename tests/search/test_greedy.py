@@ -195,6 +195,62 @@ def test_pieces_give_what_the_whole_gives(name: str, sizes: list[int]) -> None:
         np.testing.assert_allclose(getattr(pieces, field), getattr(whole, field), rtol=1e-5, atol=1e-5, err_msg=field)
 
 
+@pytest.mark.parametrize("sizes", [[1] * 20, [7, 2, 11]], ids=["frames", "pieces"])
+@pytest.mark.parametrize("name", [name for name in SEARCHES if name != "joint"])
+def test_what_is_settled_and_what_is_not_are_the_whole(name: str, sizes: list[int]) -> None:
+    """Of a stream: what leaves the state piece by piece, and the best of what is left, say what the whole says."""
+    search = SEARCHES[name]
+    lengths = np.array([20, 8, 0], np.int32)
+    width = VOCABULARY + (3 if "durations" in name else 0)
+    logits = np.random.default_rng(12).standard_normal((3, 20, width)).astype(np.float32)
+    logits[..., BLANK] += 1.0
+    logits[:, 5:8] = logits[:, 4:5]
+    encoded = np.asarray(jax.nn.log_softmax(logits))
+    whole = quick_jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
+    step, finish = quick_jit(search.advance), quick_jit(search.finish)
+    state = search.start(3, 20)
+    said: list[list[tuple[Any, ...]]] = [[], [], []]
+    start = early = 0
+    for size in sizes:
+        counted = np.clip(lengths - start, 0, size)
+        state, settled = step(state, encoded[:, start : start + size], counted, start + size >= lengths)
+        start += size
+        rest = finish(state)
+        for row in range(3):
+            said[row] += tokens_of(settled, row)
+            early += bool(said[row]) and start < lengths[row]
+    for row in range(3):
+        expected, found = tokens_of(whole, row), said[row] + tokens_of(rest, row)
+        assert [each[:3] for each in found] == [each[:3] for each in expected]
+        np.testing.assert_allclose([each[3] for each in found], [each[3] for each in expected], atol=1e-5)
+    assert early and said[0]
+
+
+def tokens_of(hypotheses: Hypotheses, row: int) -> list[tuple[Any, ...]]:
+    """(token, frame, duration, log-probability) of each token of a row's best hypothesis."""
+    fields = (np.asarray(leaf)[row, 0, : int(hypotheses.length[row, 0])].tolist() for leaf in hypotheses[:4])
+    return list(zip(*fields, strict=True))
+
+
+def test_a_beam_without_room_settles_its_best_hypothesis() -> None:
+    """Hypotheses that disagree from the first token on: the best one goes on, however long, and others from it."""
+    head = CountingHead(5)
+    search = TransducerBeam(head, 4)
+    encoded = np.random.default_rng(13).standard_normal((1, 40, VOCABULARY)).astype(np.float32)
+    step, finish = quick_jit(search.advance), quick_jit(search.finish)
+    whole: list[tuple[Any, ...]] = []
+    state = search.start(1, 4)  # room for four tokens, with two frames a piece
+    for start in range(0, 40, 2):
+        state, settled = step(state, encoded[:, start : start + 2], np.array([2]), np.array([False]))
+        whole += tokens_of(settled, 0)
+    rest = finish(state)
+    whole += tokens_of(rest, 0)
+    assert len(whole) > 10
+    assert np.isfinite(rest.score[0, 0])
+    frames = [frame for _, frame, _, _ in whole]
+    assert frames == sorted(set(frames)) and 0 <= frames[0] and frames[-1] < 40
+
+
 @pytest.mark.parametrize("name", SEARCHES)
 def test_rows_of_a_state_can_be_swapped(name: str) -> None:
     """As a stream's slots are: a state has the batch axis first in every leaf."""

@@ -67,3 +67,15 @@ def test_vocabularies_hold_blank_unknown_and_the_pieces() -> None:
 def test_no_text_makes_no_vocabulary() -> None:
     with pytest.raises(ConfigError, match="no text"):
         make_vocabulary(["", " "], VocabularyConfig())
+
+
+def test_words_go_on_where_pieces_say_so() -> None:
+    """FunASR's tables: the fewest pieces of a word, Chinese characters alone, whatever stands beside them."""
+    pieces = ("<blank>", "th@@", "e", "t@@", "h@@", "he", "the@@", "re", "你", "好", "<unk>", "r@@")
+    encode = TextEncoder(TokenTable(pieces))
+
+    def spelt(text: str) -> list[str]:
+        return [pieces[token] for token in encode(text)[0]]
+
+    assert spelt("there the") == ["the@@", "re", "th@@", "e"] and spelt("你the好") == ["你", "th@@", "e", "好"]
+    assert encode("thx 你们") == ([8], "htx们") and encode("") == ([], "")

@@ -48,6 +48,23 @@ def test_what_generate_states_of_whole_clips(shared: Path) -> None:
     assert compared >= 4
 
 
+def test_what_a_plain_paraformer_states(shared: Path) -> None:
+    """FunASR hands its predictor's weights and their running sums to the rule the wrong way round: so they are here."""
+    folder = shared / "golden/paraformer-tiny"
+    pieces = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    stated = {clip: result["pred_timestamp"] for clip, result in results.items() if not clip.startswith("_")}
+    stated = {clip: result for clip, result in stated.items() if result and result.get("timestamp")}
+    assert len(stated) == 6
+    for clip, result in stated.items():
+        arrays = read_arrays(folder / f"clip_{clip}.npz")
+        kept = [pieces[token] for token in results[clip]["ids"] if token not in (0, 1, 2)]
+        spans = token_spans(stretches(arrays["fires"].ravel(), arrays["alphas"].ravel(), len(kept), 1))
+        spoken = [piece for piece in kept if piece != "<unk>"]
+        text, words = spell_with_times(spoken, spans[: len(spoken)])
+        assert (text, [list(span) for span in words]) == (result["text"], result["timestamp"]), clip
+
+
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_an_offset_is_added_and_nothing_has_no_times(offset: float) -> None:
     weights = np.array([0.5, 0.5, 0.0, 0.5, 0.5, 0.0], np.float32)

@@ -18,6 +18,7 @@ from jaxasr.convert import describe
 from jaxasr.errors import JaxasrError
 from jaxasr.heads.parallel_config import PeaksConfig
 from jaxasr.layers.overlapped import Overlapped
+from jaxasr.layers.sliding import Sliding
 from jaxasr.store import flatten
 
 Make = Callable[..., Path]
@@ -120,17 +121,27 @@ def streaming() -> dict[str, Any]:
 
 
 def test_a_streaming_model_takes_whole_utterances_in_chunks(directory: Make, tmp_path: Path) -> None:
-    """Those that it was trained with, the first by default; or none, as if it were the other model."""
+    """Those that it was trained with, the first by default; or none, as if it were the other model.
+
+    Streams are taken in windows of the longest kind by default, which is that of the model cards.
+    """
     folder = directory(streaming())
-    for seconds, chunks in (
-        (None, Overlapped(size=12, stride=8, gap=1, encoder_look_back=4, decoder_look_back=1)),
-        (0.2, Overlapped(size=15, stride=10, gap=1, encoder_look_back=2, decoder_look_back=1)),
-        (math.inf, None),
+    longest = Sliding(current=10, ahead=5, encoder_look_back=2)
+    for seconds, chunks, window in (
+        (None, Overlapped(size=12, stride=8, gap=1, encoder_look_back=4, decoder_look_back=1), longest),
+        (0.2, Overlapped(size=15, stride=10, gap=1, encoder_look_back=2, decoder_look_back=1), longest),
+        (
+            0.16,
+            Overlapped(size=12, stride=8, gap=1, encoder_look_back=4, decoder_look_back=1),
+            Sliding(current=8, ahead=4),
+        ),
+        (math.inf, None, longest),
     ):
         jaxasr.convert_checkpoint(folder, tmp_path / "out", chunk_seconds=seconds, overwrite=True)
         config = store.load_config(tmp_path / "out")
         assert config.encoder.chunks == config.parallel.chunks == chunks
-        assert config.encoder.facts()["causal"] == (chunks is not None)
+        assert config.encoder.window == config.parallel.window == window
+        assert config.encoder.facts()["causal"]
     with pytest.raises(JaxasrError, match="chunk_seconds 0.5 is none of 0.16, 0.2 and inf"):
         jaxasr.convert_checkpoint(folder, tmp_path / "other", chunk_seconds=0.5)
     with pytest.raises(JaxasrError, match="look back as it was trained"):
@@ -145,7 +156,10 @@ def test_a_streaming_model_takes_whole_utterances_in_chunks(directory: Make, tmp
     assert text.count("chunks: null") == 2
     part = "chunks: {size: 5, stride: 3, gap: 2, encoder_look_back: 1, decoder_look_back: 1}"
     (tmp_path / "mine.yaml").write_text(text.replace("chunks: null", part, 1))
-    with pytest.raises(JaxasrError, match="chunks and those of the parallel head differ"):
+    with pytest.raises(JaxasrError, match="chunks: the encoder's and the parallel head's differ"):
+        store.read_config(tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text(text.replace("current: 10", "current: 9", 1))
+    with pytest.raises(JaxasrError, match="window: the encoder's and the parallel head's differ"):
         store.read_config(tmp_path / "mine.yaml")
 
 
