@@ -89,12 +89,11 @@ def _exported(
 
     # Plain lists and tuples, which need no registration of the package's own types where the program is read.
     def recognize(arrays: list[jax.Array], waveforms: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
-        model = programs.abstract_model.fill(programs.policy.cast(jax.tree.unflatten(structure, arrays)))
+        params = programs.policy.cast(jax.tree.unflatten(structure, arrays))
         heard = jnp.where(length_mask(lengths, samples), waveforms, 0.0)
         heard = jnp.pad(heard, ((0, 0), (before, after)))
         heard_lengths = jnp.where(lengths > 0, lengths + before + after, 0)
-        encoded = model.encode(heard, heard_lengths, programs.policy.activations)
-        return tuple(model.search(*encoded, programs.search, recognizer.blank_penalty))
+        return tuple(programs.recognize(params, heard, heard_lengths, jnp.float32(recognizer.blank_penalty)))
 
     abstract = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     waveforms = jax.ShapeDtypeStruct((rows, samples), jnp.float32)
