@@ -65,11 +65,13 @@ def compensate(gram: np.ndarray, weights: np.ndarray, grid: RowGrid, dtype: np.d
     gram = gram.astype(np.float64)
     mean = np.diag(gram).mean() or 1.0
     gram[np.diag_indices_from(gram)] += np.where(np.diag(gram) <= 0, mean, DAMPING * mean)
-    best = _settled(gram, weights, grid, _spread(gram, weights, grid))
+    order = np.argsort(-np.diag(gram), kind="stable")
+    factor = np.linalg.cholesky(np.linalg.inv(gram[np.ix_(order, order)])).T
+    best = _settled(gram, weights, grid, _spread(order, factor, weights, grid))
     least = _error(gram, weights, grid, best)
     for _ in range(ROUNDS if grid.scale.shape[-1] == weights.shape[-1] else 0):  # one grid for all outputs stays
         refitted = _refitted(gram, weights, grid, best, dtype)
-        tried = [_settled(gram, weights, refitted, each) for each in (best, _spread(gram, weights, refitted))]
+        tried = [_settled(gram, weights, refitted, each) for each in (best, _spread(order, factor, weights, refitted))]
         errors = [_error(gram, weights, refitted, each) for each in tried]
         if min(errors) >= least:
             break
@@ -82,10 +84,8 @@ def _error(gram: np.ndarray, weights: np.ndarray, grid: RowGrid, integers: np.nd
     return float(np.vdot(off, gram @ off))
 
 
-def _spread(gram: np.ndarray, weights: np.ndarray, grid: RowGrid) -> np.ndarray:
-    """Step 1."""
-    order = np.argsort(-np.diag(gram), kind="stable")
-    factor = np.linalg.cholesky(np.linalg.inv(gram[np.ix_(order, order)])).T
+def _spread(order: np.ndarray, factor: np.ndarray, weights: np.ndarray, grid: RowGrid) -> np.ndarray:
+    """Step 1, in this order of the rows, which is that of the rows and columns of U, the `factor`."""
     left = weights[order]
     integers = np.empty_like(weights)
     for start in range(0, len(order), AT_ONCE):
