@@ -114,7 +114,7 @@ def test_options_reach_the_library(run: Run, two: Path, recognizers: list[Any]) 
     assert recognizers[0].options == {
         "model": "m", "dtype": "bfloat16", "batch_seconds": 30.0, "blank_penalty": 1.5,
         "search": "joint", "head": None, "beam": 8, "pad_before": 0.9, "pad_after": 0.0, "precision": "int8",
-        "activations": None,
+        "activations": None, "vad": "energy",
         "lazy": True,
     }  # fmt: skip
 

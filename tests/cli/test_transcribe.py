@@ -52,17 +52,17 @@ def test_options_reach_the_library(run: Run, talks: Path, recognizers: list[Any]
     options += "--pad-before 0.9 --pad-after 0".split()
     assert run("transcribe", talks, "--model", "m", *options, "--precision", "int8").code == 0
     assert recognizers[0].closed
-    assert run("transcribe", talks, "--model", "m").code == 0
+    assert run("transcribe", talks, "--model", "m", "--vad", "none").code == 0
     assert recognizers[0].options == {
         "model": "m", "dtype": "bfloat16", "batch_seconds": 30.0, "blank_penalty": 1.5,
         "search": "joint", "head": None, "beam": 8, "pad_before": 0.9, "pad_after": 0.0, "precision": "int8",
-        "activations": None,
+        "activations": None, "vad": "energy",
         "lazy": True,
     }  # fmt: skip
     assert recognizers[1].options == {
         "model": "m", "dtype": "float32", "batch_seconds": None, "blank_penalty": 0.0, "search": None,
         "head": None, "beam": None, "pad_before": None, "pad_after": None, "precision": "float32",
-        "activations": None, "lazy": True,
+        "activations": None, "vad": "none", "lazy": True,
     }  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def segments(rules: EndpointConfig, recording: int, samples: int, bits: int) -> 
 
 @pytest.mark.parametrize("rules", RULES)
 def test_segments_are_those_of_funasr(rules: str) -> None:
-    """Recordings of 4 s to 187 s, one of a sample less than FunASR's pieces of 60 s and one of just as many among them."""
+    """Recordings of 4 s to 187 s; among them one of a sample less than a piece of 60 s, and one of just as many."""
     cases = [case for case in stored()["cases"] if case["rules"] == rules]
     assert len(cases) == 7 and sum(len(case["segments"]) for case in cases) > 25
     for case in cases:
