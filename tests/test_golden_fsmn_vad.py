@@ -1,4 +1,4 @@
-"""Parity of FunASR's detector: the tiny one in tests/data and beside the checkout, and the published one in three files.
+"""Parity of FunASR's detector: a tiny one in tests/data and beside the checkout, the published one in three files.
 
 Expected values are FunASR 1.4.16's and funasr-onnx 0.4.3's.
 """

@@ -309,4 +309,20 @@ MODELS: tuple[PublishedModel, ...] = (
         "librispeech_zipformer_medium_ctc",
         _pretrained(),
     ),
+    # A detector of speech, for `--vad`. Its revision and hashes are those that several public projects pin.
+    PublishedModel(
+        "fsmn-vad",
+        "funasr/fsmn-vad",
+        "df20e6b30c653645fa4ff125cacfcabd1020a669",
+        "Apache-2.0",
+        "funasr",
+        None,
+        {
+            "float32": (
+                PublishedFile("model.pt", 1721366, "b3be75be477f0780277f3bae0fe489f48718f585f3a6e45d7dd1fbb1a4255fc5"),
+                PublishedFile("config.yaml", 1215, "486861ca26ddb79081663b6179cb204c6bfae71c52f04aafc48a9e9d8dde1e93"),
+                PublishedFile("am.mvn", 8033, "df189fd5f4352df84a0fd464eeab4e450a5e645665d6b38f13c832492261a739"),
+            ),
+        },
+    ),
 )

@@ -1,9 +1,9 @@
-"""Writes the table of detectors in nemo.md: what they decide on recordings that were joined with known gaps.
+"""Writes the tables of detectors in nemo.md and fsmn_vad.md: what they decide on recordings joined with known gaps.
 
-python docs/models/detectors.py SHARED    SHARED: the folder with published/nemo-marblenet-vad and speech/
+python docs/models/detectors.py SHARED    SHARED: the folder with published/ and speech/
 
 Recordings of a set are joined, each after a gap of 0.5 to 2.5 s in which there is noise and nothing else; the last one
-is followed by one. A frame is speech where its probability is above 0.5. Within GUARD of a gap's ends nothing is
+is followed by one. A frame is speech where its probability is above 0.5, of FSMN-VAD 0.8. Within GUARD of a gap's ends nothing is
 counted, since windows hear both sides there.
 """
 
@@ -14,7 +14,7 @@ import itertools
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,20 @@ import soundfile
 import jaxasr
 from jaxasr.audio import SAMPLE_RATE
 
-PAGE = Path(__file__).with_name("nemo.md")
-FILES = {
-    "windows (MarbleNet-3x2x64)": "MarbleNet-3x2x64.nemo",
-    "frames (Frame_VAD_Multilingual_MarbleNet_v2.0)": "frame-vad-multilingual-marblenet-v2.0.onnx",
+# By page: name, file below published/, and from which probability on a frame is speech.
+PAGES = {
+    "nemo.md": (
+        ("windows (MarbleNet-3x2x64)", "nemo-marblenet-vad/MarbleNet-3x2x64.nemo", 0.5),
+        (
+            "frames (Frame_VAD_Multilingual_MarbleNet_v2.0)",
+            "nemo-marblenet-vad/frame-vad-multilingual-marblenet-v2.0.onnx",
+            0.5,
+        ),
+    ),
+    "fsmn_vad.md": (
+        ("frames (FSMN-VAD)", "funasr-fsmn-vad-zh-cn-16k/model.pt", 0.8),
+        ("frames (FSMN-VAD, quantized ONNX)", "funasr-fsmn-vad-zh-cn-16k/model_quant.onnx", 0.8),
+    ),
 }
 SETS = {"an4": 60, "librispeech": 32}  # recordings of the split test
 NOISE = {
@@ -34,7 +44,6 @@ NOISE = {
     "loud": 1e-2,
 }  # deviations of the noise in gaps; the recordings have an RMS of 0.03 (AN4) and 0.055
 GUARD = 0.3  # s
-THRESHOLD = 0.5
 _PART = re.compile(r"(<!-- detectors.py -->\n).*?(<!-- end of detectors.py -->)", re.DOTALL)
 
 
@@ -61,9 +70,11 @@ def join(clips: Iterator[np.ndarray], deviation: float) -> tuple[np.ndarray, lis
     return np.concatenate(parts), gaps
 
 
-def row(name: str, detector: object, samples: np.ndarray, gaps: list[tuple[float, float]], what: str) -> str:
+def row(
+    name: str, detector: object, threshold: float, samples: np.ndarray, gaps: list[tuple[float, float]], what: str
+) -> str:
     """A line of the table."""
-    speech = detector(samples) > THRESHOLD  # type: ignore[operator]
+    speech = detector(samples) > threshold  # type: ignore[operator]
     times = np.arange(len(speech)) * detector.frame_seconds  # type: ignore[attr-defined]
     inside = [(times > start + GUARD) & (times < end - GUARD) for start, end in gaps if end - start > 2 * GUARD]
     between = [(times > end + GUARD) & (times < start - GUARD) for (_, end), (start, _) in itertools.pairwise(gaps)]
@@ -79,23 +90,29 @@ def row(name: str, detector: object, samples: np.ndarray, gaps: list[tuple[float
 def main() -> None:
     shared = Path(sys.argv[1])
     jaxasr.configure_process()
-    lines = [
+    for page, files in PAGES.items():
+        table = "\n".join(lines(shared, files))
+        path = Path(__file__).with_name(page)
+        path.write_text(_PART.sub(lambda part: f"{part[1]}{table}\n{part[2]}", path.read_text("utf-8")), "utf-8")
+
+
+def lines(shared: Path, files: Sequence[tuple[str, str, float]]) -> Iterator[str]:
+    """The table of detectors: their names, files below published/, and thresholds."""
+    yield from (
         "| detector | recordings, noise in the gaps | speech in recordings | recordings with speech | speech in gaps "
         "| gaps without speech |",
         "|---|---|---|---|---|---|",
-    ]
-    for name, file in FILES.items():
+    )
+    for name, file, threshold in files:
         with tempfile.TemporaryDirectory() as folder:
-            jaxasr.convert_checkpoint(shared / "published/nemo-marblenet-vad" / file, Path(folder) / "model")
+            jaxasr.convert_checkpoint(shared / "published" / file, Path(folder) / "model")
             detector = jaxasr.load_detector(Path(folder) / "model")
         for corpus, most in SETS.items():
             for level, deviation in NOISE.items():
                 samples, gaps = join(recordings(shared / "speech" / corpus, most), deviation)
-                lines.append(row(name, detector, samples, gaps, f"{most} of {corpus}, {level}"))
-                print(lines[-1])
-    text = PAGE.read_text("utf-8")
-    table = "\n".join(lines)
-    PAGE.write_text(_PART.sub(lambda part: f"{part[1]}{table}\n{part[2]}", text), "utf-8")
+                line = row(name, detector, threshold, samples, gaps, f"{most} of {corpus}, {level}")
+                print(line)
+                yield line
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a recogniser hears of long recordings: all of them in pieces, all at once, or the speech that a detector finds."""
+"""What a recogniser hears of long recordings: all in pieces, all at once, or the speech that a detector finds."""
 
 from __future__ import annotations
 
@@ -49,9 +49,8 @@ def long() -> np.ndarray:
     """34 s: sentences after gaps of noise."""
     sound = audio.load(DATA / "espeak_sentence.wav")
     rng = np.random.default_rng(2)
-    gaps = [
-        (3e-4 * rng.standard_normal(size)).astype(np.float32) for size in (30000, 50000, 26000, 40000, 61000, 30000)
-    ]
+    sizes = (30000, 50000, 26000, 40000, 61000, 30000)
+    gaps = [(3e-4 * rng.standard_normal(size)).astype(np.float32) for size in sizes]
     return np.concatenate([part for gap in gaps for part in (gap, sound)])
 
 
@@ -77,11 +76,9 @@ def test_a_recording_is_heard_while_it_is_decoded(
     monkeypatch.setattr(module, "PIECE_SECONDS", 1.0)
     seen: list[tuple[float, float]] = []
     given = [short, long, short, long, np.zeros(0, np.float32)]
-    for results in (
-        recognizer.transcribe(given, progress=lambda *at: seen.append(at)),
-        recognizer.transcribe(iter(given)),
-    ):
-        found = [said(result) for result in results]
+    for sources in (given, iter(given)):
+        seen.clear()
+        found = [said(result) for result in recognizer.transcribe(sources, progress=lambda *at: seen.append(at))]
         assert found[1] == found[3] == whole and found[0] == found[2] and found[4] == ([], [], 0.0)
     assert len(logged) == 5 and len({line.partition(":")[2] for line in logged}) == 1
     assert seen == sorted(seen) and seen[-1][0] == pytest.approx(seen[-1][1])
