@@ -17,7 +17,7 @@ from jaxasr.encoders.fsmn_config import FsmnConfig
 from jaxasr.errors import CheckpointError, ConfigError
 from jaxasr.features.lfr_config import LfrConfig
 from jaxasr.heads.configs import ClassifierConfig
-from jaxasr.longform.configs import EndpointConfig
+from jaxasr.longform.configs import DYNAMIC_SCHEDULE, EndpointConfig
 
 # Every spelling of the classes in lower case.
 MODELS = {"fsmnvadstreaming": "detector", "fsmn_vad_streaming": "detector", "e2evad": "detector", "fsmnvad": "detector"}
@@ -69,6 +69,7 @@ class SegmentOptions:
     sil_pdf_ids: tuple[int, ...] = (0,)
     frame_in_ms: int = 10
     frame_length_ms: int = 25
+    dynamic_silence: bool = False  # of FunASR's calls, not of its class, which takes no notice of it
 
 
 # Options that FunASR reads and no result depends on, or that only its single-utterance mode has.
@@ -135,10 +136,11 @@ def convert(checkpoint: Checkpoint, options: Options) -> Converted:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     tensors = _with_whole_memories(checkpoint.tensors, given)
-    checkpoint.notes.append(
-        f"segments end after {rules.silence_ms} ms of silence, as config.yaml says; FunASR 1.4 follows a "
-        "schedule instead where a call does not say: segments.schedule of the directory's config.yaml"
-    )
+    if not rules.schedule:
+        checkpoint.notes.append(
+            f"segments end after {rules.silence_ms} ms of silence, as config.yaml says; FunASR 1.4 follows a schedule "
+            "instead where a call does not say: dynamic_silence: true below model_conf"
+        )
     return Converted(config, match_parameters(map_tensors(tensors, TABLE), config), None)
 
 
@@ -187,6 +189,7 @@ def segments_config(found: Mapping[str, Any], features: LfrConfig) -> EndpointCo
         extends=bool(given.do_extend),
         silence_ms=given.max_end_silence_time,
         longest_ms=given.max_single_segment_time,
+        schedule=DYNAMIC_SCHEDULE if given.dynamic_silence else (),
         call_ms=1000 * CALL_SECONDS,
         held_frames=call // (given.frame_in_ms * features.sample_rate // 1000)
         - features.frame_count(call)
@@ -210,8 +213,8 @@ def _segment_options(found: Mapping[str, Any]) -> SegmentOptions:
     given = found.get(section)
     if isinstance(given, Mapping):
         given = {name: value for name, value in given.items() if name not in _WITHOUT_EFFECT}
-        # Some directories write the switch as a number, others as a word.
-        given = {name: int(value) if isinstance(value, bool) else value for name, value in given.items()}
+        if isinstance(switch := given.get("do_extend"), bool):
+            given["do_extend"] = int(switch)
     return funasr.options(SegmentOptions, {section: given}, section)
 
 

@@ -3,8 +3,8 @@
 python docs/models/detectors.py SHARED    SHARED: the folder with published/ and speech/
 
 Recordings of a set are joined, each after a gap of 0.5 to 2.5 s in which there is noise and nothing else; the last one
-is followed by one. A frame is speech where its probability is above 0.5, of FSMN-VAD 0.8. Within GUARD of a gap's ends nothing is
-counted, since windows hear both sides there.
+is followed by one. A frame is speech where its probability is above a threshold. Within GUARD of a gap's ends nothing
+is counted, since windows hear both sides there.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ NOISE = {
     "loud": 1e-2,
 }  # deviations of the noise in gaps; the recordings have an RMS of 0.03 (AN4) and 0.055
 GUARD = 0.3  # s
-_PART = re.compile(r"(<!-- detectors.py -->\n).*?(<!-- end of detectors.py -->)", re.DOTALL)
+_BEGIN, _END = "<!-- detectors.py -->", "<!-- end of detectors.py -->"
+_PART = re.compile(rf"{_BEGIN}\n.*?{_END}", re.DOTALL)
 
 
 def recordings(folder: Path, most: int) -> Iterator[np.ndarray]:
@@ -91,9 +92,10 @@ def main() -> None:
     shared = Path(sys.argv[1])
     jaxasr.configure_process()
     for page, files in PAGES.items():
-        table = "\n".join(lines(shared, files))
         path = Path(__file__).with_name(page)
-        path.write_text(_PART.sub(lambda part: f"{part[1]}{table}\n{part[2]}", path.read_text("utf-8")), "utf-8")
+        begin, end = _PART.split(path.read_text("utf-8"))
+        table = "\n".join([_BEGIN, *lines(shared, files), _END])
+        path.write_text(f"{begin}{table}{end}", "utf-8")
 
 
 def lines(shared: Path, files: Sequence[tuple[str, str, float]]) -> Iterator[str]:

@@ -25,7 +25,9 @@ def found(*names: str, named: str | None = None) -> list[tuple[str, str | None]]
         (["model.pt", "config.yaml"], []),
         (["model.pt", "a/config.yaml", "a/am.mvn"], []),
         (["../model.pt", "../config.yaml", "../am.mvn"], []),
-        (["model.onnx", "config.yaml", "am.mvn"], []),
+        (["model.onnx", "config.yaml", "am.mvn"], [("model.onnx", None)]),
+        (["vad.pb", "vad.yaml", "vad.mvn", "b_vad.onnx"], [("vad.pb", None), ("b_vad.onnx", None)]),
+        (["other.onnx", "config.yaml", "am.mvn"], []),
     ],
 )
 def test_of_a_folder(names: list[str], candidates: list[tuple[str, str | None]]) -> None:

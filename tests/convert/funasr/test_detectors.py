@@ -20,7 +20,7 @@ from jaxasr.convert.formats.torch.pickles import read_torch
 from jaxasr.convert.funasr.exported import read_detector
 from jaxasr.detector_config import DetectorConfig
 from jaxasr.errors import CheckpointError, JaxasrError
-from jaxasr.longform.configs import EndpointConfig
+from jaxasr.longform.configs import DYNAMIC_SCHEDULE, EndpointConfig
 from jaxasr.store import flatten
 
 SOURCE = DATA / "fsmn-vad"
@@ -81,6 +81,11 @@ def test_names_of_the_first_releases(folder: Path) -> None:
     (folder / "model.pt").rename(folder / "vad.pb")
     found, _ = converted(folder)
     assert isinstance(found.segments, EndpointConfig) and found.segments.silence_ms == 500
+
+
+def test_the_schedule_of_a_call_may_be_stated(folder: Path) -> None:
+    change(folder, model_conf__dynamic_silence=True)
+    assert converted(folder)[0].segments == EndpointConfig(schedule=DYNAMIC_SCHEDULE)
 
 
 def test_memories_of_both_sides_and_strides(folder: Path, weights: Weights, write_torch: Callable[..., Path]) -> None:
