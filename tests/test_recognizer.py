@@ -166,8 +166,8 @@ def test_results_of_a_group_come_when_their_batch_is_done(
     single = bundled.recognizer(batch_seconds=2.0)
     single.programs = recognizer.programs
     done = []
-    best = single._best
-    monkeypatch.setattr(single, "_best", lambda *batch: done.append(batch[0]) or best(*batch))
+    keep = single._keep_best
+    monkeypatch.setattr(single, "_keep_best", lambda *batch: done.append(batch[0]) or keep(*batch))
     results = single.transcribe([clips[-1], "no such file", clips[2], clips[1], clips[0]], on_error="yield")
     counts = [len(done) for _ in results]
     assert counts == [0, 0, 1, 2, 3]
@@ -292,13 +292,13 @@ def test_reading_goes_on_while_the_device_works(
     slow.programs = recognizer.programs
     list(recognizer.transcribe([clips[1]]))  # compiled before anything is counted
     read, reading = threading.Event(), []
-    original = audio.load_channels
+    original = audio.load_pieces
 
-    def load(source: object, rate: int | None, channels: Any) -> list[np.ndarray]:
+    def load(source: Any, *arguments: Any) -> object:
         reading.append(source)
         if len(reading) > 4:
             read.set()
-        return original(source, rate, channels)
+        return original(source, *arguments)
 
     run = slow.programs.run
 
@@ -307,7 +307,7 @@ def test_reading_goes_on_while_the_device_works(
         assert read.wait(timeout=60)
         return run(*batch)
 
-    monkeypatch.setattr(audio, "load_channels", load)
+    monkeypatch.setattr(audio, "load_pieces", load)
     monkeypatch.setattr(slow.programs, "run", wait_for_reader)
     results = list(slow.transcribe([clips[1]] * 12))
     assert len(results) == 12 and len(set(spoken(results))) == 1
