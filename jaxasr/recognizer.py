@@ -323,8 +323,9 @@ class Recognizer:
                     for channels in item.pieces:
                         for hearing, samples in zip(hearings, channels, strict=True):
                             pieces += hearing.push(samples)
+                        del channels, samples  # while the next ones are decoded, there need not be these
                         yield pieces, False
-                        pieces = []
+                        pieces.clear()
                 except JaxasrError as error:
                     for _ in hearings:
                         waiting.pop()

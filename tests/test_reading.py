@@ -242,14 +242,14 @@ def test_what_the_source_raises_comes_after_what_it_gave(error: BaseException) -
 def test_an_unexpected_error_of_one_input_is_its_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     from jaxasr import audio
 
-    load = audio.load_channels
+    load = audio.load_pieces
 
-    def broken(source: Any, rate: Any, channels: Any) -> list[np.ndarray]:
+    def broken(source: Any, *arguments: Any) -> Iterator[list[np.ndarray]]:
         if isinstance(source, str):
             raise IndexError("list index\nout of range")
-        return load(source, rate, channels)
+        yield from load(source, *arguments)
 
-    monkeypatch.setattr(audio, "load_channels", broken)
+    monkeypatch.setattr(audio, "load_pieces", broken)
     ((first, bad, last),) = start([clip(0), "b.flv", clip(1)])
     assert numbers([first, last]) == [0, 1]
     assert bad.audio == "b.flv" and str(bad.error).startswith("b.flv: ") and "\n" not in str(bad.error)

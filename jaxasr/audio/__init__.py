@@ -194,14 +194,14 @@ def _checked_array(array: np.ndarray, sample_rate: Any) -> np.ndarray:
 def _array_blocks(array: np.ndarray) -> Iterator[np.ndarray]:
     """An array (samples, channels) as float32, block by block."""
     step = _BLOCK // array.shape[1]
-    with np.errstate(over="ignore"):
-        for start in range(0, len(array), step):
-            yield _to_float(array[start : start + step])
+    for start in range(0, len(array), step):
+        yield _to_float(array[start : start + step])
 
 
 def _to_float(block: np.ndarray) -> np.ndarray:
     if block.dtype.kind == "f":
-        return block.astype(np.float32)
+        with np.errstate(over="ignore"):
+            return block.astype(np.float32)
     if block.dtype.kind == "u":
         return (block.astype(np.float32) - 128) / 128
     return block.astype(np.float32) / -float(np.iinfo(block.dtype).min)

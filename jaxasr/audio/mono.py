@@ -191,7 +191,7 @@ def gather(blocks: Iterable[np.ndarray], rate: float, mixer: Mixer, name: str) -
         gathered += [bytearray() for _ in channels[len(gathered) :]]
         for whole, block in zip(gathered, channels, strict=True):
             whole += block.tobytes()
-    return [np.frombuffer(whole, np.float32) for whole in gathered]
+    return _taken(gathered)
 
 
 def resampled(
@@ -217,26 +217,33 @@ def pieces(
     `blocks`: begins to decode; it is called again where samples turn out to be at the scale of integers before the
     first piece is whole. Of a longer recording that must be known (`looked_through`): LateScale.
     """
-    gathered: list[list[np.ndarray]] = []  # blocks of each channel
+    gathered: list[bytearray] = []  # grow in place: lists of blocks would need twice the memory when joined
     length, given = 0, False
     try:
         for channels in resampled(blocks(), rate, mixer, name):
-            gathered = gathered or [[] for _ in channels]
-            for parts, block in zip(gathered, channels, strict=True):
-                parts.append(block)
-            length += len(channels[0])
-            while length >= size:
-                given = True
-                whole = [np.concatenate(parts) for parts in gathered]
-                yield [each[:size] for each in whole]
-                gathered = [[each[size:].copy()] for each in whole]
-                length -= size
+            gathered = gathered or [bytearray() for _ in channels]
+            start, stop = 0, len(channels[0])
+            while start < stop:
+                taken = min(size - length, stop - start)
+                for whole, block in zip(gathered, channels, strict=True):
+                    whole += block[start : start + taken].tobytes()
+                start, length = start + taken, length + taken
+                if length == size:
+                    given, length = True, 0
+                    yield _taken(gathered)
     except LateScale:
         if given:
             raise
         return (yield from pieces(blocks, rate, mixer.scaling(), name, size))
-    yield [np.concatenate(parts) for parts in gathered]
+    yield _taken(gathered)
     return mixer
+
+
+def _taken(gathered: list[bytearray]) -> list[np.ndarray]:
+    """The samples of each channel; empty ones stand in the list instead."""
+    arrays = [np.frombuffer(whole, np.float32) for whole in gathered]
+    gathered[:] = [bytearray() for _ in gathered]
+    return arrays
 
 
 def native(blocks: Iterable[np.ndarray], mixer: Mixer) -> Generator[np.ndarray, None, None]:
