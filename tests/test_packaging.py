@@ -150,7 +150,7 @@ def test_dependencies_are_what_is_imported() -> None:
     """The core has what the library imports, but for what an extra brings; and nothing else."""
     core = declared(PROJECT["project"]["dependencies"])
     extras = PROJECT["project"]["optional-dependencies"]
-    optional = declared([*extras["media"], *extras["train"]])
+    optional = declared([*extras["media"], *extras["train"], *extras["notebooks"]])
     found = imported(for_types=False)
     assert not {name: where for name, where in found.items() if name not in core | optional}, "not declared"
     assert core - found.keys() == UNUSED and optional <= found.keys(), "declared, but imported nowhere"
@@ -175,7 +175,7 @@ def test_nothing_is_pinned_from_above() -> None:
 
 
 def test_public_names_exist() -> None:
-    assert len(jaxasr.__all__) <= 13
+    assert len(jaxasr.__all__) <= 15
     for name in jaxasr.__all__:
         assert getattr(jaxasr, name) is not None
     with pytest.raises(AttributeError, match="load_modle"):
