@@ -87,9 +87,7 @@ def recognizer_of(name: str, **options: Any) -> Recognizer:
     config = make()
     params = random_parameters(AbstractModel(config).parameters, 3)
     if "filterbank" in params.get("features", {}):
-        params["features"]["filterbank"] = np.abs(
-            params["features"]["filterbank"]
-        )  # of whose sums a logarithm is taken
+        params["features"]["filterbank"] = np.abs(params["features"]["filterbank"])  # a logarithm follows
     return Recognizer(config, params, TOKENS, **own, **options)
 
 
