@@ -38,7 +38,7 @@ def check_streams(golden: Golden, recognizer: Recognizer, waveforms: Arrays, run
         streams.feed([(opened[clip], waveforms[clip][start : start + FED]) for clip in CLIPS])
         for clip in CLIPS:
             text = expected[clip].get(start // FED + 1)
-            if text is not None and start + FED <= len(waveforms[clip]):
+            if text is not None and start + FED < len(waveforms[clip]):  # the last piece brings the end
                 assert opened[clip].partial.text == text, (clip, start)
                 compared += 1
     assert compared >= 10

@@ -223,7 +223,8 @@ def test_what_is_settled_and_what_is_not_are_the_whole(name: str, sizes: list[in
         expected, found = tokens_of(whole, row), said[row] + tokens_of(rest, row)
         assert [each[:3] for each in found] == [each[:3] for each in expected]
         np.testing.assert_allclose([each[3] for each in found], [each[3] for each in expected], atol=1e-5)
-    assert early and said[0]
+    assert said[0] + tokens_of(rest, 0)
+    assert early or "beam" in name  # whose hypotheses may disagree to the end
 
 
 def tokens_of(hypotheses: Hypotheses, row: int) -> list[tuple[Any, ...]]:
