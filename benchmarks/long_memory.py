@@ -2,9 +2,9 @@
 
     python benchmarks/long_memory.py [MODEL] [--minutes 10,180] [--vad none|energy|MODEL]
 
-MODEL is a model directory; if unset a tiny one with random weights, whose arrays take no room beside the sound. That one
-is kept from saying anything: it would say many tokens a second, all of which a transcript keeps. The sound is 16-bit WAV
-of one channel, with pauses. Compiled programs are made before, so that both find them in the cache. Memory is the
+MODEL is a model directory; if unset a tiny one with random weights, whose arrays take no room beside the sound. That
+one is kept from saying anything: it would say many tokens a second, all of which a transcript keeps. The sound is
+16-bit WAV of one channel, with pauses. Compiled programs are made before, so that both find them in the cache. Memory is the
 largest resident size of the process (Linux).
 """
 
