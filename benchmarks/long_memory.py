@@ -4,8 +4,8 @@
 
 MODEL is a model directory; if unset a tiny one with random weights, whose arrays take no room beside the sound. That
 one is kept from saying anything: it would say many tokens a second, all of which a transcript keeps. The sound is
-16-bit WAV of one channel, with pauses. Compiled programs are made before, so that both find them in the cache. Memory is the
-largest resident size of the process (Linux).
+16-bit WAV of one channel, with pauses. Compiled programs are made before, so that both find them in the cache.
+Memory is the largest resident size of the process (Linux).
 """
 
 from __future__ import annotations
