@@ -330,7 +330,7 @@ def test_a_recognizers_program_is_neither_traced_nor_its_model_built(
 
     with monkeypatch.context() as patch:
         patch.setattr(model, "AbstractModel", refuse)
-        patch.setattr(Programs, "_recognize", refuse)
+        patch.setattr(Programs, "recognize", refuse)
         later = Programs(CONFIG, params, search=CONFIG.search)
         found = jax.device_get(later.run(WAVEFORMS, LENGTHS, 0.5))
         with pytest.raises(AssertionError, match="not needed"):
