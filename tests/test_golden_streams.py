@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ GREEDY = "greedy_search"
 def check_streams(golden: Golden, recognizer: Recognizer, waveforms: Arrays, run: str) -> None:
     """All clips at once, each in a slot: every partial that sherpa-onnx printed, and every transcript."""
     theirs = golden.json("sherpa_onnx")["runs"][run]
-    expected = {clip: {round(fed * 10): text for _, fed, text in theirs[clip]["partials"]} for clip in CLIPS}
+    expected = {  # by the tenths of a second that were fed; a part of one was the clip's last piece
+        clip: {round(fed * 10): text for _, fed, text in theirs[clip]["partials"] if math.isclose(fed, round(fed, 1))}
+        for clip in CLIPS
+    }
     streams = recognizer.streams(len(CLIPS))
     opened = {clip: streams.open() for clip in CLIPS}
     compared = 0
