@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import jax
 import numpy as np
 from jax.experimental import io_callback
-from jax.typing import DTypeLike
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -32,23 +31,9 @@ class WatchedArray:
     listener: Listener
 
     @property
-    def ndim(self) -> int:
-        """Axes of the weights."""
-        return self.weights.ndim
-
-    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the weights."""
         return self.weights.shape
-
-    @property
-    def dtype(self) -> jax.numpy.dtype:
-        """The type of the weights."""
-        return self.weights.dtype
-
-    def astype(self, dtype: DTypeLike) -> WatchedArray:
-        """The same, with weights of another type."""
-        return dataclasses.replace(self, weights=self.weights.astype(dtype))
 
     def __getitem__(self, index: Any) -> WatchedArray:
         """A part of the weights, which tells what it is multiplied by under the name of the whole."""

@@ -17,7 +17,7 @@ from jaxasr.search import (
     ParallelSearchConfig,
     choose_search,
 )
-from jaxasr.search.parallel import ParallelSearch
+from jaxasr.search.parallel import ParallelSearch, StreamedParallelSearch
 from jaxasr.search.protocols import search_whole
 
 VOCABULARY, POSITIONS = 5, 4
@@ -141,3 +141,36 @@ def test_it_is_chosen(own: object, kind: str | None, head: str | None, beam: int
 def test_what_it_cannot_be(kind: str | None, head: str | None, beam: int | None, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         choose_search(ParallelSearchConfig(), HEADS, kind, head, beam)
+
+
+class StreamedStub(Stub):
+    """The same window by window; its state counts the streams' frames."""
+
+    def initial_state(self, batch: int) -> jnp.ndarray:
+        return jnp.zeros((batch,), jnp.int32)
+
+    def fire_step(
+        self, state: jnp.ndarray, encoded: jnp.ndarray, lengths: jnp.ndarray, final: jnp.ndarray
+    ) -> tuple[jnp.ndarray, Fired]:
+        places = state[:, None] + jnp.arange(encoded.shape[1], dtype=jnp.int32)
+        return state + lengths, Fired(encoded, lengths, places * 2)
+
+    def decode_step(
+        self, state: jnp.ndarray, fired: Fired, encoded: jnp.ndarray, lengths: jnp.ndarray
+    ) -> tuple[jnp.ndarray, jnp.ndarray]:
+        return state, fired.vectors
+
+
+def test_windows_say_what_the_whole_says(logits: np.ndarray) -> None:
+    whole = search_whole(ParallelSearch(Stub()), jnp.asarray(logits), jnp.asarray(COUNTS))
+    search = StreamedParallelSearch(StreamedStub())
+    state = search.start(len(COUNTS), POSITIONS)
+    for first in range(0, POSITIONS, 2):
+        lengths = jnp.clip(jnp.asarray(COUNTS) - first, 0, 2)
+        state = search.step(state, jnp.asarray(logits[:, first : first + 2]), lengths)
+    found = search.finish(state)
+    for row in range(len(COUNTS)):
+        count = int(whole.length[row, 0])
+        assert int(found.length[row, 0]) == count
+        np.testing.assert_array_equal(found.tokens[row, 0, :count], whole.tokens[row, 0, :count])
+        np.testing.assert_array_equal(found.frames[row, 0, :count], whole.frames[row, 0, :count])
