@@ -62,10 +62,6 @@ def convert_checkpoint(
     target = Path(out_dir)
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} exists: choose another folder or give overwrite")
-    if floats is not None and (precision is None or not precision.startswith("int8")):
-        raise ConfigError("floats is for precision int8 and int8-fp32: all other models are stored in float32")
-    if floats not in (None, *get_args(FloatType)):
-        raise ConfigError(f"floats {floats!r} is none of {', '.join(get_args(FloatType))}")
     options = Options(
         name=_model_name(Path(source)),
         tokens=None if tokens is None else Path(tokens),
@@ -76,6 +72,10 @@ def convert_checkpoint(
         left_context_seconds=left_context_seconds,
         family=family,
     )
+    if floats is not None and not options.integers:
+        raise ConfigError("floats is for precision int8 and int8-fp32: all other models are stored in float32")
+    if floats not in (None, *get_args(FloatType)):
+        raise ConfigError(f"floats {floats!r} is none of {', '.join(get_args(FloatType))}")
     options = _with_config(options, config)
     _, checkpoint, converted = _read(Path(source), options)
     card = store.ModelCard(

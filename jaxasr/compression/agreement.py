@@ -48,7 +48,12 @@ def encoded_difference(before: Recognizer, after: Recognizer, seconds: float = S
     """
     waveform = speechlike(seconds, 0)[None]
     first, second = (_encode(recognizer, waveform) for recognizer in (before, after))
-    return float(np.sqrt(np.mean((first - second) ** 2) / np.mean(first**2)))
+    return difference(first, second)
+
+
+def difference(whole: np.ndarray, rounded: np.ndarray) -> float:
+    """The root mean square of the difference, as a share of that of the first."""
+    return float(np.sqrt(np.square(rounded - whole).sum() / np.square(whole).sum()))
 
 
 def compare_words(

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import yaml
 
+from jaxasr.compression.agreement import difference
 from jaxasr.compression.calibration import Hearing
 from jaxasr.compression.post_training import fitting_rules, stored_float
 from jaxasr.configuration import to_mapping
@@ -183,11 +184,6 @@ def proposed_error(hearing: Hearing, params: Parameters, rules: QuantizationConf
         if path.startswith(ENCODER) and (rule := rules.rule(path, leaf.shape)) is not None
     }
     return difference(hearing.encode(unflatten(leaves)), hearing.encode(unflatten({**leaves, **rounded})))
-
-
-def difference(whole: np.ndarray, rounded: np.ndarray) -> float:
-    """The root mean square of the difference, as a share of that of the first."""
-    return float(np.sqrt(np.square(rounded - whole).sum() / np.square(whole).sum()))
 
 
 def spec_text(spec: QuantizationConfig) -> str:
