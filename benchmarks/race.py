@@ -1,11 +1,13 @@
 """Race jaxasr against onnxruntime, sherpa-onnx and NeMo on this machine's CPU, and print a page of Markdown.
 
     python benchmarks/race.py MODEL [--trio DIR] [--sizes 1x10,8x10,1x30] [--rounds 7] [--threads 2] [--json FILE]
+    python benchmarks/race.py MODEL --trio DIR --int8 MODEL8 [...]
     python benchmarks/race.py MODEL --nemo DIR --nemo-python PYTHON [...]
 
 MODEL is a model directory (or a name of configs/ for random weights). DIR is an icefall ONNX trio of the same weights,
-or what nemo_models.py made, which PYTHON, with NeMo in it, runs in PyTorch. Every engine is a process of its own; they
-take turns A B C A B C ... and those that wait are stopped, so that no idle thread spins beside the one that runs.
+or what nemo_models.py made, which PYTHON, with NeMo in it, runs in PyTorch. MODEL8 is a model directory of the trio's
+quantized files (`jaxasr convert --precision int8`), which race beside the others. Every engine is a process of its own;
+they take turns A B C A B C ... and those that wait are stopped, so that no idle thread spins beside the one that runs.
 Ratios are medians over the rounds of (peer's time / ours), so above 1 we are faster.
 """
 
@@ -34,8 +36,8 @@ def engines(options: argparse.Namespace, clips: int, seconds: float) -> list[Eng
     threads = ("--threads", str(options.threads))
     size = (*threads, "--clips", str(clips), "--seconds", str(seconds))
 
-    def ours(part: str, dtype: str) -> tuple[str, ...]:
-        return (str(HERE / "engines/jaxasr_part.py"), options.model, "--part", part, "--dtype", dtype, *size)
+    def ours(part: str, dtype: str, model: str = options.model) -> tuple[str, ...]:
+        return (str(HERE / "engines/jaxasr_part.py"), model, "--part", part, "--dtype", dtype, *size)
 
     found = [Engine("matrix peak", (str(HERE / "engines/matrix_peak.py"), *threads))]
     trio = options.trio
@@ -56,6 +58,13 @@ def engines(options: argparse.Namespace, clips: int, seconds: float) -> list[Eng
         found.append(Engine("sherpa-onnx whole", (str(HERE / "engines/sherpa_onnx_whole.py"), str(trio), *size)))
     for dtype in DTYPES:
         found.append(Engine(f"whole {dtype}", ours("whole", dtype), "sherpa-onnx whole" if trio else None))
+    if options.int8:
+        for part, peer, script in (
+            ("encoder", "onnxruntime encoder int8", "onnxruntime_encoder.py"),
+            ("whole", "sherpa-onnx whole int8", "sherpa_onnx_whole.py"),
+        ):
+            found.append(Engine(peer, (str(HERE / "engines" / script), str(trio), "--int8", *size)))
+            found.append(Engine(f"{part} int8", ours(part, "float32", options.int8), peer))
     found += [Engine(part, ours(part, "float32")) for part in ("features", "search")]
     return found
 
@@ -150,6 +159,7 @@ def main() -> None:
     parser.add_argument("--trio", type=Path)
     parser.add_argument("--nemo", type=Path, metavar="DIR", help="made by nemo_models.py")
     parser.add_argument("--nemo-python", metavar="PYTHON", help="an interpreter that has NeMo")
+    parser.add_argument("--int8", metavar="MODEL8", help="a model directory of the quantized trio's integers")
     parser.add_argument("--sizes", default="1x10,8x10,1x30")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)

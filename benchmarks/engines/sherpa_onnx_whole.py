@@ -14,6 +14,7 @@ parser.add_argument("trio", type=Path)
 parser.add_argument("--threads", type=int, required=True)
 parser.add_argument("--clips", type=int, required=True)
 parser.add_argument("--seconds", type=float, required=True)
+parser.add_argument("--int8", action="store_true")
 options = parser.parse_args()
 use_cores(options.threads)
 
@@ -21,7 +22,7 @@ import sherpa_onnx  # noqa: E402
 
 from jaxasr.speechlike import RATE, speechlike  # noqa: E402
 
-recognizer = make_recognizer(options.trio, options.threads)
+recognizer = make_recognizer(options.trio, options.threads, int8=options.int8)
 audio = [speechlike(options.seconds, seed) for seed in range(options.clips)]
 
 

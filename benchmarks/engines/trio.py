@@ -14,18 +14,18 @@ def part(trio: Path, name: str, *, int8: bool = False) -> str:
     raise SystemExit(f"{trio}: no {'int8 ' if int8 else ''}{name}*.onnx")
 
 
-def recognizer(trio: Path, threads: int) -> Any:
-    """sherpa-onnx's recogniser: float32, greedy search."""
+def recognizer(trio: Path, threads: int, *, int8: bool = False) -> Any:
+    """sherpa-onnx's recogniser, greedy search; of the quantized files with `int8`."""
     import sherpa_onnx
 
     if not list(trio.glob("joiner*.onnx")):
         return sherpa_onnx.OfflineRecognizer.from_nemo_ctc(
-            model=part(trio, "encoder"), tokens=str(trio / "tokens.txt"), num_threads=threads
+            model=part(trio, "encoder", int8=int8), tokens=str(trio / "tokens.txt"), num_threads=threads
         )
     return sherpa_onnx.OfflineRecognizer.from_transducer(
-        encoder=part(trio, "encoder"),
-        decoder=part(trio, "decoder"),
-        joiner=part(trio, "joiner"),
+        encoder=part(trio, "encoder", int8=int8),
+        decoder=part(trio, "decoder", int8=int8),
+        joiner=part(trio, "joiner", int8=int8),
         tokens=str(trio / "tokens.txt"),
         num_threads=threads,
         decoding_method="greedy_search",
