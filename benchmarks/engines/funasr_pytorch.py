@@ -38,7 +38,7 @@ def run() -> Any:
     with torch.inference_mode():
         if options.part == "encoder":
             return {"frames": model.encode(frames.clone(), lengths)[0].shape[1]}
-        found, _ = model.inference(frames.clone(), lengths, key=names, data_type="fbank", device="cpu")
+        found, _ = model.inference(frames.clone(), lengths[:, None], key=names, data_type="fbank", device="cpu")
         return {"tokens": sum(len(each["token_int"]) for each in found)}
 
 

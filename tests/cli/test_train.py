@@ -20,7 +20,6 @@ import soundfile
 
 import jaxasr
 import tones
-from conftest import DATA
 from golden_models import abstract_model, quick_jit
 from jaxasr import audio, store
 from jaxasr.training.parallel import parallel_loss
@@ -36,6 +35,7 @@ class Result(Protocol):
 
 
 JAXASR = Path(sys.executable).with_name("jaxasr")
+SOUND = Path(__file__).parent.parent / "data" / "espeak_sentence.wav"
 
 
 def recipe(steps: int) -> str:
@@ -155,7 +155,7 @@ def test_a_converted_paraformer_is_fine_tuned(
     assert {name for name in after if name.startswith("features.")} and len(moved) > 0.9 * len(after)
     assert not any(name.startswith("features.") for name in moved)
     with jaxasr.load_model(folder / "run" / "model") as recognizer:
-        (heard,) = recognizer.transcribe([DATA / "espeak_sentence.wav"])
+        (heard,) = recognizer.transcribe([SOUND])
     # Two steps of a thousandth leave what it says almost as it was: eleven tokens.
     assert 8 <= len(heard.token_ids) <= 14 and heard.text
 
