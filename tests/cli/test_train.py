@@ -118,6 +118,7 @@ sampled: 0
 TEXTS = ("我好", "今天 ick", "你", "中国人 hello")
 
 
+@pytest.mark.slow
 def test_a_converted_paraformer_is_fine_tuned(
     folder: Path, run: Callable[..., Result], bundled_paraformer: Path
 ) -> None:
