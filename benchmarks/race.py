@@ -1,15 +1,14 @@
-"""Race jaxasr against onnxruntime, sherpa-onnx, NeMo and FunASR on this machine's CPU, and print a page of Markdown.
+"""Race jaxasr against onnxruntime, sherpa-onnx and NeMo on this machine's CPU, and print a page of Markdown.
 
     python benchmarks/race.py MODEL [--trio DIR] [--sizes 1x10,8x10,1x30] [--rounds 7] [--threads 2] [--json FILE]
     python benchmarks/race.py MODEL --trio DIR --int8 MODEL8 [...]
     python benchmarks/race.py MODEL --nemo DIR --nemo-python PYTHON [...]
-    python benchmarks/race.py MODEL --funasr DIR --funasr-python PYTHON [...]
 
 MODEL is a model directory (or a name of configs/ for random weights). DIR is an icefall ONNX trio of the same weights,
-or what nemo_models.py or funasr_models.py made, which PYTHON, with NeMo or FunASR in it, runs in PyTorch. MODEL8 is a
-model directory of the trio's quantized files (`jaxasr convert --precision int8`), which race beside the others. Every
-engine is a process of its own; they take turns A B C A B C ... and those that wait are stopped, so that no idle thread
-spins beside the one that runs. Ratios are medians over the rounds of (peer's time / ours), so above 1 we are faster.
+or what nemo_models.py made, which PYTHON, with NeMo in it, runs in PyTorch. MODEL8 is a model directory of the trio's
+quantized files (`jaxasr convert --precision int8`), which race beside the others. Every engine is a process of its own;
+they take turns A B C A B C ... and those that wait are stopped, so that no idle thread spins beside the one that runs.
+Ratios are medians over the rounds of (peer's time / ours), so above 1 we are faster.
 """
 
 from __future__ import annotations
@@ -52,25 +51,13 @@ def engines(options: argparse.Namespace, clips: int, seconds: float) -> list[Eng
             script = str(HERE / "engines/nemo_pytorch.py")
             command = (script, str(options.nemo), *size)
             found.append(Engine("PyTorch encoder", command, "onnxruntime encoder", options.nemo_python))
-    if options.funasr:
-        found.append(
-            Engine("onnxruntime encoder", (str(HERE / "engines/funasr_onnxruntime.py"), str(options.funasr), *size))
-        )
-    pytorch = (str(HERE / "engines/funasr_pytorch.py"), str(options.funasr), *size) if options.funasr_python else ()
-    if pytorch:
-        command = (*pytorch, "--part", "encoder")
-        found.append(Engine("PyTorch encoder", command, "onnxruntime encoder", options.funasr_python))
-    peer = "onnxruntime encoder" if trio or options.nemo or options.funasr else None
+    peer = "onnxruntime encoder" if trio or options.nemo else None
     for dtype in DTYPES:
         found.append(Engine(f"encoder {dtype}", ours("encoder", dtype), peer))
     if trio:
         found.append(Engine("sherpa-onnx whole", (str(HERE / "engines/sherpa_onnx_whole.py"), str(trio), *size)))
-    whole = "sherpa-onnx whole" if trio else None
-    if pytorch:
-        whole = "PyTorch without features"
-        found.append(Engine(whole, (*pytorch, "--part", "whole"), python=options.funasr_python))
     for dtype in DTYPES:
-        found.append(Engine(f"whole {dtype}", ours("whole", dtype), whole))
+        found.append(Engine(f"whole {dtype}", ours("whole", dtype), "sherpa-onnx whole" if trio else None))
     if options.int8:
         for part, peer, script in (
             ("encoder", "onnxruntime encoder int8", "onnxruntime_encoder.py"),
@@ -173,8 +160,6 @@ def main() -> None:
     parser.add_argument("--nemo", type=Path, metavar="DIR", help="made by nemo_models.py")
     parser.add_argument("--nemo-python", metavar="PYTHON", help="an interpreter that has NeMo")
     parser.add_argument("--int8", metavar="MODEL8", help="a model directory of the quantized trio's integers")
-    parser.add_argument("--funasr", type=Path, metavar="DIR", help="made by funasr_models.py")
-    parser.add_argument("--funasr-python", metavar="PYTHON", help="an interpreter that has FunASR")
     parser.add_argument("--sizes", default="1x10,8x10,1x30")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
