@@ -120,10 +120,21 @@ def waveforms(shared: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> Golden:
-    """The one reference model that lies in the repository (tests/data), converted once a session."""
+    """The reference Zipformer that lies in the repository (tests/data), converted once a session."""
     from golden_models import BUNDLED, convert
 
     return convert(BUNDLED, DATA / BUNDLED, tmp_path_factory.mktemp("models") / BUNDLED)
+
+
+@pytest.fixture(scope="session")
+def bundled_paraformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model directory of the Paraformer that lies in the repository (tests/data), converted once a session."""
+    import jaxasr
+
+    jaxasr.configure_process()
+    directory = tmp_path_factory.mktemp("models") / "paraformer-tiny"
+    jaxasr.convert_checkpoint(DATA / "paraformer-tiny", directory)
+    return directory
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ class Sliding:
     The frames of `past` were current before, those of `ahead` will be: tokens are counted in the current ones. A stream
     begins with zeros in the place of the frames that do not exist, `ahead` of which are current once.
     `encoder_look_back`, `decoder_look_back`: how many times `current` frames before the window a frame, or a token,
-    sees through caches. `tail`: "publisher" ends a stream as FunASR does, whose last window is scaled twice where no
-    frame is new.
+    sees through caches. Caches have a fixed size, so that -1, FunASR's word for an encoder's look-back without a limit,
+    is refused: one that holds all of the longest stream computes the same. `tail`: "publisher" ends a stream as FunASR
+    does, whose last window is scaled twice where no frame is new.
     """
 
     past: int = 0
@@ -31,6 +32,15 @@ class Sliding:
     def __post_init__(self) -> None:
         if self.current < 1:
             raise ValueError(f"current must be positive, not {self.current}")
+        if self.encoder_look_back == -1:
+            # Each step leaves all of its window but `ahead` in the cache, frames of `past` once more.
+            each = -(-(self.past + self.current) // self.current)
+            raise ValueError(
+                "encoder_look_back -1, unlimited, needs a state that grows with its stream, but the size of states is "
+                f"fixed: give {each} for each step of the longest stream"
+            )
+        if self.decoder_look_back == -1:
+            raise ValueError("decoder_look_back -1 is no look-back for FunASR: give 0, which computes the same")
         if min(self.past, self.ahead, self.encoder_look_back, self.decoder_look_back) < 0:
             raise ValueError("past, ahead and look-backs must not be negative")
 

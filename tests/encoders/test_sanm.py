@@ -103,7 +103,31 @@ def test_of_nothing_nothing_is_heard() -> None:
     assert (encoded == 0).all()
 
 
-@pytest.mark.parametrize("wrong", [{"current": 0}, {"ahead": -1}, {"encoder_look_back": -1}])
-def test_what_windows_cannot_be(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must"):
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        ({"current": 0}, "must be positive"),
+        ({"ahead": -1}, "must not be negative"),
+        ({"encoder_look_back": -2}, "must not be negative"),
+        ({"encoder_look_back": -1, "current": 8}, "is fixed: give 1 for each step of the longest"),
+        ({"encoder_look_back": -1, "past": 5}, "give 2 for each step"),
+        ({"decoder_look_back": -1}, "decoder_look_back -1 is no look-back for FunASR: give 0"),
+    ],
+)
+def test_what_windows_cannot_be(wrong: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
         Sliding(**wrong)
+
+
+def test_an_unlimited_look_back_is_one_of_the_longest_stream() -> None:
+    """A stream of five steps, with 2 for each of them as the look-back and with more: equal frames by larger caches."""
+    frames = np.random.default_rng(6).normal(0, 1, (1, 15, 10)).astype(np.float32)
+    found = []
+    for look_back in (10, 14):
+        config = dataclasses.replace(TINY, window=dataclasses.replace(WINDOW, encoder_look_back=look_back))
+        encoder = build(Sanm, config)
+        step, state = quick_jit(lambda *inputs, encoder=encoder: encoder.step(*inputs)), encoder.initial_state(1)
+        for begin in range(0, 15, 3):
+            state, encoded = step(state, frames[:, begin : begin + 3])
+        found.append(encoded)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)

@@ -152,7 +152,15 @@ def test_a_streaming_model_takes_whole_utterances_in_chunks(directory: Make, tmp
     wrong["encoder_conf"]["pad_left"] = [4, 4]
     with pytest.raises(JaxasrError, match="chunks begin with new frames"):
         jaxasr.convert_checkpoint(directory(wrong), tmp_path / "other")
+    wrong = streaming()
+    wrong["encoder_conf"]["encoder_att_look_back_factor"] = [-1]
+    with pytest.raises(JaxasrError, match="look-backs must not be negative"):
+        jaxasr.convert_checkpoint(directory(wrong), tmp_path / "other")
     text = (tmp_path / "out" / "config.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("encoder_look_back: 2", "encoder_look_back: -1"))
+    with pytest.raises(JaxasrError, match=r"mine.yaml: encoder: window: encoder_look_back -1, unlimited") as refused:
+        store.read_config(tmp_path / "mine.yaml")
+    assert "\n" not in str(refused.value)
     assert text.count("chunks: null") == 2
     part = "chunks: {size: 5, stride: 3, gap: 2, encoder_look_back: 1, decoder_look_back: 1}"
     (tmp_path / "mine.yaml").write_text(text.replace("chunks: null", part, 1))
