@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from golden_models import (
 from jaxasr import store
 from jaxasr.arrays import ceil_div
 from jaxasr.encoders.zipformer import PUBLISHER_PADDING, match_channels
+from jaxasr.encoders.zipformer_config import subsampled_length
 from jaxasr.encoders.zipformer_layer import Layer, swoosh_l, swoosh_r
 from jaxasr.encoders.zipformer_positions import compact_relative_positions
 from jaxasr.layers.attention import attention_mask
@@ -293,6 +295,33 @@ def test_single_utterances(goldens: Goldens, features: Arrays, name: str, clip: 
     assert_end_to_end(golden, clip, run(golden.params, frames[None], np.array([len(frames)], np.int32)), 0)
 
 
+@contextlib.contextmanager
+def watched(model: Model, inputs: dict[str, Any], fed: jax.Array) -> Iterator[dict[str, jax.Array]]:
+    """What the front end and every stack give meanwhile, by stage, and the front end's lengths.
+
+    Where `fed` () is true, a stack is given its stored input, by the stage that it comes from, instead of ours: one
+    program then serves for the whole and, run once more, for each stack by itself.
+    """
+    embed, stacks = model.encoder.embed, list(model.encoder.stacks)
+    call_embed, call_stack = type(embed).__call__, type(stacks[0]).__call__
+    seen: dict[str, jax.Array] = {}
+
+    def watched_embed(module: Any, *arguments: Any, **options: Any) -> Any:
+        seen["embed"], seen["embed_lens"] = call_embed(module, *arguments, **options)
+        return seen["embed"], seen["embed_lens"]
+
+    def watched_stack(module: Any, x: jax.Array, lengths: jax.Array, dropout: None = None) -> jax.Array:
+        number = next(index for index, stack in enumerate(stacks) if stack is module)
+        x = jnp.where(fed, inputs[f"stack{number - 1}" if number else "embed"], x)
+        seen[f"stack{number}"] = call_stack(module, x, lengths, dropout)
+        return seen[f"stack{number}"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(embed), "__call__", watched_embed)
+        patch.setattr(type(stacks[0]), "__call__", watched_stack)
+        yield seen
+
+
 @pytest.mark.parametrize("name", GOLDENS)
 def test_all_clips_as_one_batch(goldens: Goldens, features: Arrays, name: str) -> None:
     """A batch gives what the original gives its single utterances, and so does each stack on the stored inputs."""
@@ -302,26 +331,27 @@ def test_all_clips_as_one_batch(goldens: Goldens, features: Arrays, name: str) -
     stages = ["embed", *(f"stack{i}" for i in range(len(golden.config.encoder.num_layers)))]
     traced = [clip for clip in CLIPS if f"{clip}/embed" in stored]
     assert len(traced) == (6 if name == "zipformer-tiny" else 3)
-    inputs = {stage: pad([stored[f"{clip}/{stage}"] for clip in traced])[0] for stage in stages[:-1]}
-    rows = [CLIPS.index(clip) for clip in traced]
+    steps = subsampled_length(frames.shape[1])
+    inputs = {}
+    for stage in stages[:-1]:
+        inputs[stage] = np.zeros((len(CLIPS), steps, stored[f"{traced[0]}/{stage}"].shape[1]), np.float32)
+        for clip in traced:
+            theirs = stored[f"{clip}/{stage}"]
+            inputs[stage][CLIPS.index(clip), : len(theirs)] = theirs
 
     @quick_jit
-    def run(params: dict[str, Any], frames: jax.Array, inputs: dict[str, jax.Array]) -> dict[str, Any]:
+    def run(params: dict[str, Any], frames: jax.Array, inputs: dict[str, jax.Array], fed: jax.Array) -> dict[str, Any]:
         model = golden.bind(params, whole_chunks=False)
-        ours = end_to_end(model, frames, lengths)
-        ours["embed"], embedded = model.encoder.embed(frames, lengths)
-        for before, after, stack in zip(stages, stages[1:], model.encoder.stacks, strict=False):
-            ours[after] = stack(inputs[before], embedded[np.array(rows)])
-        return ours
+        with watched(model, inputs, fed) as seen:
+            return end_to_end(model, frames, lengths) | seen
 
-    ours = run(golden.params, frames, inputs)
-    for number, clip in enumerate(traced):
+    by_stage, whole = (run(golden.params, frames, inputs, np.array(fed)) for fed in (True, False))
+    for clip in traced:
         for stage in stages:
             theirs = stored[f"{clip}/{stage}"]
-            row = rows[number] if stage == "embed" else number
-            assert difference(ours[stage][row, : len(theirs)], theirs) < PER_MODULE, (clip, stage)
+            assert difference(by_stage[stage][CLIPS.index(clip), : len(theirs)], theirs) < PER_MODULE, (clip, stage)
     for row, clip in enumerate(CLIPS):
-        assert_end_to_end(golden, clip, ours, row)
+        assert_end_to_end(golden, clip, whole, row)
 
 
 @pytest.mark.parametrize("name", GOLDENS)
@@ -342,27 +372,27 @@ def test_a_batch_under_the_publishers_padding(goldens: Goldens, features: Arrays
     np.testing.assert_array_equal(lengths, stored["x_lens"])
     stages = ["embed", *(f"stack{i}" for i in range(len(golden.config.encoder.num_layers)))]
 
+    inputs = {stage: stored[stage] for stage in stages[:-1]}
+
     @quick_jit
-    def run(params: dict[str, Any], frames: jax.Array) -> dict[str, jax.Array]:
+    def run(params: dict[str, Any], frames: jax.Array, inputs: Arrays, fed: jax.Array) -> dict[str, jax.Array]:
         model = golden.bind(params, padding="publisher", whole_chunks=False)
-        ours = {}
-        ours["embed"], ours["embed_lens"] = model.encoder.embed(frames, lengths, isolated=False)
-        for before, after, stack in zip(stages, stages[1:], model.encoder.stacks, strict=False):
-            ours[after] = stack(stored[before], ours["embed_lens"])
-        ours["encoder_out"], ours["lens"] = model.encoder(frames, lengths)
+        with watched(model, inputs, fed) as ours:
+            ours["encoder_out"], ours["lens"] = model.encoder(frames, lengths)
         ours["encoder_proj"] = model.transducer.project(ours["encoder_out"])
         if model.ctc is not None:
             ours["log_probs"] = model.ctc(ours["encoder_out"])
         return ours
 
-    ours = run(golden.params, frames)
+    by_stage, ours = (run(golden.params, frames, inputs, np.array(fed)) for fed in (True, False))
     for count in ("embed_lens", "lens"):
         np.testing.assert_array_equal(ours[count], stored[count])
     for row in range(len(clips)):
         for stage in (*stages, "encoder_out", "encoder_proj"):
             end = stored["embed_lens" if stage in stages else "lens"][row]
             limit = PER_MODULE if stage in stages else END_TO_END
-            assert difference(ours[stage][row, :end], stored[stage][row, :end]) < limit, (clips[row], stage)
+            made = (by_stage if stage in stages else ours)[stage]
+            assert difference(made[row, :end], stored[stage][row, :end]) < limit, (clips[row], stage)
         if "log_probs" in ours:
             end = stored["lens"][row]
             theirs = golden.arrays("ctc")["batch/log_probs"][row, :end]
@@ -426,10 +456,13 @@ def test_transcripts_of_beam_search(shared: Path, goldens: Goldens, name: str) -
     files = [shared / f"golden/audio/{clip}.wav" for clip in CLIPS]
     runs = golden.json("sherpa_onnx")["runs"]
     compared = 0
+    programs: dict[int, Any] = {}
     for beam, penalty in ((4, 0.0), (4, 1.5), (2, 0.0)):
         run = f"modified_beam_search max_active_paths={beam}" + (f" blank_penalty={penalty}" if penalty else "")
         if run in runs:
             recognizer = golden.recognizer(beam=beam, blank_penalty=penalty, **ONE_BUCKET)
+            # The penalty is an argument of the program.
+            recognizer.programs = programs.setdefault(beam, recognizer.programs)
             check_transcripts(golden, list(recognizer.transcribe(files)), runs[run])
             assert runs[run] != runs["greedy_search"]
             compared += 1
@@ -445,26 +478,35 @@ def test_transcripts_of_a_stream_without_tail(shared: Path, goldens: Goldens) ->
     check_transcripts(golden, list(recognizer.transcribe(files)), run)
 
 
+@pytest.fixture(scope="module")
+def six_streams(goldens: Goldens, waveforms: Arrays) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
+    """A model's (encoded, lengths) of all clips in one batch with the publisher's padding."""
+    batch, lengths = pad([waveforms[clip][:, None] for clip in CLIPS])
+
+    @functools.cache
+    def encode(name: str) -> tuple[np.ndarray, np.ndarray]:
+        golden = goldens(name)
+        run = quick_jit(lambda params, *given: golden.bind(params, padding="publisher").encode(*given))
+        return run(golden.params, batch[..., 0], lengths)
+
+    return encode
+
+
 @pytest.mark.parametrize(
     ("name", "beam"), [*((name, 1) for name in OFFLINE), *((name, 4) for name in OFFLINE if "ctc" not in name)]
 )
-def test_six_streams_decoded_as_one_batch(goldens: Goldens, waveforms: Arrays, name: str, beam: int) -> None:
+def test_six_streams_decoded_as_one_batch(
+    goldens: Goldens, six_streams: Callable[[str], tuple[np.ndarray, np.ndarray]], name: str, beam: int
+) -> None:
     """sherpa-onnx's own padded batch, the texts of which are not those of single streams."""
     golden = goldens(name)
     runs = golden.json("sherpa_onnx")["runs"]
     search = f"modified_beam_search max_active_paths={beam}" if beam > 1 else "greedy_search"
     expected = runs[f"{search}, six streams decoded as one batch"]
-    batch, lengths = pad([waveforms[clip][:, None] for clip in CLIPS])
     role = "ctc" if "ctc" in name else "transducer"
-
-    @quick_jit
-    def run(params: dict[str, Any], waveforms: jax.Array, lengths: jax.Array) -> Any:
-        model = golden.bind(params, padding="publisher")
-        return model.search(
-            *model.encode(waveforms, lengths), BeamConfig(beam=beam) if beam > 1 else GreedyConfig(head=role)
-        )
-
-    hypotheses = run(golden.params, batch[..., 0], lengths)
+    chosen = BeamConfig(beam=beam) if beam > 1 else GreedyConfig(head=role)
+    run = quick_jit(lambda params, encoded, lengths: golden.bind(params).search(encoded, lengths, chosen))
+    hypotheses = run(golden.params, *six_streams(name))
     recognizer = golden.recognizer(head=role)
     differing = 0
     for row, clip in enumerate(CLIPS):

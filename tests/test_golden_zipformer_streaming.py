@@ -36,24 +36,38 @@ def padded(features: Arrays, clips: tuple[str, ...]) -> tuple[np.ndarray, np.nda
     return frames, lengths
 
 
-def recognise(golden: Golden, frames: np.ndarray, lengths: np.ndarray, **encoder: Any) -> tuple[Any, Any, Any]:
-    """(encoded, lengths, hypotheses) of a batch of features under a variant of the encoder's configuration."""
+def encode(golden: Golden, frames: np.ndarray, lengths: np.ndarray, **encoder: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(encoded, lengths) of a batch of features under a variant of the encoder's configuration."""
 
     @quick_jit
-    def run(params: dict[str, Any], frames: jax.Array, lengths: jax.Array) -> tuple[Any, Any, Any]:
-        model = golden.bind(params, whole_chunks=False, **encoder)
-        encoded, encoded_lengths = model.encoder(frames, lengths)
-        return encoded, encoded_lengths, icefall_greedy(model.transducer, encoded, encoded_lengths)
+    def run(params: dict[str, Any], frames: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return golden.bind(params, whole_chunks=False, **encoder).encoder(frames, lengths)
 
     return run(golden.params, frames, lengths)
 
 
 @pytest.fixture(scope="module")
-def whole(golden: Golden, features: Arrays) -> Callable[[int, int], Any]:
+def search(golden: Golden) -> Callable[..., tuple[Any, np.ndarray]]:
+    """(hypotheses, projected frames) of encoded frames (B, T, D) and their lengths; a program for each shape."""
+
+    @quick_jit
+    def run(params: dict[str, Any], encoded: jax.Array, lengths: jax.Array) -> tuple[Any, jax.Array]:
+        head = golden.bind(params).transducer
+        return icefall_greedy(head, encoded, lengths), head.project(encoded)
+
+    return functools.partial(run, golden.params)
+
+
+@pytest.fixture(scope="module")
+def whole(golden: Golden, features: Arrays, search: Callable[..., tuple[Any, np.ndarray]]) -> Callable[[int, int], Any]:
     """(encoded, lengths, hypotheses) of all clips as one batch, under a chunk size and a left context."""
-    return functools.cache(
-        lambda chunk, left: recognise(golden, *padded(features, CLIPS), chunk_size=chunk, left_context=left)
-    )
+
+    @functools.cache
+    def recognise(chunk: int, left: int) -> tuple[np.ndarray, np.ndarray, Any]:
+        encoded, lengths = encode(golden, *padded(features, CLIPS), chunk_size=chunk, left_context=left)
+        return encoded, lengths, search(encoded, lengths)[0]
+
+    return recognise
 
 
 # --- whole utterances with a chunk mask -------------------------------------------------------------------------------
@@ -85,7 +99,7 @@ def test_chunk_masks(golden: Golden, whole: Callable[[int, int], Any], chunk: in
 def test_a_single_utterance_without_chunks(golden: Golden, features: Arrays) -> None:
     """Not padded at all: the whole clip is one chunk."""
     stored = golden.arrays("encoder_chunk_mask")["full/short/encoder_out"]
-    encoded, _, _ = recognise(golden, *padded(features, ("short",)), chunk_size=-1, left_context=-1)
+    encoded, _ = encode(golden, *padded(features, ("short",)), chunk_size=-1, left_context=-1)
     assert difference(encoded[0], stored) < END_TO_END
 
 
@@ -93,9 +107,7 @@ def test_a_batch_with_a_mask_under_the_publishers_padding(golden: Golden, featur
     stored = golden.arrays("encoder_chunk_mask")
     clips = tuple(golden.arrays("encoder_batch")["clips"].tolist())
     frames, lengths = padded(features, clips)
-    encoded, encoded_lengths, _ = recognise(
-        golden, frames, lengths, chunk_size=32, left_context=64, padding="publisher"
-    )
+    encoded, encoded_lengths = encode(golden, frames, lengths, chunk_size=32, left_context=64, padding="publisher")
     np.testing.assert_array_equal(encoded_lengths, stored["c32_l64/batch/lens"])
     differs = 0.0
     for row, clip in enumerate(clips):
@@ -119,22 +131,32 @@ def windows(frames: np.ndarray, chunk: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def streams(golden: Golden, features: Arrays) -> Callable[..., list[tuple[Any, np.ndarray]]]:
-    """Runs clips side by side: (state, encoded (B, chunk // 2, D)) after each step, until the last clip ends."""
-    compiled: dict[tuple[int, int, int], Any] = {}
+def step(golden: Golden) -> Callable[[int, int], Any]:
+    """The compiled step (params, state, x) of a chunk size and a left context; each number of clips is a program."""
 
-    def run(chunk: int, left: int, *clips: str) -> list[tuple[Any, np.ndarray]]:
+    @functools.cache
+    def make(chunk: int, left: int) -> Any:
         variant = {"chunk_size": chunk, "left_context": left}
-        model = golden.bind(golden.params, **variant)
+        return quick_jit(lambda params, state, x: golden.bind(params, **variant).encoder.step(state, x))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def streams(
+    golden: Golden, features: Arrays, step: Callable[[int, int], Any]
+) -> Callable[..., list[tuple[Any, np.ndarray]]]:
+    """Runs clips side by side: (state, encoded (B, chunk // 2, D)) after each step, until the last clip ends."""
+
+    @functools.cache
+    def run(chunk: int, left: int, *clips: str) -> list[tuple[Any, np.ndarray]]:
+        model = golden.bind(golden.params, chunk_size=chunk, left_context=left)
         state = model.encoder.initial_state(len(clips))
         each = [windows(features[clip], chunk) for clip in clips]
-        key = (chunk, left, len(clips))
-        if key not in compiled:
-            compiled[key] = quick_jit(lambda params, state, x: golden.bind(params, **variant).encoder.step(state, x))
         steps = []
         for number in range(max(map(len, each))):
             x = np.stack([own[min(number, len(own) - 1)] for own in each])
-            state, encoded = compiled[key](golden.params, state, x)
+            state, encoded = step(chunk, left)(golden.params, state, x)
             steps.append((state, np.asarray(encoded)))
         return steps
 
@@ -155,21 +177,29 @@ def in_the_originals_order(state: Any) -> Iterator[tuple[str, np.ndarray]]:
     yield "processed_lens", np.asarray(state["processed"])
 
 
-def greedy(golden: Golden, encoded: np.ndarray) -> tuple[tuple[list[int], list[int], np.ndarray], np.ndarray]:
-    """((tokens, frames, log-probabilities), projected frames) over the chunks of a stream, laid end to end (T, D)."""
+Greedy = Callable[[np.ndarray], tuple[tuple[list[int], list[int], np.ndarray], np.ndarray]]
 
-    @quick_jit
-    def search(params: dict[str, Any], encoded: jax.Array) -> tuple[Any, jax.Array]:
-        head = golden.bind(params).transducer
-        return icefall_greedy(head, encoded, jnp.full((1,), encoded.shape[1])), head.project(encoded)
 
-    hypotheses, projected = search(golden.params, encoded[None])
-    return emitted(hypotheses), np.asarray(projected[0])
+@pytest.fixture(scope="module")
+def greedy(features: Arrays, search: Callable[..., tuple[Any, np.ndarray]]) -> Greedy:
+    """((tokens, frames, log-probabilities), projected frames) over the chunks of a stream, laid end to end (T, D).
+
+    One program for all of them: it searches as many frames as the longest stream has, of which the rest are no number.
+    """
+    longest = max(len(windows(features[clip], chunk)) * (chunk // 2) for clip in CLIPS for chunk in (16, 32))
+
+    def run(encoded: np.ndarray) -> tuple[tuple[list[int], list[int], np.ndarray], np.ndarray]:
+        filled = np.full((1, longest, encoded.shape[1]), np.nan, np.float32)
+        filled[0, : len(encoded)] = encoded
+        hypotheses, projected = search(filled, np.array([len(encoded)], np.int32))
+        return emitted(hypotheses), projected[0, : len(encoded)]
+
+    return run
 
 
 @pytest.mark.parametrize(("chunk", "left"), [(16, 64), (32, 128), (16, 128)])
 def test_every_step_and_every_state(
-    golden: Golden, features: Arrays, streams: Callable[..., list[Any]], chunk: int, left: int
+    golden: Golden, features: Arrays, streams: Callable[..., list[Any]], greedy: Greedy, chunk: int, left: int
 ) -> None:
     setting = f"c{chunk}_l{left}"
     stored, states = golden.arrays("streaming"), golden.arrays("streaming_states")
@@ -189,7 +219,7 @@ def test_every_step_and_every_state(
                 assert f"{kept}/state{len(ours)}" not in states
                 for index, (name, array) in enumerate(ours):
                     assert difference(array, states[f"{kept}/state{index}"]) < END_TO_END, (clip, number, name)
-        (tokens, frames, _), projected = greedy(golden, np.concatenate([encoded[0] for _, encoded in steps]))
+        (tokens, frames, _), projected = greedy(np.concatenate([encoded[0] for _, encoded in steps]))
         proj = stored[f"{setting}/{clip}/encoder_proj"]
         assert difference(projected, proj.reshape(-1, proj.shape[-1])) < END_TO_END
         assert tokens == stored[f"{setting}/{clip}/tokens"].tolist(), clip
@@ -210,13 +240,13 @@ def test_the_initial_state_has_the_originals_shapes(golden: Golden) -> None:
 
 
 def test_the_exported_onnx_model_step_by_step(
-    golden: Golden, features: Arrays, streams: Callable[..., list[Any]]
+    golden: Golden, streams: Callable[..., list[Any]], greedy: Greedy
 ) -> None:
     stored = golden.arrays("onnxruntime_streaming")
     for clip in CLIPS:
         steps = streams(16, 64, clip)
         encoded = np.concatenate([encoded[0] for _, encoded in steps])
-        (tokens, frames, _), projected = greedy(golden, encoded)
+        (tokens, frames, _), projected = greedy(encoded)
         theirs = stored[f"{clip}/encoder_out"]
         assert difference(projected, theirs.reshape(-1, theirs.shape[-1])) < END_TO_END, clip
         assert tokens == stored[f"{clip}/tokens"].tolist(), clip
@@ -241,22 +271,20 @@ def test_two_streams_stepped_together(golden: Golden, streams: Callable[..., lis
 
 
 def test_a_slot_that_is_taken_over_starts_anew(
-    golden: Golden, features: Arrays, streams: Callable[..., list[Any]]
+    golden: Golden, features: Arrays, step: Callable[[int, int], Any], streams: Callable[..., list[Any]]
 ) -> None:
     """Streaming servers swap a slot's state with jnp.where: a clip that begins in a used slot is none the worse."""
-    variant = {"chunk_size": 16, "left_context": 64}
-    step = quick_jit(lambda params, state, x: golden.bind(params, **variant).encoder.step(state, x))
-    fresh = golden.bind(golden.params, **variant).encoder.initial_state(2)
+    fresh = golden.bind(golden.params, chunk_size=16, left_context=64).encoder.initial_state(2)
     first, second = windows(features["digits_a"], 16), windows(features["espeak_sentence"], 16)
     state = fresh
     for number in range(3):
-        state, _ = step(golden.params, state, np.stack([first[number], second[number]]))
+        state, _ = step(16, 64)(golden.params, state, np.stack([first[number], second[number]]))
     newcomer = np.array([True, False])
     state = jax.tree.map(lambda a, b: jnp.where(newcomer.reshape(-1, *[1] * (a.ndim - 1)), a, b), fresh, state)
     alone = streams(16, 64, "noise")
     noise = windows(features["noise"], 16)
     for number in range(4):
-        state, encoded = step(golden.params, state, np.stack([noise[number], second[3 + number]]))
+        state, encoded = step(16, 64)(golden.params, state, np.stack([noise[number], second[3 + number]]))
         assert difference(encoded[0], alone[number][1][0]) < SAME
         assert difference(encoded[1], streams(16, 64, "espeak_sentence")[3 + number][1][0]) < SAME
 

@@ -131,7 +131,13 @@ class Probe:
 
 @pytest.fixture(scope="module")
 def probes(goldens: Goldens) -> Callable[[str, dict[str, Any]], Probe]:
-    make = functools.cache(lambda name, variant: Probe(goldens(name), dict(variant)))
+    @functools.cache
+    def make(name: str, variant: tuple[tuple[str, Any], ...]) -> Probe:
+        probe = Probe(goldens(name), dict(variant))
+        if variant:  # of the encoder: the search is the same program
+            probe.search = make(name, ()).search
+        return probe
+
     return lambda name, variant: make(name, tuple(variant.items()))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,18 +39,24 @@ def written_out(
     return tokens, at, log_probs
 
 
+@functools.cache
+def transducer_search(silent: tuple[int, ...]) -> tuple[CountingHead, Callable[..., Hypotheses]]:
+    """A head and its compiled search (encoded, lengths, penalty)."""
+    head = CountingHead(0, silent)
+    return head, quick_jit(lambda x, n, p: search_whole(TransducerGreedy(head, p), x, n))
+
+
 @pytest.mark.parametrize("penalty", [0.0, 1.5])
 @pytest.mark.parametrize("silent", [(), (5,), (5, 0)])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_transducer(batch: int, penalty: float, silent: tuple[int, ...]) -> None:
-    head = CountingHead(0, silent)
+    head, search = transducer_search(silent)
     rng = np.random.default_rng(batch)
     encoded = rng.standard_normal((batch, 20, VOCABULARY)).astype(np.float32)
     encoded[..., BLANK] += 1
     lengths = np.array([20, 13, 0][:batch], np.int32)
     for row, length in enumerate(lengths):
         encoded[row, length:] = np.nan  # never reaches a result
-    search = quick_jit(lambda x, n, p: search_whole(TransducerGreedy(head, p), x, n))
     hypotheses = search(encoded, lengths, penalty)
     assert hypotheses.tokens.shape == hypotheses.frames.shape == hypotheses.log_probs.shape == (batch, 1, 20)
     said = 0
@@ -176,6 +184,12 @@ SEARCHES = {
 }
 
 
+@functools.cache
+def whole_search(name: str) -> Callable[..., Hypotheses]:
+    """The compiled search (encoded, lengths) of whole utterances."""
+    return quick_jit(lambda x, n: search_whole(SEARCHES[name], x, n))
+
+
 @pytest.mark.parametrize("sizes", [[1] * 20, [7, 2, 11], [20]], ids=["frames", "pieces", "whole"])
 @pytest.mark.parametrize("name", SEARCHES)
 def test_pieces_give_what_the_whole_gives(name: str, sizes: list[int]) -> None:
@@ -186,7 +200,7 @@ def test_pieces_give_what_the_whole_gives(name: str, sizes: list[int]) -> None:
     logits[..., BLANK] += 0.5
     logits[:, 5:8] = logits[:, 4:5]  # runs that cross the edges of pieces, for CTC
     encoded = np.asarray(jax.nn.log_softmax(logits))
-    whole = quick_jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
+    whole = whole_search(name)(encoded, lengths)
     pieces = in_pieces(search, encoded, lengths, sizes)
     assert int(whole.length.max()) > 3
     for field in ("tokens", "frames", "durations", "length"):
@@ -206,7 +220,7 @@ def test_what_is_settled_and_what_is_not_are_the_whole(name: str, sizes: list[in
     logits[..., BLANK] += 1.0
     logits[:, 5:8] = logits[:, 4:5]
     encoded = np.asarray(jax.nn.log_softmax(logits))
-    whole = quick_jit(lambda x, n: search_whole(search, x, n))(encoded, lengths)
+    whole = whole_search(name)(encoded, lengths)
     step, finish = quick_jit(search.advance), quick_jit(search.finish)
     state = search.start(3, 20)
     said: list[list[tuple[Any, ...]]] = [[], [], []]

@@ -315,7 +315,7 @@ def test_a_converted_model_is_tuned(goldens: Callable[[str], Golden], shared: Pa
     golden = goldens("zipformer-streaming-tiny")
     rows = [f"{shared}/golden/audio/{clip}.wav\tTHE SO" for clip in ("digits_a", "espeak_sentence")]
     (tmp_path / "manifest.tsv").write_text("\n".join(["path\ttext", *rows]) + "\n")
-    data = DataConfig(bucket_seconds=(10.0,), batch_seconds=20.0)
+    data = DataConfig(bucket_seconds=(4.5,), batch_seconds=9.0)
     augmentation = AugmentationConfig(frequency_masks=0, time_masks=0)
     recipe = dataclasses.replace(RECIPE, steps=6, model=None, data=data, dropout=0.0, augmentation=augmentation)
     curriculum = CurriculumConfig()
