@@ -12,7 +12,14 @@ from jaxasr import store
 from jaxasr.compression.agreement import Words, compare_words, encoded_difference
 from jaxasr.compression.calibrated import hear
 from jaxasr.compression.calibration import Windows, read_windows
-from jaxasr.compression.post_training import Quantized, check_finite, fitting_rules, quantize_stored, stored_bytes
+from jaxasr.compression.post_training import (
+    Quantized,
+    check_finite,
+    fitting_rules,
+    open_recogniser,
+    quantize_stored,
+    stored_bytes,
+)
 from jaxasr.configuration import from_mapping
 from jaxasr.detector_config import DetectorConfig
 from jaxasr.errors import ConfigError, ModelError
@@ -71,7 +78,7 @@ def quantize(
 
     The integers are packed: two of 4 bits, or four of 2 bits, to a byte, eight of 3 bits to three bytes.
 
-    `model`: a model directory, a published model's name, or "embedded"; not one that is quantized already.
+    `model`: a recogniser's model directory, a published model's name, or "embedded"; not one that is quantized already.
     `out_dir`: the model directory to make; it appears whole or not at all.
     `spec`: which weights are quantized, and how: a QuantizationConfig or a yaml file of one. Its rules come before
         those of `bits`.
@@ -90,7 +97,7 @@ def quantize(
 
     Raises ConfigError for rules that do not fit the model, ModelError for directories, AudioError for recordings.
     """
-    stored = store.open_model(locate(model))
+    stored = open_recogniser(locate(model))
     if Path(out_dir).exists() and not overwrite:
         raise ModelError(f"{os.fspath(out_dir)} exists: choose another folder or set overwrite")
     rules = _rules(stored.config, spec, bits, symmetric, block, clip)

@@ -130,7 +130,7 @@ def head_trace(head: Parallel, encoded: jax.Array, lengths: jax.Array) -> dict[s
     for number, memory_layer in enumerate(head.memory_layers):
         x = seen[f"dec_decoders2_{number}"] = memory_layer(x, mask)
     for number, final_layer in enumerate(head.final_layers):
-        x = seen[f"dec_decoders3_{number}"] = final_layer(x)
+        x = seen[f"dec_decoders3_{number}"] = final_layer(x, mask)
     seen["dec_hidden"] = head.norm(x)
     seen["logits"] = head.decode(fired, encoded, lengths)
     if cif.second is not None:

@@ -13,10 +13,12 @@ import pytest
 import soundfile
 
 import jaxasr
+from conftest import DATA
 from jaxasr import store
 from jaxasr.cli import main
 from jaxasr.compression.calibration import Hearing, read_windows
 from jaxasr.compression.post_training import narrowed
+from jaxasr.convert import convert_checkpoint
 from jaxasr.errors import ConfigError, ModelError
 from jaxasr.manifests import read_manifest
 from jaxasr.model import AbstractModel
@@ -79,6 +81,21 @@ def test_nothing_is_quantized_twice_nor_trained(made: tuple[Path, Any], tmp_path
         jaxasr.quantize(made[0], tmp_path / "out", bits=8)
     with pytest.raises(ConfigError, match="has no quantized weights"):
         jaxasr.load_model("embedded", activations="int8")
+
+
+@pytest.mark.parametrize(
+    "options", [["quantize", "{out}", "--bits", "8"], ["sensitivity", "--manifest", "none.tsv", "--budget", "1"]]
+)
+def test_a_detector_stays_float(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
+    model = tmp_path / "detector"
+    convert_checkpoint(DATA / "fsmn-vad", model)
+    command, *rest = (option.format(out=tmp_path / "out") for option in options)
+    with pytest.raises(SystemExit) as caught:
+        main([command, str(model), *rest])
+    error = capsys.readouterr().err
+    assert caught.value.code == 1 and error.count("\n") == 1
+    assert "is a voice activity detector, whose few weights stay float: quantize recognisers" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_compares_on_recordings(floats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,10 +79,38 @@ def quantized_tensor(
     """
     if integers.dtype not in (np.int8, np.uint8):
         raise ValueError(f"its integers are {integers.dtype}, not of 8 bits")
+    scales, zeros = _grids(integers, scale, zero_point, axis)
+    stored, below = integers, zeros.astype(np.int16)
+    if integers.dtype == np.uint8:
+        stored, below = (integers ^ np.uint8(128)).view(np.int8), below - np.int16(128)
+    zeros = np.broadcast_to(below, np.broadcast_shapes(below.shape, scales.shape)).astype(np.int8)
+    scales = np.broadcast_to(scales, zeros.shape)
+    return QuantizedTensor(stored, scales, zeros if zeros.any() else None)
+
+
+def dequantize(integers: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, axis: int = 0) -> np.ndarray:
+    """The numbers that a file's integers of any width stand for, float32. Raises what `quantized_tensor` raises.
+
+    Biases have 32 bits.
+    """
+    if integers.dtype in (np.int8, np.uint8):
+        return quantized_tensor(integers, scale, zero_point, axis).dequantize()
+    scales, zeros = _grids(integers, scale, zero_point, axis)
+    numbers: np.ndarray = (integers.astype(np.float32) - zeros.astype(np.float32)) * scales
+    return numbers
+
+
+def _grids(
+    integers: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, axis: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales (float32) and zero points that broadcast against the integers; ValueError where they cannot be theirs."""
+    if integers.dtype.kind not in "iu":
+        raise ValueError(f"its integers are {integers.dtype}")
     if zero_point is not None and zero_point.dtype != integers.dtype:
         raise ValueError(f"its zero point is {zero_point.dtype}, its integers {integers.dtype}")
+    entries = integers.shape[axis] if integers.ndim else 1
     for name, values in (("scale", scale), ("zero point", zero_point)):
-        if values is not None and (values.size not in (1, integers.shape[axis]) or values.ndim > 1 and values.size > 1):
+        if values is not None and (values.size not in (1, entries) or values.ndim > 1 and values.size > 1):
             raise ValueError(f"its {name} of shape {values.shape} does not fit its shape {integers.shape}")
     if scale.dtype.kind != "f" or not (np.isfinite(scale) & (scale > 0)).all():
         raise ValueError("its scale is not a positive number")
@@ -91,11 +119,5 @@ def quantized_tensor(
     def spread(values: np.ndarray) -> np.ndarray:
         return values.reshape(along if values.size > 1 else [1] * integers.ndim)
 
-    stored = integers
-    below = np.zeros((), np.int16) if zero_point is None else spread(zero_point).astype(np.int16)
-    if integers.dtype == np.uint8:
-        stored, below = (integers ^ np.uint8(128)).view(np.int8), below - np.int16(128)
-    scales = spread(scale).astype(np.float32)
-    zeros = np.broadcast_to(below, np.broadcast_shapes(below.shape, scales.shape)).astype(np.int8)
-    scales = np.broadcast_to(scales, zeros.shape)
-    return QuantizedTensor(stored, scales, zeros if zeros.any() else None)
+    zeros = np.zeros((1,) * integers.ndim, integers.dtype) if zero_point is None else spread(zero_point)
+    return spread(scale).astype(np.float32), zeros

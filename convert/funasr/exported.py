@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxasr.convert.formats.onnx.constants import FOLDED, dequantize, evaluate
+from jaxasr.convert.formats.onnx.constants import FOLDED, evaluate
 from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxNode, read_onnx
+from jaxasr.convert.formats.quantized import dequantize
 from jaxasr.errors import CheckpointError
 
 _ENDS = ("in_linear1", "in_linear2"), ("out_linear1", "out_linear2")

@@ -51,24 +51,25 @@ def sensitivity(
     Each part gets 8, 4, 3 and 2 bits in turn, rounded to the nearest; all else stays float.
     """
     import jaxasr
-    from jaxasr import store
     from jaxasr.compression.calibration import Hearing, read_windows
+    from jaxasr.compression.post_training import open_recogniser
     from jaxasr.compression.sensitivity import CHOICES, grouped, measured, picture, proposed_error, spec_text
     from jaxasr.loading import locate
     from jaxasr.manifests import read_manifest
 
     jaxasr.configure_process()
-    stored = store.open_model(locate(model))
+    stored = open_recogniser(locate(model))
     utterances = read_manifest(manifest, conditions(where or []))
     params = stored.params()
     found = grouped(stored.config, params, block=block, symmetric=not asymmetric)
     found.check_budget(budget * 1e6)
     hearing = Hearing(stored.config, read_windows(utterances, seconds))
     with metered("hearing") as meter:
-        found = measured(found, hearing, params, meter)
+        whole = hearing.encode(params)
+        found = measured(found, hearing, params, whole, meter)
     bits = found.propose(budget * 1e6)
     spec = found.spec(bits)
-    error = proposed_error(hearing, params, spec)
+    error = proposed_error(hearing, params, whole, spec)
     if output is not None:
         with writing_file(output) as write:
             write(spec_text(spec))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,13 +13,14 @@ import ml_dtypes
 import numpy as np
 
 from jaxasr.compression.calibrated import quantize_heard
+from jaxasr.detector_config import DetectorConfig
 from jaxasr.devices import usual_settings
 from jaxasr.errors import ConfigError, ModelError
 from jaxasr.model import AbstractModel
 from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.quant.array import quantize_array
 from jaxasr.quant.rules import QuantizationConfig, layer_of
-from jaxasr.store import StoredModel, flatten, unflatten
+from jaxasr.store import StoredModel, flatten, load_any_config, open_model, unflatten
 
 # Below its largest number's magnitude a leaf's float16 would keep fewer digits than it has: there all are subnormal.
 FLOAT16_NORMAL, FLOAT16_LARGEST = 2.0**-14, 65504.0
@@ -36,6 +38,13 @@ class Quantized:
     config: ModelConfig
     params: Parameters
     error: float
+
+
+def open_recogniser(folder: Path) -> StoredModel:
+    """Open a model directory whose weights are to become integers. ConfigError for that of a detector."""
+    if isinstance(load_any_config(folder), DetectorConfig):
+        raise ConfigError(f"{folder} is a voice activity detector, whose few weights stay float: quantize recognisers")
+    return open_model(folder)
 
 
 def fitting_rules(model: ModelConfig, rules: QuantizationConfig, *, defaults: int = 0) -> QuantizationConfig:

@@ -155,15 +155,15 @@ def measured(
     found: Sensitivity,
     hearing: Hearing,
     params: Parameters,
+    whole: np.ndarray,
     progress: Callable[[float, float | None], None] | None = None,
 ) -> Sensitivity:
     """The same with the errors of each group, all else float, on recordings.
 
-    `progress` is called with seconds of sound heard, and in all. Raises AudioError for recordings of which the encoder
-    makes no numbers.
+    `whole`: what the encoder makes of them with `params`, as `hearing.encode` gives it. `progress` is called with
+    seconds of sound heard, and in all. Raises AudioError for recordings of which the encoder makes no numbers.
     """
     leaves = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(params).items()}
-    whole = hearing.encode(unflatten(leaves))
     errors: list[dict[Bits, float]] = [{} for _ in found.groups]
     for number, (group, bits) in enumerate(itertools.product(found.groups, CHOICES)):
         rounded = {path: _rounded(path, leaves[path], group.rules[bits]) for path in group.members}
@@ -175,15 +175,15 @@ def measured(
     return dataclasses.replace(found, groups=tuple(dataclasses.replace(group, errors=each) for group, each in groups))
 
 
-def proposed_error(hearing: Hearing, params: Parameters, rules: QuantizationConfig) -> float:
-    """The error of what is encoded with all of an encoder's weights rounded as the rules say."""
+def proposed_error(hearing: Hearing, params: Parameters, whole: np.ndarray, rules: QuantizationConfig) -> float:
+    """The error of what is encoded, `whole` as `measured` takes it, with an encoder's weights rounded by the rules."""
     leaves = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(params).items()}
     rounded = {
         path: _rounded(path, leaf, rule)
         for path, leaf in leaves.items()
         if path.startswith(ENCODER) and (rule := rules.rule(path, leaf.shape)) is not None
     }
-    return difference(hearing.encode(unflatten(leaves)), hearing.encode(unflatten({**leaves, **rounded})))
+    return difference(whole, hearing.encode(unflatten({**leaves, **rounded})))
 
 
 def spec_text(spec: QuantizationConfig) -> str:

@@ -25,6 +25,7 @@ from jaxasr.layers.dropout import Dropout
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.positions import absolute_positions, relative_positions
 from jaxasr.layers.repeated import run_layer
+from jaxasr.quant.ranges import ranges_over
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -63,7 +64,8 @@ class Conformer(nnx.Module):
         for index, layer in enumerate(self.layers):
             own = dropout.within(index) if dropout else None
             x = run_layer(layer, x, mask, positions, lengths, own)
-        return self._projected(x), lengths
+        with ranges_over(lengths, self.config.encoded_chunk):
+            return self._projected(x), lengths
 
     def mask(self, lengths: Int[Array, " B"], steps: int) -> Bool[Array, "B _ {steps}"]:
         """Which keys a query sees: those within its row's length and its context, (B, T or 1, T)."""

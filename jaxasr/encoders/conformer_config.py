@@ -115,6 +115,11 @@ class ConformerConfig:
         return limited and self.causal_front_end and self.conv_padding[1] == 0
 
     @property
+    def encoded_chunk(self) -> int | None:
+        """Encoded frames of a chunk, None where there are no chunks."""
+        return self.chunk if self.streams else None
+
+    @property
     def streamable(self) -> bool:
         """Whether steps give what the whole utterance gives."""
         return self.streams

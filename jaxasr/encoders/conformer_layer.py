@@ -21,6 +21,7 @@ from jaxasr.layers.convolution import DepthwiseConv1d
 from jaxasr.layers.dropout import Dropout, no_dropout
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.norms import BatchNorm, LayerNorm
+from jaxasr.quant.ranges import ranges_over
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -45,6 +46,7 @@ class Layer(nnx.Module):
         self.norm_feed_forward2 = LayerNorm(dim, rngs=rngs)
         self.feed_forward2 = FeedForward(dim, config.feedforward_dim, use_bias, rngs=rngs)
         self.norm_out = LayerNorm(dim, rngs=rngs)
+        self.chunk = config.encoded_chunk
 
     def __call__(
         self,
@@ -58,12 +60,11 @@ class Layer(nnx.Module):
 
         `dropout` is for training and this layer's own: it acts on what each module adds to the stream.
         """
-        return self._residual_stream(
-            x,
-            lambda x: self.attention(x, x, mask, positions),
-            lambda x: self.conv(x, lengths),
-            no_dropout if dropout is None else dropout.__call__,
-        )
+        drop = no_dropout if dropout is None else dropout.__call__
+        with ranges_over(lengths, self.chunk):
+            return self._residual_stream(
+                x, lambda x: self.attention(x, x, mask, positions), lambda x: self.conv(x, lengths), drop
+            )
 
     def initial_state(self, batch: int, left: int, dtype: DTypeLike) -> State:
         """The attention's input at the last `left` frames, and that of the depthwise convolution."""

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxasr.encoders.conformer_config import ConformerConfig
 from jaxasr.layers.convolution import Conv2d, DepthwiseConv2d
 from jaxasr.layers.linear import Linear
+from jaxasr.quant.ranges import ranges_over
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -51,9 +52,12 @@ class Subsampling(nnx.Module):
             exists = index < lengths[:, None]
             if starts is not None:
                 exists &= index >= starts[:, None] * rate
-            x = jax.nn.relu(conv(jnp.where(exists[..., None, None], x, 0)))
             lengths, rate = self.config.halved(lengths), rate // 2
-        return self.out(x.reshape(*x.shape[:2], -1))
+            x = jnp.where(exists[..., None, None], x, 0)
+            x = jax.nn.relu(conv(x, lengths) if isinstance(conv, SeparableConv2d) else conv(x))
+        # The window of a stream's step begins before its chunk.
+        with ranges_over(lengths, self.config.encoded_chunk if starts is None else None):
+            return self.out(x.reshape(*x.shape[:2], -1))
 
 
 def _later_conv(config: ConformerConfig, padding: tuple[int, int], rngs: nnx.Rngs) -> Conv2d | SeparableConv2d:
@@ -64,12 +68,17 @@ def _later_conv(config: ConformerConfig, padding: tuple[int, int], rngs: nnx.Rng
 
 
 class SeparableConv2d(nnx.Module):
-    """A depthwise convolution that halves both axes, then a linear layer: (B, T, F, C) -> (B, T', F', C)."""
+    """A depthwise convolution that halves both axes, then a linear layer: (B, T, F, C) -> (B, T', F', C).
+
+    Of the result the first `lengths` (B,) frames exist.
+    """
 
     def __init__(self, channels: int, padding: tuple[int, int], *, rngs: nnx.Rngs) -> None:
         self.padding = padding
         self.depthwise = DepthwiseConv2d(channels, *WINDOW, strides=STRIDES, rngs=rngs)
         self.pointwise = Linear(channels, channels, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T F C"]) -> Float[Array, "B _ _ C"]:
-        return self.pointwise(self.depthwise(jnp.pad(x, ((0, 0), self.padding, self.padding, (0, 0)))))
+    def __call__(self, x: Float[Array, "B T F C"], lengths: Int[Array, " B"]) -> Float[Array, "B _ _ C"]:
+        x = self.depthwise(jnp.pad(x, ((0, 0), self.padding, self.padding, (0, 0))))
+        with ranges_over(lengths):
+            return self.pointwise(x)

@@ -16,6 +16,7 @@ from jaxasr.encoders.fsmn_config import FsmnConfig
 from jaxasr.layers.dropout import Dropout, no_dropout
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.memory import Memory
+from jaxasr.quant.ranges import ranges_over
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -40,10 +41,11 @@ class Fsmn(nnx.Module):
         """
         mask = length_mask(lengths, frames.shape[1])
         drop = dropout or no_dropout
-        x = jax.nn.relu(self.in_proj(self.in_hidden(frames)))
-        for index, layer in enumerate(self.layers):
-            x = drop(layer(x, mask), index)
-        return self.out_proj(x), lengths
+        with ranges_over(mask):
+            x = jax.nn.relu(self.in_proj(self.in_hidden(frames)))
+            for index, layer in enumerate(self.layers):
+                x = drop(layer(x, mask), index)
+            return self.out_proj(x), lengths
 
 
 class Block(nnx.Module):

@@ -24,6 +24,7 @@ from jaxasr.layers.linear import Linear
 from jaxasr.layers.memory import Memory
 from jaxasr.layers.norms import LayerNorm
 from jaxasr.layers.repeated import run_layer, run_step
+from jaxasr.quant.ranges import ranges_over
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -148,8 +149,9 @@ class Layer(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """mask (B, T): frames that the memory reads; sees (B, 1 or T, T): those that each one attends to."""
         drop = dropout or no_dropout
-        x = self._added(x, drop(self.attention(self.norm_attention(x), mask, sees), 0))
-        return x + drop(self.feed_forward(self.norm_feed_forward(x)), 1)
+        with ranges_over(mask):
+            x = self._added(x, drop(self.attention(self.norm_attention(x), mask, sees), 0))
+            return x + drop(self.feed_forward(self.norm_feed_forward(x)), 1)
 
     def step(
         self,
@@ -160,9 +162,10 @@ class Layer(nnx.Module):
         values: Float[Array, "B N D"],
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B all D"], Float[Array, "B all D"]]:
         """The window x after N cached keys and values -> (B, T, D), and the keys and values of all N + T frames."""
-        attended, keys, values = self.attention.step(self.norm_attention(x), mask, sees, keys, values)
-        x = self._added(x, attended)
-        return x + self.feed_forward(self.norm_feed_forward(x)), keys, values
+        with ranges_over(mask):
+            attended, keys, values = self.attention.step(self.norm_attention(x), mask, sees, keys, values)
+            x = self._added(x, attended)
+            return x + self.feed_forward(self.norm_feed_forward(x)), keys, values
 
     def _added(self, x: Float[Array, "B T W"], attended: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return x + attended if self.residual else attended

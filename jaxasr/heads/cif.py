@@ -24,6 +24,7 @@ from jaxasr.layers.convolution import Conv2d, DepthwiseConv1d
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.products import batched_product
 from jaxasr.layers.recurrent import LSTMLayer
+from jaxasr.quant.ranges import ranges_over
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -103,7 +104,7 @@ class CIF(nnx.Module):
         """
         batch, steps, _ = encoded.shape
         encoded = encoded.astype(jnp.float32)
-        weights = zero_beyond(self.weights(self.convolved(encoded)), lengths)
+        weights = self.weights(self.convolved(encoded), lengths)
         weights = weights if counted is None else jnp.where(counted, weights, 0)
         tail = self.config.tail * (jnp.arange(steps + 1) == lengths[:, None])
         weights = jnp.pad(weights, ((0, 0), (0, 1))) + tail  # (B, T + 1)
@@ -122,7 +123,7 @@ class CIF(nnx.Module):
         The weights are scaled so that their sum is the count, and there is no tail.
         """
         encoded = encoded.astype(jnp.float32)
-        weights = zero_beyond(self.weights(self.convolved(encoded)), lengths)
+        weights = self.weights(self.convolved(encoded), lengths)
         total = weights.sum(axis=-1)
         weights = weights * (counts / jnp.where(total > 0, total, 1.0))[:, None]
         running = running_sum(weights)
@@ -149,7 +150,7 @@ class CIF(nnx.Module):
         `running` of what is returned have one frame in front, (B, T + 2), which is what was carried.
         """
         encoded = zero_beyond(encoded.astype(jnp.float32), lengths)
-        weights = jnp.where(counted, self.weights(self.convolved(encoded)), 0)
+        weights = jnp.where(counted, self.weights(self.convolved(encoded), lengths), 0)
         tail = jnp.where(final, self.config.tail, 0.0)[:, None] * (jnp.arange(encoded.shape[1] + 1) == lengths[:, None])
         weights = jnp.concatenate([carried.weight[:, None], jnp.pad(weights, ((0, 0), (0, 1))) + tail], axis=1)
         frames = jnp.concatenate([carried.vector[:, None], jnp.pad(encoded, ((0, 0), (0, 1), (0, 0)))], axis=1)
@@ -169,11 +170,12 @@ class CIF(nnx.Module):
             return self.conv(encoded[:, None])[:, 0]
         return self.conv(jnp.pad(encoded, ((0, 0), self.config.context, (0, 0)))) + encoded
 
-    def weights(self, convolved: Float[Array, "B T D"]) -> Float[Array, "B T"]:
-        """The weight of each frame: (B, T)."""
+    def weights(self, convolved: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B T"]:
+        """The weight of each frame: (B, T), zeros beyond `lengths` (B,)."""
         config = self.config
-        likely = jax.nn.sigmoid(self.output(jax.nn.relu(convolved))[..., 0])
-        return jax.nn.relu(likely * config.smooth_factor - config.noise_threshold)
+        with ranges_over(lengths):
+            likely = jax.nn.sigmoid(self.output(jax.nn.relu(convolved))[..., 0])
+        return zero_beyond(jax.nn.relu(likely * config.smooth_factor - config.noise_threshold), lengths)
 
     def peaks(self, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"], counts: Int[Array, " B"]) -> Peaks:
         """Where the second head places the `counts` tokens of each row. ValueError where there is none."""
@@ -204,12 +206,15 @@ class SecondHead(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B S"]:
         batch, frames, dim = x.shape
+        with ranges_over(lengths):
+            upsampled = self.upsample(x)
+        steps = upsampled.reshape(batch, frames * self.config.upsampling, dim) + self.upsample_bias[...]
         lengths = lengths * self.config.upsampling
-        steps = self.upsample(x).reshape(batch, frames * self.config.upsampling, dim) + self.upsample_bias[...]
-        if self.forward is not None and self.backward is not None:
-            back = reverse_rows(self.backward(reverse_rows(steps, lengths)), lengths)
-            steps = jnp.concatenate([self.forward(steps), back], axis=-1)
-        likely = jax.nn.sigmoid(self.output(steps)[..., 0])
+        with ranges_over(lengths):
+            if self.forward is not None and self.backward is not None:
+                back = reverse_rows(self.backward(reverse_rows(steps, lengths)), lengths)
+                steps = jnp.concatenate([self.forward(steps), back], axis=-1)
+            likely = jax.nn.sigmoid(self.output(steps)[..., 0])
         return zero_beyond(jax.nn.relu(likely * self.config.smooth_factor - self.config.noise_threshold), lengths)
 
 

@@ -22,6 +22,7 @@ from jaxasr.layers.linear import Linear
 from jaxasr.layers.memory import Memory
 from jaxasr.layers.norms import LayerNorm
 from jaxasr.layers.repeated import run_layer, run_step
+from jaxasr.quant.ranges import ranges_over
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -114,13 +115,12 @@ class Parallel(nnx.Module):
         """Logits (B, L, V) float32 of the tokens that `fire` found, by all that was encoded."""
         x = fired.vectors.astype(encoded.dtype)
         mask, sees = self.masks(fired, lengths, encoded.shape[1])
+        encoded = zero_beyond(encoded, lengths)  # no token sees it, and zeros widen no range
         for layer in self.layers:
             x = run_layer(layer, x, mask, encoded, sees)
         for memory_layer in self.memory_layers:
             x = run_layer(memory_layer, x, mask)
-        for final_layer in self.final_layers:
-            x = run_layer(final_layer, x)
-        return self.output(self.norm(x)).astype(jnp.float32)
+        return self._logits(x, mask)
 
     def masks(
         self, fired: Fired, lengths: Int[Array, " B"], rows: int
@@ -182,8 +182,6 @@ class Parallel(nnx.Module):
         for index, memory_layer in enumerate(self._streamed_memory_layers(), start=len(self.layers)):
             x, history = run_step(memory_layer, x, state.begun, fired.counts, state.history[:, index])
             histories.append(history)
-        for final_layer in self.final_layers:
-            x = run_layer(final_layer, x)
         said = fired.counts > 0
 
         def where_said(made: list[jax.Array], old: jax.Array) -> jax.Array:
@@ -197,7 +195,14 @@ class Parallel(nnx.Module):
             values=where_said(values, state.values),
             cached=jnp.where(said, cached, state.cached),
         )
-        return state, self.output(self.norm(x)).astype(jnp.float32)
+        return state, self._logits(x, length_mask(fired.counts, x.shape[1]))
+
+    def _logits(self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"]) -> Float[Array, "B L V"]:
+        """The last layers."""
+        for final_layer in self.final_layers:
+            x = run_layer(final_layer, x, mask)
+        with ranges_over(mask):
+            return self.output(self.norm(x)).astype(jnp.float32)
 
     def _streamed_memory_layers(self) -> list[MemoryLayer]:
         """FunASR leaves out one such layer alone where it decodes streams."""
@@ -205,7 +210,10 @@ class Parallel(nnx.Module):
 
 
 class NormedFeedForward(nnx.Module):
-    """(B, L, D) -> (B, L, D): a norm, then a feed-forward with a norm over its hidden units. Without a residual."""
+    """(B, L, D), mask (B, L) -> (B, L, D): a norm, then a feed-forward with a norm over its hidden units.
+
+    Without a residual.
+    """
 
     def __init__(self, config: ParallelConfig, dim: int, *, rngs: nnx.Rngs) -> None:
         self.norm = LayerNorm(dim, EPSILON, rngs=rngs)
@@ -213,8 +221,9 @@ class NormedFeedForward(nnx.Module):
         self.hidden_norm = LayerNorm(config.feedforward_dim, EPSILON, rngs=rngs)
         self.out_proj = Linear(config.feedforward_dim, dim, use_bias=False, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return self.out_proj(self.hidden_norm(jax.nn.relu(self.in_proj(self.norm(x)))))
+    def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+        with ranges_over(mask):
+            return self.out_proj(self.hidden_norm(jax.nn.relu(self.in_proj(self.norm(x)))))
 
 
 class MemoryLayer(nnx.Module):
@@ -226,7 +235,7 @@ class MemoryLayer(nnx.Module):
         self.memory = Memory(dim, config.kernel, shift, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
-        return x + self.memory(self.norm_memory(self.feed_forward(x)), mask)
+        return x + self.memory(self.norm_memory(self.feed_forward(x, mask)), mask)
 
     def step(
         self,
@@ -236,7 +245,8 @@ class MemoryLayer(nnx.Module):
         history: Float[Array, "B K D"],
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B K D"]]:
         """The next tokens of a stream, counts (B,) of them, after those of the history."""
-        history, remembered = self.memory.step(history, begun, self.norm_memory(self.feed_forward(x)), counts)
+        changed = self.norm_memory(self.feed_forward(x, length_mask(counts, x.shape[1])))
+        history, remembered = self.memory.step(history, begun, changed, counts)
         return x + remembered, history
 
 
@@ -256,7 +266,7 @@ class Layer(nnx.Module):
         sees: Bool[Array, "#B #L T"],
     ) -> Float[Array, "B L D"]:
         x = self.neighbours(x, mask)
-        return x + self.attention(self.norm_attention(x), encoded, sees)
+        return x + self.attention(self.norm_attention(x), mask, encoded, sees)
 
     def step(
         self,
@@ -276,7 +286,7 @@ class Layer(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """(B, L, D), which sees encoded (B, T, D) by a mask (B, 1 or L, T) -> (B, L, D)."""
+    """(B, L, D), of which mask (B, L) exist, sees encoded (B, T, D) by a mask (B, 1 or L, T) -> (B, L, D)."""
 
     def __init__(self, dim: int, heads: int, *, rngs: nnx.Rngs) -> None:
         self.heads = heads
@@ -285,10 +295,15 @@ class CrossAttention(nnx.Module):
         self.out = Linear(dim, dim, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B L D"], encoded: Float[Array, "B T D"], sees: Bool[Array, "#B #L T"]
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B L"],
+        encoded: Float[Array, "B T D"],
+        sees: Bool[Array, "#B #L T"],
     ) -> Float[Array, "B L D"]:
         key, value = jnp.split(self.key_value(encoded), 2, axis=-1)
-        return self.out(attend(self.query(x), key, value, sees, self.heads))
+        with ranges_over(mask):
+            return self.out(attend(self.query(x), key, value, sees, self.heads))
 
     def step(
         self,

@@ -86,8 +86,10 @@ def convolution_product(
         return _single_channel_convolution(x, _weights(kernel), strides, padding)
     if isinstance(kernel, QuantizedArray) and kernel.activations == "int8" and kernel.shape[1] == 1:
         return _integer_convolution(x, kernel, strides, padding)
+    # What integers are not multiplied with is not rounded for them either.
+    x_rounded = _rounded(x, kernel) if kernel.shape[1] == 1 else x
     y = lax.conv_general_dilated(
-        _rounded(x, kernel).astype(kernel.dtype),
+        x_rounded.astype(kernel.dtype),
         _weights(kernel),
         strides,
         padding,

@@ -7,7 +7,8 @@ of one utterance, or of one of its chunks, and no padding. Who knows the lengths
         y = self.out_proj(activation(self.in_proj(x)))
 
 Products of floats do not ask. Outside of such a block a range spans all that a row of the batch holds, which in a
-stream's step is a chunk. A function that JAX traces once for several callers, such as `run_layer`, begins its own.
+stream's step is a chunk; that is right too where zeros stand for what is no frame. A function that JAX traces once for
+several callers, such as `run_layer`, begins its own.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ import jax.numpy as jnp
 from jaxasr.arrays import ceil_div, length_mask
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Bool, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
 class _Frames:
-    """The frames that each row has, (B,), and how many of them are a chunk; None where all are."""
+    """The frames that each row has, (B,) or a mask (B, T), and how many of them are a chunk; None where all are."""
 
-    lengths: jax.Array
+    valid: jax.Array
     chunk: int | None
 
 
@@ -39,9 +40,13 @@ _FRAMES: contextvars.ContextVar[_Frames | None] = contextvars.ContextVar("frames
 
 
 @contextlib.contextmanager
-def ranges_over(lengths: Int[Array, " B"], chunk: int | None = None) -> Iterator[None]:
-    """In the block activations (B, T, ...) have so many valid frames a row, and a range for each `chunk` of them."""
-    token = _FRAMES.set(_Frames(lengths, chunk))
+def ranges_over(valid: Int[Array, " B"] | Bool[Array, "B T"], chunk: int | None = None) -> Iterator[None]:
+    """In the block activations (B, T, ...) have these frames, and a range for each `chunk` of them.
+
+    `valid`: how many frames each row has, or a mask of them. All activations of the block that a product may quantize
+    for more than one frame have the same T.
+    """
+    token = _FRAMES.set(_Frames(valid, chunk))
     try:
         yield
     finally:
@@ -58,8 +63,8 @@ def row_extremes(x: Float[Array, "*shape"]) -> tuple[Float[Array, "*_"], Float[A
         axes = tuple(range(1, x.ndim))
         return jnp.minimum(x.min(axes, keepdims=True), 0), jnp.maximum(x.max(axes, keepdims=True), 0)
     steps = x.shape[1]
-    mask = length_mask(frames.lengths, steps).reshape(-1, steps, *(1,) * (x.ndim - 2))
-    valid = jnp.where(mask, x, 0)  # 0 widens no range: all ranges include it
+    mask = frames.valid if frames.valid.ndim == 2 else length_mask(frames.valid, steps)
+    valid = jnp.where(mask.reshape(-1, steps, *(1,) * (x.ndim - 2)), x, 0)  # 0 widens no range: all ranges include it
     axes = tuple(range(2, x.ndim))
     chunk = steps if frames.chunk is None else min(frames.chunk, steps)
     low = _over_chunks(valid.min(axes, keepdims=True), chunk, jnp.min)

@@ -35,8 +35,8 @@ class Rule:
     activations to 8 bits and multiplies integers (dense layers and convolutions over time; others dequantize); `uint8`
     does so with a zero beside each scale of activations, as ONNX's DynamicQuantizeLinear (dense layers; others
     dequantize); `fake` gives the values of `int8` in float arithmetic. `ranges`: activations that share a scale: those
-    of one `token` (frame), or the whole `tensor` of one utterance, or of one chunk of a model that streams; of padding
-    too where the encoder does not say its lengths (quant/ranges.py).
+    of one `token` (frame), or the whole `tensor` of one utterance, or of one chunk of a model that streams
+    (quant/ranges.py).
     """
 
     path: str

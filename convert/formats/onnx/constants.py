@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
 from jaxasr.convert.formats.onnx.files import OnnxNode
-from jaxasr.convert.formats.quantized import QuantizedTensor
+from jaxasr.convert.formats.quantized import QuantizedTensor, dequantize
 
 # Operations on constants that are carried out; the others leave a value unknown.
 FOLDED = {
@@ -30,6 +31,16 @@ class Constant:
     logarithm: Constant | None = None
     quantized: QuantizedTensor | None = None
 
+    def laid_out(self, layout: Callable[[np.ndarray], np.ndarray]) -> Constant:
+        """The same numbers in another layout, and their integers, unless their scales have no place there."""
+        quantized = None
+        if self.quantized is not None:
+            try:
+                quantized = self.quantized.laid_out(layout)
+            except ValueError:
+                pass
+        return dataclasses.replace(self, array=layout(self.array), quantized=quantized)
+
 
 def is_vector(constant: Constant) -> bool:
     """Floats of shape (D,) or (1, …, 1, D)."""
@@ -38,7 +49,8 @@ def is_vector(constant: Constant) -> bool:
 
 
 def flat(constant: Constant) -> Constant:
-    return dataclasses.replace(constant, array=constant.array.reshape(-1))
+    """One axis of numbers, such as a bias: no weight, so that integers have no place in it."""
+    return dataclasses.replace(constant, array=constant.array.reshape(-1), quantized=None)
 
 
 def logarithm(constant: Constant) -> Constant:
@@ -48,18 +60,9 @@ def logarithm(constant: Constant) -> Constant:
     return Constant(np.log(np.maximum(array, smallest)).astype(array.dtype), constant.sources)
 
 
-def dequantize(integers: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, axis: int = 0) -> np.ndarray:
-    """(q − zero point) · scale; a vector of scales runs along `axis` (the outputs of a weight (out, in))."""
-
-    def along(values: np.ndarray) -> np.ndarray:
-        sizes = [-1 if i == axis else 1 for i in range(integers.ndim)]
-        return values.astype(np.float32).reshape(sizes if values.size > 1 else ())
-
-    centred = integers.astype(np.float32)
-    if zero_point is not None:
-        centred -= along(zero_point)
-    centred *= along(scale)
-    return centred
+def axis_of_scales(node: OnnxNode, integers: np.ndarray) -> int:
+    """The axis along which a DequantizeLinear's scales run, where there are several."""
+    return int(node.attributes.get("axis", 1)) % max(integers.ndim, 1)
 
 
 def evaluate(node: OnnxNode, arrays: list[np.ndarray]) -> np.ndarray | None:
@@ -93,7 +96,7 @@ def evaluate(node: OnnxNode, arrays: list[np.ndarray]) -> np.ndarray | None:
             return x[tuple(cut)] if all(step > 0 for step in steps) else None
         case "DequantizeLinear":
             zero_point = arrays[2] if len(arrays) > 2 else None
-            return dequantize(x, arrays[1], zero_point, attributes.get("axis", 1) % max(x.ndim, 1))
+            return dequantize(x, arrays[1], zero_point, axis_of_scales(node, x))
         case "Exp":
             return np.exp(x) if x.dtype.kind == "f" else None
         case "Softmax":

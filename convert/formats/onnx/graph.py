@@ -15,9 +15,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxasr.convert.formats.onnx.constants import FOLDED, Constant, evaluate, flat, is_vector, logarithm
+from jaxasr.convert.formats.onnx.constants import (
+    FOLDED,
+    Constant,
+    axis_of_scales,
+    evaluate,
+    flat,
+    is_vector,
+    logarithm,
+)
 from jaxasr.convert.formats.onnx.files import OnnxGraph, OnnxNode, OnnxTensor
-from jaxasr.convert.formats.quantized import quantized_tensor
+from jaxasr.convert.formats.quantized import QuantizedTensor, quantized_tensor
 from jaxasr.errors import CheckpointError
 
 # Operations whose further inputs are shapes, indices or bounds: how many of the first carry data. Default: all.
@@ -25,9 +33,12 @@ _DATA_INPUTS = {
     "Shape": 0, "Size": 0, "Range": 0, "ConstantOfShape": 0, "Equal": 0, "Less": 0, "Greater": 0, "LessOrEqual": 0,
     "GreaterOrEqual": 0, "Not": 0, "And": 0, "Or": 0, "Reshape": 1, "Expand": 1, "Tile": 1, "Slice": 1, "Unsqueeze": 1,
     "Squeeze": 1, "Pad": 1, "ReduceSum": 1, "ReduceMean": 1, "Split": 1, "Gather": 1, "GatherElements": 1, "Clip": 1,
+    "QuantizeLinear": 1, "DequantizeLinear": 1,
 }  # fmt: skip
-# Shape-only operations that may stand between a MatMul and its bias Add.
-_KEEP_PRODUCT = {"Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze"}
+# Shape-only operations that may stand between a MatMul and its bias Add, and the roundings of static quantization.
+_KEEP_PRODUCT = {"Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", "QuantizeLinear", "DequantizeLinear"}
+# Operations that move the numbers of a constant, and the integers that it was made of.
+_MOVING = {"Identity", "Transpose", "Reshape", "Unsqueeze", "Squeeze"}
 
 MAX_SOURCES = 16  # stored tensors that one constant may be computed from
 
@@ -99,6 +110,12 @@ def trace(graph: OnnxGraph) -> list[Operation]:
         raise CheckpointError(
             f"{graph.path}: a runtime has rewritten it for itself (node '{foreign.name[:80]}' is {foreign.domain[:40]}."
             f"{foreign.op_type[:40]}); convert the model as its publisher exported it"
+        )
+    static = next((node for node in graph.nodes if node.op_type.startswith("QLinear")), None)
+    if static is not None:
+        raise CheckpointError(
+            f"{graph.path}: multiplies integers of fixed ranges (node '{static.name[:80]}' is {static.op_type[:40]}); "
+            "convert the model in float, or quantized with DynamicQuantizeLinear or DequantizeLinear"
         )
     return _Tracer(graph).run()
 
@@ -186,7 +203,7 @@ class _Tracer:
             return None
         left, right = inputs[:2]
         if right.constant is not None and right.constant.array.ndim == 2:
-            weight = dataclasses.replace(right.constant, array=right.constant.array.T)
+            weight = right.constant.laid_out(np.transpose)
             if left.known:
                 made = self._operation("positions", node, None, {"weight": weight})
                 made.table = left.table or left.constant
@@ -236,12 +253,10 @@ class _Tracer:
         if flags["transA"] or flags["alpha"] != 1 or (flags["beta"] != 1 and len(inputs) > 2):
             return None
         weight = inputs[1].constant
-        parameters = {"weight": weight if flags["transB"] else dataclasses.replace(weight, array=weight.array.T)}
+        parameters = {"weight": weight if flags["transB"] else weight.laid_out(np.transpose)}
         made = self._operation("linear", node, inputs[0], parameters)
         if len(inputs) > 2 and inputs[2].constant is not None:
-            made.parameters["bias"] = dataclasses.replace(
-                inputs[2].constant, array=inputs[2].constant.array.reshape(-1)
-            )
+            made.parameters["bias"] = flat(inputs[2].constant)
             return _Value(last=made, output=made)
         return _Value(last=made, product=made, output=made)
 
@@ -271,18 +286,18 @@ class _Tracer:
             if bias is not None and bias.array.size > 1 and value.product and "bias" not in value.product.parameters:
                 weight = value.product.parameters.get("weight")
                 if weight is not None and weight.array.shape[:1] == (bias.array.size,):
-                    value.product.parameters["bias"] = dataclasses.replace(bias, array=bias.array.reshape(-1))
+                    value.product.parameters["bias"] = flat(bias)
                     return dataclasses.replace(value, product=None)
             if value.known or bias is None or bias.array.dtype.kind != "f":
                 continue
             if value.product in self.partial.values():  # the bias of a further part, known from the first
                 return dataclasses.replace(value, product=None)
             if value.output is not None and value.added is None and bias.array.ndim == 2:
-                return dataclasses.replace(value, product=None, added=bias)
+                return dataclasses.replace(value, product=None, added=dataclasses.replace(bias, quantized=None))
             producer = self.producers.get(name)
             if producer is not None and producer.op_type == "ReduceMean" and bias.array.size == 1:
                 epsilon = bias.logarithm or logarithm(bias)
-                parameters = {"eps": dataclasses.replace(epsilon, array=epsilon.array.reshape(()))}
+                parameters = {"eps": _scalar(epsilon)}
                 return _Value(last=self._operation("mean square norm", node, value, parameters))
         return None
 
@@ -306,7 +321,7 @@ class _Tracer:
                 and constant.array.size == 1
             ):
                 scale = constant.logarithm or logarithm(constant)
-                value.statistic.parameters["log_scale"] = dataclasses.replace(scale, array=scale.array.reshape(()))
+                value.statistic.parameters["log_scale"] = _scalar(scale)
                 return _Value(last=value.statistic)
             if other.chunk_edges:
                 made = self._operation("chunk scale", node, value, dict(other.chunk_edges))
@@ -426,6 +441,8 @@ class _Tracer:
             "Identity",
             "Cast",
             "DynamicQuantizeLinear",
+            "QuantizeLinear",
+            "DequantizeLinear",
             "Transpose",
             "Reshape",
         )
@@ -452,6 +469,9 @@ class _Tracer:
     ) -> Operation:
         depth = 1 + (source.last.depth if source and source.last else 0)
         made = Operation(kind, depth, node.name or "/".join(node.outputs), parameters)
+        for constant in parameters.values():
+            if constant.quantized is not None:
+                made.step = float(constant.quantized.scale.max(initial=0.0))
         if kind != "positions":
             self.operations.append(made)
         return made
@@ -468,6 +488,7 @@ class _Tracer:
             return None
         if array is None:
             return None
+        quantized = self._integers_of(node, constants)
         if array.base is None:
             self.bytes_left -= array.nbytes
             if self.bytes_left < 0:
@@ -477,11 +498,35 @@ class _Tracer:
             logarithm = constants[0]
         elif node.op_type not in _KEEP_PRODUCT:
             logarithm = None
-        sources = frozenset().union(*(c.sources for c in constants if c is constants[0] or c.array.dtype.kind == "f"))
+        every = node.op_type == "DequantizeLinear"  # the zero points too
+        sources = frozenset().union(
+            *(c.sources for c in constants if every or c is constants[0] or c.array.dtype.kind == "f")
+        )
         if len(sources) > MAX_SOURCES:
             return None
         edges = tuple(dict(edge for v in inputs for edge in v.chunk_edges).items()) if node.op_type == "Add" else ()
-        return _Value(Constant(array, sources, logarithm), chunk_edges=edges)
+        return _Value(Constant(array, sources, logarithm, quantized), chunk_edges=edges)
+
+    @staticmethod
+    def _integers_of(node: OnnxNode, constants: list[Constant]) -> QuantizedTensor | None:
+        """The integers of 8 bits that an operation on constants makes floats of, or moves; None where it does neither.
+
+        They are weights that the graph multiplies in float.
+        """
+        first, arrays = constants[0], [constant.array for constant in constants]
+        if node.op_type == "DequantizeLinear" and first.array.dtype.itemsize == 1:
+            zero_point = arrays[2] if len(arrays) > 2 else None
+            made = quantized_tensor(first.array, arrays[1], zero_point, axis_of_scales(node, first.array))
+            return dataclasses.replace(made, multiplied=False)
+        if node.op_type not in _MOVING or first.quantized is None:
+            return None
+
+        def moved(array: np.ndarray) -> np.ndarray:
+            made = evaluate(node, [array, *arrays[1:]])
+            assert made is not None  # these are always carried out
+            return made
+
+        return first.laid_out(moved).quantized
 
 
 _HANDLERS = {
@@ -512,6 +557,10 @@ def _captured(node: OnnxNode) -> list[str]:
         used = [name for inner in branch.nodes for name in (*inner.inputs, *_captured(inner))] + list(branch.outputs)
         names += [name for name in used if name and name not in inside]
     return names
+
+
+def _scalar(constant: Constant) -> Constant:
+    return dataclasses.replace(constant, array=constant.array.reshape(()), quantized=None)
 
 
 def _integers(value: _Value) -> list[int | None]:

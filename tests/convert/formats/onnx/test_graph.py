@@ -152,7 +152,8 @@ def test_convolutions_quantized_by_default(
     shared: Path, name: str, changes: tuple[Change, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ConvInteger beside MatMulInteger: each weight is (integer − zero point) · scale, bit for bit."""
-    expected = dict(read_models(golden(shared, name, ".int8")).tensors)
+    before = read_models(golden(shared, name, ".int8")).tensors
+    expected = dict(before)
     convolutions = [key for key, tensor in expected.items() if key.endswith("weight") and tensor.ndim > 2]
     assert len(convolutions) > 10
     for key in convolutions:
@@ -169,6 +170,42 @@ def test_convolutions_quantized_by_default(
     made = read_models(golden(shared, name, ".int8"))
     assert_same(made.tensors, expected)
     assert "int8 weights are dequantized" in made.notes[0]
+    if not changes:
+        kept = read_models(golden(shared, name, ".int8"), integers=True).quantized
+        for key in convolutions:
+            np.testing.assert_array_equal(kept[key].integers, quantized(before[key])[0], err_msg=key)
+
+
+def test_weights_dequantized_in_the_graph(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A float model whose matrices are integers and a DequantizeLinear each, a step for each output."""
+    expected = dict(read_models(golden(shared, "zipformer-tiny")).tensors)
+    stored: set[str] = set()
+
+    def change(graph: OnnxGraph) -> OnnxGraph:
+        nodes, initializers = [], dict(graph.initializers)
+        for name in {n.inputs[1] for n in graph.nodes if n.op_type == "MatMul"} & graph.initializers.keys():
+            weight = initializers.pop(name).array()
+            steps = (np.abs(weight).max(0) / 127).astype(np.float32)
+            integers = np.rint(weight / steps).astype(np.int8)
+            for suffix, kind, array in (("_quantized", 3, integers), ("_scale", 1, steps)):
+                full = f"{name}{suffix}"
+                initializers[full] = OnnxTensor(full, array.shape, kind, "raw_data", array.tobytes(), graph.path)
+            nodes.append(
+                OnnxNode("DequantizeLinear", "", (f"{name}_quantized", f"{name}_scale"), (name,), {"axis": 1}, "")
+            )
+            stored.add(name)
+        return dataclasses.replace(graph, nodes=(*nodes, *graph.nodes), initializers=initializers)
+
+    monkeypatch.setattr(exports, "read_onnx", lambda path: change(read_onnx(path)))
+    made = read_models(golden(shared, "zipformer-tiny"), integers=True)
+    assert len(stored) > 20 and len(made.quantized) >= len(stored)
+    assert "integers, scales and zero points are those of the file" in made.notes[0]
+    assert made.tensors.keys() == expected.keys()
+    for key, tensor in made.tensors.items():
+        limit = np.abs(expected[key]).max() / 254 + 1e-7 if key in made.quantized else 0
+        np.testing.assert_allclose(tensor, expected[key], rtol=0, atol=limit, err_msg=key)
+        if key in made.quantized:
+            np.testing.assert_array_equal(made.quantized[key].dequantize(), tensor, err_msg=key)
 
 
 CHANGES: tuple[Change, ...] = (renamed, shuffled, turned_sums, as_constant_nodes, stored_transposed, as_gemm)
