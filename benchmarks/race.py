@@ -166,6 +166,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="keep every single time here")
     parser.add_argument("--no-start-up", action="store_true", help="leave out the time to the first transcript")
     options = parser.parse_args()
+    if options.int8 and not options.trio:
+        parser.error("--int8 races beside a trio's quantized files: give --trio too")
     results = []
     with tempfile.TemporaryDirectory() as cache:
         for size in options.sizes.split(","):
