@@ -15,7 +15,7 @@ from jaxasr.convert.mapping import FAULTS_SHOWN
 from jaxasr.convert.protocol import Converted
 from jaxasr.errors import CheckpointError, listing
 from jaxasr.model_config import ModelConfig
-from jaxasr.quant.rules import FloatType, QuantizationConfig, Rule, layer_of, stated_rules
+from jaxasr.quant.rules import PACKED_AXIS, FloatType, QuantizationConfig, Rule, layer_of, stated_rules
 
 # Floats that stay float32 unless another type is asked for. In the encoder they are few, and what they make is rounded
 # to integers again and again: the least change of them makes another of its roundings, and so another noise.
@@ -91,10 +91,12 @@ def _rule(path: str, tensor: QuantizedTensor) -> Rule:
 
 def _integers_on_device(path: str, tensor: QuantizedTensor, rules: QuantizationConfig) -> QuantizedArray:
     from jaxasr.quant.array import assembled_array
+    from jaxasr.quant.packing import pack
 
     rule, layer = rules.rule(path, tensor.shape), layer_of(path, tensor.shape)
     assert rule is not None and layer is not None
-    parts = {"integers": _on_device(tensor.integers), "scale": _on_device(tensor.scale)}
+    integers = pack(_on_device(tensor.integers), 8, PACKED_AXIS[layer])
+    parts = {"integers": integers, "scale": _on_device(tensor.scale)}
     if tensor.zero_point is not None:
         parts["zero"] = _on_device(tensor.zero_point.astype(np.float32))
     try:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2  # of a model directory; part of the name of each that is kept here
+FORMAT = 3  # of a model directory; part of the name of each that is kept here
 
 FORGOTTEN_AFTER = 30 * 86400  # seconds for which a file was not used that `make_room` watches over
 

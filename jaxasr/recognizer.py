@@ -36,7 +36,7 @@ logger = logging.getLogger("jaxasr")
 
 # Sound in one batch, in seconds; and sound that is read ahead and sorted into batches at a time, in batches. On a CPU
 # larger batches are slower, since activations leave its caches.
-CPU_BATCH_SECONDS, CPU_GROUP_BATCHES = 20.0, 16
+CPU_BATCH_SECONDS, CPU_GROUP_BATCHES = 40.0, 8
 BATCH_SECONDS, GROUP_BATCHES = 1200.0, 4
 
 # A recording with more sound than a batch, or than this, is heard piece by piece while it is decoded (s).
@@ -112,7 +112,7 @@ class Recognizer:
             called in a thread of the recognizer, which compiles meanwhile and waits for the thread in `close`.
         `tokens`: the vocabulary.
         `dtype`: float32, bfloat16 or float16.
-        `batch_seconds`: sound in one batch, padding included; 20 on a CPU and 1,200 elsewhere by default.
+        `batch_seconds`: sound in one batch, padding included; 40 on a CPU and 1,200 elsewhere by default.
         `shortest_seconds`: shorter clips are padded to it. With a larger one fewer programs are compiled.
         `blank_penalty`: subtracted from the blank's logit.
         `search`: greedy, beam, joint or parallel, instead of the configuration's.

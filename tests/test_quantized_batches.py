@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,8 +15,9 @@ from jaxasr.configuration import from_mapping
 from jaxasr.encoders import ENCODERS
 from jaxasr.model import AbstractModel
 from jaxasr.model_config import ModelConfig
-from jaxasr.quant.array import QuantizedArray
-from jaxasr.quant.rules import QuantizationConfig, Rule
+from jaxasr.quant.array import QuantizedArray, assembled_array
+from jaxasr.quant.packing import pack
+from jaxasr.quant.rules import QuantizationConfig, Rule, layer_of
 from jaxasr.store import flatten, unflatten
 from jaxasr.testing import random_parameters, tiny_config
 
@@ -102,7 +104,10 @@ def quantized(name: str, rule: Rule) -> tuple[AbstractModel, dict[str, Any]]:
         if isinstance(leaf, QuantizedArray):
             integers = np.clip(np.rint(generator.normal(0, 40, leaf.shape)), -127, 127).astype(np.int8)
             scale = np.full(leaf.scale.shape, np.prod(leaf.shape[:-1]) ** -0.5 / 40, leaf.scale.dtype)
-            leaves[path] = dataclasses.replace(leaf, integers=integers, scale=scale)  # type: ignore[arg-type]
+            parts = {"integers": pack(jnp.asarray(integers), leaf.bits, leaf.axis), "scale": scale}
+            layer = layer_of(path, leaf.shape)
+            assert layer is not None
+            leaves[path] = assembled_array(parts, leaf.shape, rule, layer)
     for path, numbers in flatten(random_parameters(unflatten(floats), 3)).items():
         # What differs from frame to frame outweighs biases, so that the tokens do too.
         leaves[path] = np.abs(numbers) + 0.5 if "variance" in path else numbers + 1 if "scale" in path else numbers / 3

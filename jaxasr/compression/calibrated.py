@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from jaxasr.compression.calibration import Hearing, Windows
 from jaxasr.compression.compensated import RowGrid, compensate
 from jaxasr.devices import usual_settings
 from jaxasr.model_config import ModelConfig, Parameters
-from jaxasr.quant.array import QuantizedArray, quantize_array
+from jaxasr.quant.array import QuantizedArray, assembled_array, quantize_array
 from jaxasr.quant.numbers import limits
 from jaxasr.quant.packing import pack
 from jaxasr.quant.rules import Layer, QuantizationConfig, Rule, layer_of
@@ -64,13 +63,15 @@ def quantize_heard(weights: np.ndarray, rule: Rule, layer: Layer, gram: np.ndarr
         scale, zero = _rows(begun.scale), None if begun.zero is None else _rows(begun.zero)
         rows = weights.reshape(-1, weights.shape[-1]).astype(np.float64)
         integers, grid = compensate(gram, rows, RowGrid(scale, zero, cell, *limits(begun.bits)), begun.scale.dtype)
-        packed = pack(jnp.asarray(integers.reshape(weights.shape), jnp.int8), begun.bits, begun.axis)
+        values = jnp.asarray(integers.reshape(weights.shape), jnp.int8)
 
         def stored(values: np.ndarray) -> jax.Array:
             return jnp.asarray(values.reshape(begun.scale.shape), begun.scale.dtype)
 
         zeros = None if grid.zero is None else stored(grid.zero)
-        made = dataclasses.replace(begun, integers=packed, scale=stored(grid.scale), zero=zeros)
+        parts = {"integers": pack(values, begun.bits, begun.axis), "scale": stored(grid.scale), "zero": zeros}
+        given = {name: part for name, part in parts.items() if part is not None}
+        made = assembled_array(given, weights.shape, rule, layer)
         held: QuantizedArray = jax.device_get(made)
         return held
 

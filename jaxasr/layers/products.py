@@ -118,12 +118,12 @@ def _integer_sums(x: Int[Array, "*batch in"], kernel: QuantizedArray) -> Float[A
     The sum of x * (q - z) * s over the values that share a grid is s * (sum of x * q - z * sum of x), both sums exact
     in int32: int8 with a magnitude of 128 fills it after 131,072 products.
     """
-    weights, zero, length = kernel.values(), kernel.zero, kernel.length
+    zero, length = kernel.zero, kernel.length
     if kernel.block is None:
-        sums = lax.dot_general(x, weights, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+        sums = _integer_product(x, kernel)
         scale = kernel.scale[0].astype(jnp.float32)
         return (sums.astype(jnp.float32) - _zeros(x, None if zero is None else zero[0])) * scale
-    whole, blocks = length // kernel.block * kernel.block, length // kernel.block
+    weights, whole, blocks = kernel.values(), length // kernel.block * kernel.block, length // kernel.block
     total = jnp.zeros((), jnp.float32)
     if blocks:
         split = x[..., :whole].reshape(*x.shape[:-1], blocks, kernel.block)
@@ -133,6 +133,24 @@ def _integer_sums(x: Int[Array, "*batch in"], kernel: QuantizedArray) -> Float[A
         rest = x[..., None, whole:], weights[None, whole:]
         total = total + _block_sums(*rest, kernel.scale[blocks:], None if zero is None else zero[blocks:])
     return total
+
+
+def _integer_product(x: Int[Array, "*batch in"], kernel: QuantizedArray) -> Int[Array, "*batch out"]:
+    """int8 x (..., in) times the integers of kernel (in, out): (..., out) int32.
+
+    A row by itself is multiplied twice: XLA's loop for one vector of integers takes three times as long on a CPU. There
+    integers of 8 bits have to be contracted as they lie: their transpose would be multiplied in 32 bits.
+    """
+    weights, inputs = (kernel.integers, 1) if kernel.bits == 8 else (kernel.values(), 0)
+    rows = x.reshape(-1, x.shape[-1])
+    alone = rows.shape[0] == 1
+    sums = lax.dot_general(
+        jnp.concatenate([rows, rows]) if alone else rows,
+        weights,
+        (((1,), (inputs,)), ((), ())),
+        preferred_element_type=jnp.int32,
+    )
+    return (sums[:1] if alone else sums).reshape(*x.shape[:-1], -1)
 
 
 def _product_from_zero(x: Float[Array, "*batch in"], kernel: QuantizedArray) -> Float[Array, "*batch out"]:
@@ -146,9 +164,9 @@ def _product_from_zero(x: Float[Array, "*batch in"], kernel: QuantizedArray) -> 
     if kernel.block is not None:
         rest = _integer_sums(jnp.ones((1, kernel.length), jnp.int8), kernel)[0] * zeros.astype(jnp.float32)
         return (_integer_sums(integers, kernel) - rest) * steps
-    weights = kernel.values()
-    sums = lax.dot_general(integers, weights, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
-    sums = sums - zeros * weights.sum(0, dtype=jnp.int32)
+    sums = _integer_product(integers, kernel)
+    assert kernel.sums is not None
+    sums = sums - zeros * kernel.sums[0]
     scale = steps * kernel.scale[0].astype(jnp.float32)
     if kernel.zero is None:
         return sums.astype(jnp.float32) * scale

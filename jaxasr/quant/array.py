@@ -23,32 +23,38 @@ from jaxasr.quant.numbers import (
     quantize,
     searched_bounds,
 )
-from jaxasr.quant.packing import pack, packed_size, unpack
+from jaxasr.quant.packing import pack, packed_shape, unpack, unpacked_shape
 from jaxasr.quant.rules import PACKED_AXIS, Activations, Layer, Ranges, Rule
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
 
+PARTS = ("integers", "scale", "zero", "sums")
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["integers", "scale", "zero"],
+    data_fields=list(PARTS),
     meta_fields=["bits", "axis", "length", "block", "activations", "ranges", "dtype"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class QuantizedArray:
     """An array of integers that stand for floats: (q - zero) * scale.
 
-    `integers`: int8 for 8 bits, else uint8 as `packing` packs them along `axis`, which is negative. `scale`, `zero`
+    `integers`: int8 or uint8, as `packing` packs values of `bits` along `axis`, which is negative. `scale`, `zero`
     (None for a symmetric grid): as many axes as the array, of length 1 where the values share a grid; along `axis` one
     for each `block` of so many values, of which the last may be shorter (None: one for all). `length`: values along
-    `axis`.
+    `axis`. `sums`: what the integers along `axis` add up to, int32 and shaped as the scale of a channel, where the
+    activations have a zero and there are no blocks, else None: to add up all weights again would cost as much as a
+    product with a few tokens.
     `activations`, `ranges`: how it is multiplied, as `Rule` says. `dtype`: the type of float that it stands for.
     """
 
     integers: jax.Array
     scale: jax.Array
     zero: jax.Array | None
+    sums: jax.Array | None
     bits: int
     axis: int
     length: int
@@ -65,8 +71,7 @@ class QuantizedArray:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the array that it stands for."""
-        at = self.ndim + self.axis
-        return (*self.integers.shape[:at], self.length, *self.integers.shape[at + 1 :])
+        return unpacked_shape(self.integers.shape, self.bits, self.axis, self.length)
 
     def astype(self, dtype: DTypeLike) -> QuantizedArray:
         """The same integers, standing for floats of another type."""
@@ -97,8 +102,8 @@ class QuantizedArray:
         def at(array: jax.Array) -> jax.Array:
             return array[number if array.shape[0] > 1 else 0, 0]
 
-        zero = None if self.zero is None else at(self.zero)
-        return dataclasses.replace(self, integers=at(self.integers), scale=at(self.scale), zero=zero)
+        parts: dict[str, Any] = {name: at(part) for name, part in parts_of(self).items()}
+        return dataclasses.replace(self, **parts)
 
     def __getitem__(self, index: Any) -> QuantizedArray:
         """Slices of axes other than the packed one, and new axes of length 1; IndexError for any other index."""
@@ -115,13 +120,13 @@ class QuantizedArray:
             sizes = iter(array.shape)  # where values share a grid its axis has length 1
             return array[tuple(None if each is None else slice(None) if next(sizes) == 1 else each for each in entries)]
 
-        return dataclasses.replace(
-            self,
-            integers=cut(self.integers),
-            scale=cut(self.scale),
-            zero=None if self.zero is None else cut(self.zero),
-            axis=packed - len(entries),
-        )
+        axis = packed - len(entries)
+        parts: dict[str, Any] = {name: cut(part) for name, part in parts_of(self).items() if name != "integers"}
+        if self.bits == 8:
+            integers = pack(cut(self.values()), 8, axis)
+        else:
+            integers = cut(self.integers)
+        return dataclasses.replace(self, integers=integers, **parts, axis=axis)
 
     def spread(self, grid: jax.Array) -> jax.Array:
         """Scales or zeros of blocks, one for each value along the packed axis."""
@@ -153,8 +158,9 @@ def _quantized(weights: jax.Array, rule: Rule, layer: Layer) -> QuantizedArray:
         integers.append(values.reshape(*values.shape[:at], -1, *values.shape[at + 2 :]))
         grids.append(jax.tree.map(lambda array: jnp.squeeze(array, at + 1), grid))
     grid = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=at), *grids)
-    packed = pack(jnp.concatenate(integers, axis=at), bits, axis)
-    return _assembled(packed, grid, rule, layer, length)
+    values = jnp.concatenate(integers, axis=at)
+    sums = values.sum(at, dtype=jnp.int32, keepdims=True) if _summed(rule, layer) else None
+    return _assembled(pack(values, bits, axis), grid, sums, rule, layer, length)
 
 
 def abstract_array(shape: tuple[int, ...], rule: Rule, layer: Layer) -> QuantizedArray:
@@ -166,31 +172,48 @@ def abstract_array(shape: tuple[int, ...], rule: Rule, layer: Layer) -> Quantize
     sizes = [1 if place in shared else size for place, size in enumerate(whole)]
     stored: Any = jax.ShapeDtypeStruct((*sizes[: at + 1], *sizes[at + 2 :]), jnp.dtype(rule.scale_type))
     packed: Any = jax.ShapeDtypeStruct(
-        (*shape[:at], packed_size(shape[at], bits), *shape[at + 1 :]), jnp.int8 if bits == 8 else jnp.uint8
+        packed_shape(shape, bits, PACKED_AXIS[layer]), jnp.int8 if bits == 8 else jnp.uint8
     )
-    return _assembled(packed, Grid(stored, None if rule.symmetric else stored), rule, layer, shape[at])
+    sums: Any = jax.ShapeDtypeStruct((*shape[:at], 1, *shape[at + 1 :]), jnp.int32) if _summed(rule, layer) else None
+    return _assembled(packed, Grid(stored, None if rule.symmetric else stored), sums, rule, layer, shape[at])
 
 
 def assembled_array(parts: dict[str, Any], shape: tuple[int, ...], rule: Rule, layer: Layer) -> QuantizedArray:
-    """The array that was taken apart to integers, scale and, where it has one, zero; ValueError where they misfit."""
+    """The array that was taken apart to these parts; ValueError where they misfit.
+
+    Sums that another way to multiply left out are added up, and left out where this way has none.
+    """
     abstract = abstract_array(shape, rule, layer)
+    if abstract.sums is None:
+        parts = {name: part for name, part in parts.items() if name != "sums"}
+    elif "sums" not in parts:
+        bare = dataclasses.replace(abstract, sums=None, integers=parts["integers"])
+        parts = parts | {"sums": bare.values().sum(abstract.axis, dtype=jnp.int32, keepdims=True)}
     wanted = {name: (part.shape, part.dtype) for name, part in parts_of(abstract).items()}
     if wanted != {name: (part.shape, part.dtype) for name, part in parts.items()}:
-        raise ValueError("integers, scales and zeros do not fit the rules")
+        raise ValueError("integers, scales, zeros and sums do not fit the rules")
     return dataclasses.replace(abstract, **parts)
 
 
 def parts_of(array: QuantizedArray) -> dict[str, Any]:
-    """What is stored of an array, by name: integers, scale and, where it has one, zero."""
-    parts = {"integers": array.integers, "scale": array.scale, "zero": array.zero}
+    """What is stored of an array, by name (PARTS), without what it has not."""
+    parts = {name: getattr(array, name) for name in PARTS}
     return {name: part for name, part in parts.items() if part is not None}
 
 
-def _assembled(integers: jax.Array, grid: Grid, rule: Rule, layer: Layer, length: int) -> QuantizedArray:
+def _summed(rule: Rule, layer: Layer) -> bool:
+    """Whether a product with activations that have a zero wants what the integers of each output add up to."""
+    return rule.activations == "uint8" and layer == "dense" and rule.block is None
+
+
+def _assembled(
+    integers: jax.Array, grid: Grid, sums: jax.Array | None, rule: Rule, layer: Layer, length: int
+) -> QuantizedArray:
     return QuantizedArray(
         integers=integers,
         scale=grid.scale,
         zero=grid.zero,
+        sums=sums,
         bits=_bits(rule),
         axis=PACKED_AXIS[layer],
         length=length,

@@ -4,6 +4,9 @@ The values along one axis are a stream of bits, the lowest first: value i takes 
 of 4 bits share a byte, four of 2 bits do, and eight of 3 bits share three bytes; at the end of the axis zeros fill the
 last group. Bytes hold them because sub-byte types of JAX have traps: a file of numpy's loses them, and concatenating
 int2 ends the process (google/praxis packs 4 bits in the same order, two to an int8).
+
+Values of 8 bits are not packed, but the axis lies last: what a product adds up lies side by side then, as the integer
+units of CPUs and GPUs read it (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -17,21 +20,29 @@ from jaxasr.arrays import ceil_div
 GROUPS = {4: (2, 1), 3: (8, 3), 2: (4, 1)}
 
 
-def packed_size(size: int, bits: int) -> int:
-    """Bytes that `size` values of one axis take."""
+def packed_shape(shape: tuple[int, ...], bits: int, axis: int) -> tuple[int, ...]:
+    """The shape of what `pack` makes of values of this shape."""
+    at = len(shape) + axis
     if bits == 8:
-        return size
+        return (*shape[:at], *shape[at + 1 :], shape[at])
     values, in_bytes = GROUPS[bits]
-    return ceil_div(size, values) * in_bytes
+    return (*shape[:at], ceil_div(shape[at], values) * in_bytes, *shape[at + 1 :])
+
+
+def unpacked_shape(shape: tuple[int, ...], bits: int, axis: int, size: int) -> tuple[int, ...]:
+    """The shape of what `unpack` makes of an array of this shape."""
+    at = len(shape) + axis
+    rest = shape[:-1] if bits == 8 else (*shape[:at], *shape[at + 1 :])
+    return (*rest[:at], size, *rest[at:])
 
 
 def pack(values: jax.Array, bits: int, axis: int) -> jax.Array:
     """int8 values (..., n, ...) in -2^(bits-1) .. 2^(bits-1)-1 -> uint8 (..., packed_size(n), ...) on a negative axis.
 
-    Values of 8 bits stay as they are, int8.
+    Values of 8 bits stay int8, the axis moved to the end.
     """
     if bits == 8:
-        return values
+        return jnp.moveaxis(values, axis, -1)
     count, in_bytes = GROUPS[bits]
     values = jnp.moveaxis(values, axis, -1)
     ends = [(0, 0)] * (values.ndim - 1) + [(0, -values.shape[-1] % count)]
@@ -45,7 +56,7 @@ def pack(values: jax.Array, bits: int, axis: int) -> jax.Array:
 def unpack(packed: jax.Array, bits: int, axis: int, size: int) -> jax.Array:
     """The inverse of `pack`: `size` int8 values along a negative axis."""
     if bits == 8:
-        return packed
+        return jnp.moveaxis(packed, -1, axis)
     count, in_bytes = GROUPS[bits]
     at = packed.ndim + axis
     head, tail = packed.shape[:at], packed.shape[at + 1 :]

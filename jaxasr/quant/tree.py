@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxasr.quant.array import QuantizedArray, abstract_array, assembled_array, parts_of
+from jaxasr.quant.array import PARTS, QuantizedArray, abstract_array, assembled_array, parts_of
 from jaxasr.quant.rules import QuantizationConfig, layer_of
 
 
@@ -44,9 +44,7 @@ def put_together(
     for path, shape in shapes.items():
         rule = config.rule(path, shape) if config is not None else None
         layer = layer_of(path, shape)
-        parts = {
-            name: leaves.pop(f"{path}.{name}") for name in ("integers", "scale", "zero") if f"{path}.{name}" in leaves
-        }
+        parts = {name: leaves.pop(f"{path}.{name}") for name in PARTS if f"{path}.{name}" in leaves}
         try:
             if rule is None or layer is None:
                 raise ValueError("no rule quantizes it")

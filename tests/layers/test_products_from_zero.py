@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +11,8 @@ import pytest
 
 from jaxasr.layers.products import linear_product, table_operands
 from jaxasr.quant.activations import quantize_from_zero
-from jaxasr.quant.array import QuantizedArray, abstract_array, quantize_array
+from jaxasr.quant.array import QuantizedArray, assembled_array, quantize_array
+from jaxasr.quant.packing import pack
 from jaxasr.quant.ranges import ranges_over
 from jaxasr.quant.rules import Rule
 
@@ -22,8 +22,8 @@ PUBLISHED = Rule(
 
 
 def stored(integers: np.ndarray, scale: np.ndarray) -> QuantizedArray:
-    array = abstract_array(integers.shape, PUBLISHED, "dense")
-    return dataclasses.replace(array, integers=jax.numpy.asarray(integers), scale=jax.numpy.reshape(scale, (1, 1)))
+    parts = {"integers": pack(jax.numpy.asarray(integers), 8, -2), "scale": jax.numpy.reshape(scale, (1, 1))}
+    return assembled_array(parts, integers.shape, PUBLISHED, "dense")
 
 
 @pytest.mark.parametrize("name", ["zipformer-tiny", "icefall-conformer-tiny"])
@@ -59,8 +59,8 @@ X = GENERATOR.standard_normal((2, 7, 20)).astype(np.float32) + 0.5
     "rule", [Rule(path="*", bits=8), Rule(path="*", bits=8, symmetric=False), Rule(path="*", bits=4, block=8)]
 )
 def test_any_kernel_takes_such_activations(rule: Rule) -> None:
-    kernel: Any = quantize_array(GENERATOR.standard_normal((20, 6)).astype(np.float32), rule, "dense")
-    kernel = dataclasses.replace(kernel, activations="uint8")
+    rule = dataclasses.replace(rule, activations="uint8")
+    kernel = quantize_array(GENERATOR.standard_normal((20, 6)).astype(np.float32), rule, "dense")
     integers, zeros, steps = quantize_from_zero(X, "token")
     rounded = (np.asarray(integers, np.float64) - np.asarray(zeros)) * np.asarray(steps, np.float64)
     np.testing.assert_allclose(rounded, X, atol=float(steps.max()) / 2 + 1e-6)
