@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jaxasr")
 
 # Sound in one batch, in seconds; and sound that is read ahead and sorted into batches at a time, in batches. On a CPU
-# larger batches are slower, since activations leave its caches.
-CPU_BATCH_SECONDS, CPU_GROUP_BATCHES = 40.0, 8
+# larger batches are slower, since activations leave its caches; but a batch takes weights that are integers apart once.
+CPU_BATCH_SECONDS, CPU_INTEGER_BATCH_SECONDS, CPU_GROUP_BATCHES = 20.0, 40.0, 16
 BATCH_SECONDS, GROUP_BATCHES = 1200.0, 4
 
 # A recording with more sound than a batch, or than this, is heard piece by piece while it is decoded (s).
@@ -112,7 +112,8 @@ class Recognizer:
             called in a thread of the recognizer, which compiles meanwhile and waits for the thread in `close`.
         `tokens`: the vocabulary.
         `dtype`: float32, bfloat16 or float16.
-        `batch_seconds`: sound in one batch, padding included; 40 on a CPU and 1,200 elsewhere by default.
+        `batch_seconds`: sound in one batch, padding included; by default 20 on a CPU (40 for quantized weights), and
+            1,200 elsewhere.
         `shortest_seconds`: shorter clips are padded to it. With a larger one fewer programs are compiled.
         `blank_penalty`: subtracted from the blank's logit.
         `search`: greedy, beam, joint or parallel, instead of the configuration's.
@@ -134,11 +135,17 @@ class Recognizer:
         self.config, self.tokens = config, tokens
         chosen = config.choose_search(search, head, beam)
         self.programs = Programs(config, params, search=chosen, dtype=dtype, devices=devices)
-        self.batch_seconds = batch_seconds or (CPU_BATCH_SECONDS if self._platform == "cpu" else BATCH_SECONDS)
+        self.batch_seconds = batch_seconds or self._usual_batch_seconds
         self.shortest_seconds = shortest_seconds
         self.blank_penalty = float(blank_penalty)
         self._parameters, self._vad = parameters, vad
         self._speller = Speller(config, tokens, chosen)
+
+    @property
+    def _usual_batch_seconds(self) -> float:
+        if self._platform != "cpu":
+            return BATCH_SECONDS
+        return CPU_BATCH_SECONDS if self.config.quantization is None else CPU_INTEGER_BATCH_SECONDS
 
     @property
     def model(self) -> Model:
