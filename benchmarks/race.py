@@ -1,14 +1,15 @@
-"""Race jaxasr against onnxruntime, sherpa-onnx and NeMo on this machine's CPU, and print a page of Markdown.
+"""Race jaxasr against onnxruntime, sherpa-onnx, NeMo and FunASR on this machine's CPU, and print a page of Markdown.
 
     python benchmarks/race.py MODEL [--trio DIR] [--sizes 1x10,8x10,1x30] [--rounds 7] [--threads 2] [--json FILE]
     python benchmarks/race.py MODEL --trio DIR --int8 MODEL8 [...]
     python benchmarks/race.py MODEL --nemo DIR --nemo-python PYTHON [...]
+    python benchmarks/race.py MODEL --funasr DIR --funasr-python PYTHON [...]
 
 MODEL is a model directory (or a name of configs/ for random weights). DIR is an icefall ONNX trio of the same weights,
-or what nemo_models.py made, which PYTHON, with NeMo in it, runs in PyTorch. MODEL8 is a model directory of the trio's
-quantized files (`jaxasr convert --precision int8`), which race beside the others. Every engine is a process of its own;
-they take turns A B C A B C ... and those that wait are stopped, so that no idle thread spins beside the one that runs.
-Ratios are medians over the rounds of (peer's time / ours), so above 1 we are faster.
+or what nemo_models.py or funasr_models.py made, which PYTHON, with NeMo or FunASR in it, runs in PyTorch. MODEL8 is a
+model directory of the trio's quantized files (`jaxasr convert --precision int8`), which race beside the others. Every
+engine is a process of its own; they take turns A B C A B C ... and those that wait are stopped, so that no idle thread
+spins beside the one that runs. Ratios are medians over the rounds of (peer's time / ours), so above 1 we are faster.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from racing import Engine, machine, running, write_clip
 
 HERE = Path(__file__).resolve().parent
 STARTS = 5
-DTYPES = ("float32", "bfloat16")
+DTYPES = "float32,bfloat16"
 
 
 def engines(options: argparse.Namespace, clips: int, seconds: float) -> list[Engine]:
@@ -51,13 +52,25 @@ def engines(options: argparse.Namespace, clips: int, seconds: float) -> list[Eng
             script = str(HERE / "engines/nemo_pytorch.py")
             command = (script, str(options.nemo), *size)
             found.append(Engine("PyTorch encoder", command, "onnxruntime encoder", options.nemo_python))
-    peer = "onnxruntime encoder" if trio or options.nemo else None
-    for dtype in DTYPES:
+    if options.funasr:
+        found.append(
+            Engine("onnxruntime encoder", (str(HERE / "engines/funasr_onnxruntime.py"), str(options.funasr), *size))
+        )
+    pytorch = (str(HERE / "engines/funasr_pytorch.py"), str(options.funasr), *size) if options.funasr_python else ()
+    if pytorch:
+        command = (*pytorch, "--part", "encoder")
+        found.append(Engine("PyTorch encoder", command, "onnxruntime encoder", options.funasr_python))
+    peer = "onnxruntime encoder" if trio or options.nemo or options.funasr else None
+    for dtype in options.dtypes:
         found.append(Engine(f"encoder {dtype}", ours("encoder", dtype), peer))
     if trio:
         found.append(Engine("sherpa-onnx whole", (str(HERE / "engines/sherpa_onnx_whole.py"), str(trio), *size)))
-    for dtype in DTYPES:
-        found.append(Engine(f"whole {dtype}", ours("whole", dtype), "sherpa-onnx whole" if trio else None))
+    whole = "sherpa-onnx whole" if trio else None
+    if pytorch:
+        whole = "PyTorch without features"
+        found.append(Engine(whole, (*pytorch, "--part", "whole"), python=options.funasr_python))
+    for dtype in options.dtypes:
+        found.append(Engine(f"whole {dtype}", ours("whole", dtype), whole))
     if options.int8:
         for part, peer, script in (
             ("encoder", "onnxruntime encoder int8", "onnxruntime_encoder.py"),
@@ -76,7 +89,7 @@ def race(options: argparse.Namespace, clips: int, seconds: float, cache: Path) -
     with running(field, environment) as turns:
         first = {turn.engine.name: turn.take() for turn in turns}
         rounds = [{turn.engine.name: turn.take() for turn in turns} for _ in range(options.rounds)]
-    again = [engine for engine in field if engine.name in {f"encoder {dtype}" for dtype in DTYPES}]
+    again = [engine for engine in field if engine.name in {f"encoder {dtype}" for dtype in options.dtypes}]
     with running(again, environment) as turns:
         cached = {turn.engine.name: turn.take() for turn in turns}
     return {"clips": clips, "seconds": seconds, "first": first, "cached": cached, "rounds": rounds,
@@ -140,7 +153,7 @@ def page(results: list[dict[str, Any]], starts: dict[str, Any] | None, options: 
                 str(rounds[-1][name].get("tokens", "")),
             )
             lines.append("| " + " | ".join(cells) + " |")
-        encoder = first["encoder float32"]
+        encoder = first[f"encoder {options.dtypes[0]}"]
         lines += ["", f"The encoder's work: {encoder['operations'] / audio / 1e9:.2f} GFLOP per second of sound."]
     if starts:
         warm = sorted(starts["warm_s"])
@@ -160,9 +173,12 @@ def main() -> None:
     parser.add_argument("--nemo", type=Path, metavar="DIR", help="made by nemo_models.py")
     parser.add_argument("--nemo-python", metavar="PYTHON", help="an interpreter that has NeMo")
     parser.add_argument("--int8", metavar="MODEL8", help="a model directory of the quantized trio's integers")
+    parser.add_argument("--funasr", type=Path, metavar="DIR", help="made by funasr_models.py")
+    parser.add_argument("--funasr-python", metavar="PYTHON", help="an interpreter that has FunASR")
     parser.add_argument("--sizes", default="1x10,8x10,1x30")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtypes", type=lambda names: names.split(","), default=DTYPES, help="of ours, with commas")
     parser.add_argument("--json", type=Path, help="keep every single time here")
     parser.add_argument("--no-start-up", action="store_true", help="leave out the time to the first transcript")
     options = parser.parse_args()

@@ -71,7 +71,7 @@ def part(name: str) -> tuple[Any, tuple[Any, ...]]:
         model = programs.abstract_model.fill(params)
         encoded, lengths = model.encoder(frames, lengths)
         # The peers' graphs of a CTC model have its head in them; a search runs it again.
-        return (encoded, lengths) if model.transducer else (encoded, lengths, model.ctc(encoded))
+        return (encoded, lengths, model.ctc(encoded)) if model.ctc and not model.transducer else (encoded, lengths)
 
     def search(params: Any, encoded: jax.Array, lengths: jax.Array) -> Any:
         return programs.abstract_model.fill(params).search(encoded, lengths, programs.search)
