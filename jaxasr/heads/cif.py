@@ -66,6 +66,10 @@ class Fired(NamedTuple):
     weights: Float[Array, "B T1"]
     running: Running
 
+    def first(self, size: int) -> Fired:
+        """Without the positions from number `size` on, which hold no tokens."""
+        return self._replace(vectors=self.vectors[:, :size], frames=self.frames[:, :size])
+
 
 class Carried(NamedTuple):
     """The open token of a stream: the weight (B,) that it has so far, the mean (B, D) of the frames that gave it."""

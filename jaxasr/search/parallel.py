@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxasr.arrays import LOG_ZERO, length_mask, zero_beyond
+from jaxasr.arrays import LOG_ZERO, ceil_div, length_mask, zero_beyond
 from jaxasr.search.beam import gather, merge_equal, rank, said_hash
 from jaxasr.search.hypotheses import Buffers, Emissions, Hypotheses, empty_buffers
 from jaxasr.search.protocols import (
@@ -26,6 +26,10 @@ from jaxasr.search.protocols import (
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, UInt32
+
+
+# Fewer positions than these are all decoded: a second decoder takes longer to compile than it saves.
+DECODED_IN_ONE = 128
 
 
 class ParallelState(NamedTuple):
@@ -89,7 +93,24 @@ class ParallelSearch:
 
     def _say(self, state: ParallelState) -> _Said:
         fired = self.head.fire(*state)
-        return _said(self.head.decode(fired, *state), fired, self.head.blank_id, self.blank_penalty)
+        return _said(self._decode(fired, state), fired, self.head.blank_id, self.blank_penalty)
+
+    def _decode(self, fired: Fired, state: ParallelState) -> Float[Array, "B L V"]:
+        """The head's logits; where tokens leave half of the positions free, these are not decoded, but zeros.
+
+        There is a position for each frame, which is more than twice as many as speech has tokens.
+        """
+        size = fired.vectors.shape[1]
+        first = ceil_div(size, 2)
+        if size < DECODED_IN_ONE:
+            return self.head.decode(fired, *state)
+
+        def in_part() -> jax.Array:
+            logits = self.head.decode(fired.first(first), *state)
+            return jnp.pad(logits, ((0, 0), (0, size - first), (0, 0)))
+
+        logits: jax.Array = lax.cond((fired.counts <= first).all(), in_part, lambda: self.head.decode(fired, *state))
+        return logits
 
 
 class StreamedState(NamedTuple):

@@ -91,6 +91,10 @@ class Fired(Protocol):
     @property
     def frames(self) -> Int[Array, "B L"]: ...
 
+    def first(self, size: int) -> Fired:
+        """Without the positions from number `size` on, which hold no tokens."""
+        ...
+
 
 @runtime_checkable
 class ParallelHead(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +17,7 @@ from jaxasr.search import (
     ParallelSearchConfig,
     choose_search,
 )
+from jaxasr.search import parallel as module
 from jaxasr.search.parallel import ParallelSearch, StreamedParallelSearch
 from jaxasr.search.protocols import search_whole
 
@@ -28,6 +29,9 @@ class Fired(NamedTuple):
     vectors: jnp.ndarray
     counts: jnp.ndarray
     frames: jnp.ndarray
+
+    def first(self, size: int) -> Fired:
+        return self._replace(vectors=self.vectors[:, :size], frames=self.frames[:, :size])
 
 
 class Stub:
@@ -69,6 +73,33 @@ def test_the_best_of_each_position(logits: np.ndarray) -> None:
         normal = logits[row, :count].max(-1) - np.log(np.exp(logits[row, :count]).sum(-1))
         assert found.score[row, 0] == pytest.approx(normal.sum(), abs=1e-5)  # the silent positions' too
         np.testing.assert_allclose(found.log_probs[row, 0, : len(kept)], normal[kept], atol=1e-5)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("most", [65, 66])
+def test_positions_that_no_token_needs_are_not_decoded(monkeypatch: pytest.MonkeyPatch, most: int, beam: int) -> None:
+    """Up to half of the positions, and one more; the result is that of all of them."""
+    decoded: list[int] = []
+
+    class Watched(Stub):
+        def decode(self, fired: Fired, encoded: jnp.ndarray, lengths: jnp.ndarray) -> object:
+            decoded.append(fired.vectors.shape[1])
+            # A part of the positions is told apart from all of them by its scores.
+            return fired.vectors * (1 if fired.vectors.shape[1] == encoded.shape[1] else 2)
+
+    positions = 130
+    x = np.random.default_rng(5).normal(0, 2, (2, positions, VOCABULARY)).astype(np.float32)
+    counts = jnp.asarray([most, 7])
+
+    def run(x: np.ndarray) -> object:
+        return quick_jit(lambda x: search_whole(ParallelSearch(Watched(), beam=beam), x, counts))(x)
+
+    found: Any = run(x)
+    assert sorted(set(decoded)) == [65, positions]
+    monkeypatch.setattr(module, "DECODED_IN_ONE", positions + 1)
+    expected: Any = run(x if most > 65 else 2 * x)
+    for name in ("tokens", "frames", "length", "score", "log_probs"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_the_n_best_are_those_of_all_texts(logits: np.ndarray) -> None:
