@@ -37,7 +37,7 @@ def unpacked_shape(shape: tuple[int, ...], bits: int, axis: int, size: int) -> t
 
 
 def pack(values: jax.Array, bits: int, axis: int) -> jax.Array:
-    """int8 values (..., n, ...) in -2^(bits-1) .. 2^(bits-1)-1 -> uint8 (..., packed_size(n), ...) on a negative axis.
+    """int8 values (..., n, ...) in -2^(bits-1) .. 2^(bits-1)-1 -> uint8, packed along a negative axis.
 
     Values of 8 bits stay int8, the axis moved to the end.
     """
