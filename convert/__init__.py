@@ -105,7 +105,7 @@ def describe(source: str | os.PathLike[str], config: str | os.PathLike[str] | No
     return {
         "kind": candidates[0].kind,
         "path": str(path),
-        **store.facts(converted.config, [(array.shape, "float32") for array in converted.arrays.values()]),
+        **store.facts(converted.config, {path: (array.shape, "float32") for path, array in converted.arrays.items()}),
         **checkpoint.facts,
         "bytes": sum(size for _, size in sizes),
         "source": [{"file": name, "bytes": size} for name, size in sizes],

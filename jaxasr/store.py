@@ -146,7 +146,7 @@ class _Stored:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the arrays have together, or stand for."""
+        """How many numbers the parameters have together, or stand for."""
         return _parameters(self.manifest)
 
     @property
@@ -277,7 +277,7 @@ def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
     folder = Path(directory)
     manifest = _read_manifest(folder)
     config = load_any_config(folder)
-    arrays = [(entry["shape"], entry["dtype"]) for entry in manifest["arrays"].values()]
+    arrays = {path: (entry["shape"], entry["dtype"]) for path, entry in manifest["arrays"].items()}
     return {
         "kind": "model directory",
         "path": str(folder),
@@ -289,11 +289,11 @@ def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def facts(config: ModelConfig | DetectorConfig, arrays: Sequence[tuple[Sequence[int], str]]) -> dict[str, Any]:
+def facts(config: ModelConfig | DetectorConfig, arrays: Mapping[str, tuple[Sequence[int], str]]) -> dict[str, Any]:
     """What `jaxasr info` shows of any model: its configuration in short, and the sum of its arrays (shape, type)."""
     sums = {
-        "parameters": sum(math.prod(shape) for shape, _ in arrays),
-        "dtype": ", ".join(sorted({dtype for _, dtype in arrays})),
+        "parameters": sum(math.prod(shape) for path, (shape, _) in arrays.items() if is_parameter(path)),
+        "dtype": ", ".join(sorted({dtype for _, dtype in arrays.values()})),
     }
     architecture = {"name": config.name, "architecture": config.encoder.kind}
     if isinstance(config, DetectorConfig):
@@ -313,6 +313,14 @@ def facts(config: ModelConfig | DetectorConfig, arrays: Sequence[tuple[Sequence[
         "silence_after_s": config.audio.silence_after,
         "longest_s": config.audio.longest,
     }
+
+
+def is_parameter(path: str) -> bool:
+    """Whether training changes the array at `path`: not a front end's constants, not the averages of a batch norm.
+
+    A model's size is counted so by its publishers too.
+    """
+    return not path.startswith("features.") and path.rpartition(".")[2] not in ("mean", "variance")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -417,10 +425,14 @@ def _quantized(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _parameters(manifest: Mapping[str, Any]) -> int:
-    """How many numbers the arrays have together, or stand for."""
+    """How many numbers the parameters have together, or stand for."""
     quantized = _quantized(manifest)
-    stored = (entry["shape"] for path, entry in manifest["arrays"].items() if path.rpartition(".")[0] not in quantized)
-    return sum(map(math.prod, (*stored, *quantized.values())))
+    floats = (
+        entry["shape"]
+        for path, entry in manifest["arrays"].items()
+        if is_parameter(path) and path.rpartition(".")[0] not in quantized
+    )
+    return sum(map(math.prod, (*floats, *quantized.values())))
 
 
 def _low_bits(config: ModelConfig | DetectorConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -433,7 +445,11 @@ def _low_bits(config: ModelConfig | DetectorConfig, manifest: Mapping[str, Any])
         if (rule := config.quantization.rule(path, shape)) is not None:
             bits[f"{rule.bits} bits"] += math.prod(shape)
             ways[WAYS[rule.activations]] += math.prod(shape)
-    stored = sum(math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize for entry in manifest["arrays"].values())
+    stored = sum(
+        math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize
+        for path, entry in manifest["arrays"].items()
+        if is_parameter(path)
+    )
     return {
         "weights": {**bits, "float": _parameters(manifest) - bits.total()},
         "products": dict(ways),

@@ -12,7 +12,7 @@ from jaxasr.configs import named_configs
 from jaxasr.errors import ConfigError
 from jaxasr.model import AbstractModel
 from jaxasr.model_config import ModelConfig
-from jaxasr.store import flatten, read_config
+from jaxasr.store import flatten, is_parameter, read_config
 
 # Parameters of icefall's own modules (icefall, RESULTS.md of each recipe, and counted from the checkpoints).
 CHECKPOINTS = {
@@ -100,7 +100,7 @@ def test_parameter_counts_of_nemos_conformers(name: str) -> None:
     """NeMo counts neither the statistics of batch norms nor the arrays of the front end, but both biases of an LSTM."""
     config = read_config(named_configs()[name])
     sizes = {path: int(np.prod(leaf.shape)) for path, leaf in flatten(AbstractModel(config).parameters).items()}
-    trained = {path: size for path, size in sizes.items() if path.rpartition(".")[2] not in ("mean", "variance")}
+    trained = {path: size for path, size in sizes.items() if is_parameter(path)}
     encoder, total = NEMO_CONFORMERS[name]
     assert sum(size for path, size in trained.items() if path.startswith("encoder.")) == encoder
     if total is not None and config.transducer is not None:

@@ -119,6 +119,14 @@ def test_a_published_checkpoint(run: Run, shared: Path, name: str) -> None:
     assert f"parameters: {facts['parameters']:,}" in run("info", checkpoint).out.splitlines()
 
 
+def test_parameters_are_counted_as_nemo_counts_them(run: Run, shared: Path, tmp_path: Path) -> None:
+    """Without the filterbank, the window and the averages of the batch norms, which lie beside the parameters."""
+    checkpoint = shared / "golden" / "citrinet-tiny" / "model.nemo"
+    jaxasr.convert_checkpoint(checkpoint, tmp_path / "model")
+    for path in (checkpoint, tmp_path / "model"):
+        assert json.loads(run("info", path, "--json").out)["parameters"] == 101_091  # that golden's README
+
+
 def test_a_model_directory_is_what_its_checkpoint_is(run: Run, shared: Path, tmp_path: Path) -> None:
     folder = shared / "golden" / "zipformer-streaming-tiny"
     (encoder,) = (path for path in folder.glob("encoder*.onnx") if "int8" not in path.name)

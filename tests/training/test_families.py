@@ -126,6 +126,7 @@ def test_gradients_reach_all_that_is_trained(manifest: Path, tmp_path: Path, tex
         }[text]
     )
     trained = set(leaves(run.state["parameters"])) - set(leaves(others))
+    assert trained == set(filter(store.is_parameter, leaves(run.state["parameters"])))
 
     run.state, facts = run.update(run.state, *run.arguments(0, next(run.batches(0))))
     assert set(facts["losses"]) == set(run.config.heads) and np.isfinite(float(facts["loss"]))
