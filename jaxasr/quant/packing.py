@@ -11,6 +11,8 @@ units of CPUs and GPUs read it (docs/decisions.md).
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -54,9 +56,31 @@ def pack(values: jax.Array, bits: int, axis: int) -> jax.Array:
 
 
 def unpack(packed: jax.Array, bits: int, axis: int, size: int) -> jax.Array:
-    """The inverse of `pack`: `size` int8 values along a negative axis."""
+    """The inverse of `pack`: `size` int8 values along a negative axis.
+
+    On a TPU bytes of 4 and 2 bits are read as int4 and int2, which the product with them takes in as they are.
+    """
     if bits == 8:
         return jnp.moveaxis(packed, -1, axis)
+    shifted = functools.partial(_shifted, bits=bits, axis=axis)
+    if bits == 3:
+        whole = shifted(packed)
+    else:
+        whole = jax.lax.platform_dependent(
+            packed, tpu=functools.partial(_reread, bits=bits, axis=axis), default=shifted
+        )
+    return jax.lax.slice_in_dim(whole, 0, size, axis=packed.ndim + axis)
+
+
+def _reread(packed: jax.Array, bits: int, axis: int) -> jax.Array:
+    """All values of bytes, which are read as the narrow type that they hold."""
+    at = packed.ndim + axis
+    narrow = jax.lax.bitcast_convert_type(packed, jnp.int4 if bits == 4 else jnp.int2)  # (..., n, ..., count)
+    return jnp.moveaxis(narrow, -1, at + 1).reshape(*packed.shape[:at], -1, *packed.shape[at + 1 :]).astype(jnp.int8)
+
+
+def _shifted(packed: jax.Array, bits: int, axis: int) -> jax.Array:
+    """All values of bytes, by shifts."""
     count, in_bytes = GROUPS[bits]
     at = packed.ndim + axis
     head, tail = packed.shape[:at], packed.shape[at + 1 :]
@@ -67,8 +91,7 @@ def unpack(packed: jax.Array, bits: int, axis: int, size: int) -> jax.Array:
     width = 8 * word.dtype.itemsize
     # Shifted up to the sign and down again, a value has its sign.
     values = [(word << (width - bits * (number + 1))) >> (width - bits) for number in range(count)]
-    whole = jnp.stack(values, axis=at + 1).astype(jnp.int8).reshape(*head, -1, *tail)
-    return jax.lax.slice_in_dim(whole, 0, size, axis=at)
+    return jnp.stack(values, axis=at + 1).astype(jnp.int8).reshape(*head, -1, *tail)
 
 
 def _part(groups: jax.Array, axis: int, number: int) -> jax.Array:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,20 @@ def test_bytes_and_back(bits: int) -> None:
         expected = [by_hand(row.tolist(), bits) for row in rows]
         np.testing.assert_array_equal(np.moveaxis(np.asarray(packed), axis, -1).reshape(len(rows), -1), expected)
         np.testing.assert_array_equal(jax.jit(unpack, static_argnums=(1, 2, 3))(packed, bits, axis, size), values)
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_a_tpu_reads_narrow_types(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    """Its program holds no shift, and its values are those of the shifts: they are made here, on any device."""
+    packed = np.random.default_rng(bits).integers(0, 256, (2, 5, 3)).astype(np.uint8)
+    for axis in (-1, -2, -3):
+        size = packed.shape[axis] * (8 // bits) - 1
+        expected = unpack(jnp.asarray(packed), bits, axis, size)
+        with monkeypatch.context() as patched:
+            patched.setattr(jax.lax, "platform_dependent", lambda array, tpu, default: tpu(array))
+            program = jax.make_jaxpr(functools.partial(unpack, bits=bits, axis=axis, size=size))(packed)
+            np.testing.assert_array_equal(unpack(jnp.asarray(packed), bits, axis, size), expected)
+        assert f"i{bits}[" in str(program) and "shift" not in str(program)
 
 
 @pytest.mark.parametrize("axis", [-1, -2, -3])
