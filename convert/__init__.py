@@ -40,6 +40,7 @@ def convert_checkpoint(
     """Import the checkpoint `source` as the model directory `out_dir`, and return its card.
 
     `source`: a checkpoint file, or the folder that holds it.
+    `out_dir`: the folder to make; it must not exist yet, or hold a model directory where `overwrite` is given.
     `tokens`: the vocabulary's file; found beside the checkpoint by default.
     `config`: a name of configs/, a yaml file of ours, or the training recipe's own arguments; derived by default.
     `precision`: which of a folder's files to prefer, "float32" (default), "int8" or "int8-fp32". With the latter two

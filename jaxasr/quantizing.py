@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jaxasr import store
 from jaxasr.compression.agreement import Words, compare_words, encoded_difference
@@ -52,7 +52,7 @@ class QuantizationReport:
     encoded_error: float
     words: Words | None = None
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, int | float]:
         """All of it as one mapping of numbers."""
         fields = {name: value for name, value in vars(self).items() if name != "words"}
         return {**fields, **(self.words.facts() if self.words is not None else {})}

@@ -238,7 +238,11 @@ class Recognizer:
     def expected(
         self, seconds: float | Sequence[float] | None = None, rows: int | None = None
     ) -> tuple[list[Shape], list[Shape]]:
-        """Shapes (rows, samples) that `compile` makes programs of, the likeliest first; and those it leaves out."""
+        """Shapes (rows, samples) that `compile` makes programs of, the likeliest first; and those it leaves out.
+
+        `seconds`: as `compile` takes it.
+        `rows`: as `compile` takes it.
+        """
         planner = self._planner()
         if rows is not None and (isinstance(rows, bool) or rows < 1):
             raise ConfigError(f"rows must be a number of clips, not {rows!r}")
@@ -247,7 +251,10 @@ class Recognizer:
         return shapes[:most], shapes[most:]
 
     def clip_seconds(self, samples: int) -> float:
-        """The longest clip that programs of so many samples take."""
+        """The longest clip that programs of so many samples take, in seconds.
+
+        `samples`: the second number of a shape, as `expected` gives it.
+        """
         return (samples - sum(self.silence)) / SAMPLE_RATE
 
     def stream(self) -> Stream:
@@ -258,7 +265,9 @@ class Recognizer:
         return self.streams(1).open()
 
     def streams(self, slots: int) -> Streams:
-        """Room for so many streams at a time, which one compiled program takes a step of together.
+        """Room for streams, which one compiled program takes a step of together.
+
+        `slots`: how many streams there may be at a time.
 
         Raises ConfigError where the model, or its search, cannot take a stream.
         """

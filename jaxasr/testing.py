@@ -7,7 +7,7 @@ head, made like any other. Two processors may round differently: a test should n
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxasr import store
 from jaxasr.model import AbstractModel
-from jaxasr.model_config import ModelConfig
+from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.recognizer import Recognizer
 from jaxasr.text.tokens import TokenTable
 
@@ -28,14 +28,35 @@ def tiny_config() -> ModelConfig:
     return store.read_config(Path(__file__).with_suffix(".yaml"))
 
 
-def tiny_recognizer(*, seed: int = 0, **options: Any) -> Recognizer:
+def tiny_recognizer(
+    *,
+    seed: int = 0,
+    search: str | None = None,
+    head: str | None = None,
+    beam: int | None = None,
+    dtype: str = "float32",
+    batch_seconds: float | None = None,
+    blank_penalty: float = 0.0,
+    devices: Sequence[jax.Device] | None = None,
+) -> Recognizer:
     """A recogniser of the small model.
 
     `seed`: of the random weights; equal seeds give equal weights.
-    `options`: as `Recognizer` takes them, such as `beam=4` or `search="joint"`.
+    `search`, `head`, `beam`, `dtype`, `batch_seconds`, `blank_penalty`, `devices`: as `Recognizer` takes them.
     """
     config = tiny_config()
-    return Recognizer(config, random_parameters(AbstractModel(config).parameters, seed), _TOKENS, **options)
+    return Recognizer(
+        config,
+        random_parameters(AbstractModel(config).parameters, seed),
+        _TOKENS,
+        search=search,
+        head=head,
+        beam=beam,
+        dtype=dtype,
+        batch_seconds=batch_seconds,
+        blank_penalty=blank_penalty,
+        devices=devices,
+    )
 
 
 def tiny_model_directory(path: str | os.PathLike[str], *, seed: int = 0) -> Path:
@@ -52,7 +73,7 @@ def tiny_model_directory(path: str | os.PathLike[str], *, seed: int = 0) -> Path
     return Path(path)
 
 
-def random_parameters(shapes: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+def random_parameters(shapes: Parameters, seed: int = 0) -> Parameters:
     """Normal float32 numbers for a tree of shapes, biases included.
 
     Kernels get a standard deviation of one over the root of what is summed, so that activations keep their size through
@@ -66,5 +87,5 @@ def random_parameters(shapes: Mapping[str, Any], seed: int = 0) -> dict[str, Any
         normal: np.ndarray = generator.standard_normal(leaf.shape)
         return (normal * scale).astype(np.float32)
 
-    filled: dict[str, Any] = jax.tree.map(numbers, shapes)
+    filled: Parameters = jax.tree.map(numbers, shapes)
     return filled

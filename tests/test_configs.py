@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import yaml
 
+from conftest import REPOSITORY
 from jaxasr.configs import named_configs
+from jaxasr.configuration import Table, to_mapping
 from jaxasr.errors import ConfigError
 from jaxasr.model import AbstractModel
 from jaxasr.model_config import ModelConfig
 from jaxasr.store import flatten, is_parameter, read_config
+from jaxasr.training.recipe import Recipe
 
 # Parameters of icefall's own modules (icefall, RESULTS.md of each recipe, and counted from the checkpoints).
 CHECKPOINTS = {
@@ -70,6 +79,52 @@ def test_each_is_whole_and_named_as_its_file(name: str) -> None:
     if config.encoder.kind == "zipformer":
         assert config.encoder.causal == config.encoder.whole_chunks == ("streaming" in name or "kws" in name)
         assert (config.ctc is not None) == name.endswith("ctc")
+
+
+def written_defaults(kind: type[Any], given: Mapping[str, Any], path: str = "") -> list[str]:
+    """The keys of a yaml file's mapping that say what would hold without them, but for `kind`."""
+    found = []
+    notes = typing.get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        if field.name not in given or field.name == "kind":
+            continue
+        value, inner, where = given[field.name], part_kind(notes[field.name], given[field.name]), path + field.name
+        if inner is not None:
+            found += written_defaults(inner, value, where + ".")
+        elif field.default is not dataclasses.MISSING and json.dumps(to_mapping(field.default)) == json.dumps(value):
+            found.append(where)
+    return found
+
+
+def part_kind(note: Any, value: Any) -> type[Any] | None:
+    """The dataclass that a mapping is read as; None for any other value."""
+    if not isinstance(value, dict):
+        return None
+    for each in (*getattr(note, "__metadata__", ()), note, *typing.get_args(note)):
+        if isinstance(each, Table):
+            return each[value["kind"]][0]
+        if dataclasses.is_dataclass(each) and isinstance(each, type):
+            return each
+        if typing.get_origin(each) is not None and each is not note and (found := part_kind(each, value)):
+            return found
+    return None
+
+
+@pytest.mark.parametrize("name", sorted(named_configs()))
+def test_each_holds_only_what_differs_from_the_defaults(name: str) -> None:
+    assert written_defaults(ModelConfig, yaml.safe_load(named_configs()[name].read_text("utf-8"))) == []
+
+
+def test_recipes_hold_only_what_differs_from_the_defaults() -> None:
+    recipes = {path.stem: path for path in (REPOSITORY / "configs/training").glob("*.yaml")}
+    found = {name: written_defaults(Recipe, yaml.safe_load(path.read_text("utf-8"))) for name, path in recipes.items()}
+    assert set(found) == {"embedded", "conformer", "finetune"} and not any(found.values())
+
+
+def test_a_written_default_is_found() -> None:
+    predictor = {"kind": "lstm", "dim": 640, "layers": 2}
+    given = {"name": "a", "transducer": {"vocabulary_size": 5, "predictor": predictor}, "audio": {"longest": 7.0}}
+    assert written_defaults(ModelConfig, given) == ["transducer.predictor.dim"]
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

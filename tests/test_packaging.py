@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,11 @@ import jaxasr
 import jaxasr.configs
 import jaxasr.convert
 from conftest import REPOSITORY
+from jaxasr import testing
 from jaxasr.convert.hub.published import published_models
+from jaxasr.quantizing import QuantizationReport
+from jaxasr.store import ModelCard
+from jaxasr.training.train import TrainingResult
 from sources import PACKAGE_FOLDERS, imports, modules
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
@@ -283,23 +288,39 @@ def test_licence_is_whole() -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
 
 
-def test_the_public_surface_says_its_types() -> None:
+PUBLIC = [getattr(jaxasr, name) for name in jaxasr.__all__ if name != "__version__"]
+# What users get without naming it: results, and what the module for their tests has.
+FURTHER = [
+    TrainingResult, QuantizationReport, ModelCard, testing.tiny_config, testing.tiny_recognizer,
+    testing.tiny_model_directory, testing.random_parameters,
+]  # fmt: skip
+
+
+def public_functions(value: Any) -> list[Any]:
+    """A function itself, or the constructor, public methods and properties of a class."""
+    if not inspect.isclass(value):
+        return [value]
+    functions = [each for key, each in vars(value).items() if key == "__init__" or not key.startswith("_")]
+    functions = [each.fget if isinstance(each, property) else each for each in functions]
+    return list(filter(inspect.isfunction, functions))
+
+
+@pytest.mark.parametrize("value", PUBLIC + FURTHER, ids=lambda value: value.__name__)
+def test_the_public_surface_says_its_types(value: Any) -> None:
     """Every parameter and result of a public name is annotated, and none as Any."""
-    untyped = []
-    for name in jaxasr.__all__:
-        value = getattr(jaxasr, name)
-        if inspect.isclass(value):
-            functions = [each for key, each in vars(value).items() if key == "__init__" or not key.startswith("_")]
-            functions = [each.fget if isinstance(each, property) else each for each in functions]
-            noted = [(name, dict(getattr(value, "__annotations__", {})))]
-        else:
-            functions, noted = [value], []
-        for function in filter(inspect.isfunction, functions):
-            signature = inspect.signature(function)
-            notes = {key: each.annotation for key, each in signature.parameters.items() if key != "self"}
-            noted.append((function.__qualname__, notes | {"return": signature.return_annotation}))
-        for place, notes in noted:
-            for key, note in notes.items():
-                if note is inspect.Signature.empty or re.search(r"\bAny\b", str(note)):
-                    untyped.append(f"{place}: {key}")
-    assert not untyped
+    noted = [(value.__name__, dict(getattr(value, "__annotations__", {})))] if inspect.isclass(value) else []
+    for function in public_functions(value):
+        signature = inspect.signature(function)
+        notes = {key: each.annotation for key, each in signature.parameters.items() if key != "self"}
+        noted.append((function.__qualname__, notes | {"return": signature.return_annotation}))
+    for place, notes in noted:
+        for key, note in notes.items():
+            untyped = note is inspect.Signature.empty or re.search(r"\bAny\b", str(note))
+            assert not untyped, f"{place}: {key}"
+
+
+@pytest.mark.parametrize("value", [*filter(inspect.isfunction, PUBLIC), *public_functions(jaxasr.Recognizer)])
+def test_every_argument_has_a_line_of_its_own(value: Any) -> None:
+    lines = [line.strip() for line in (inspect.getdoc(value) or "").splitlines()]
+    for name in inspect.signature(value).parameters:
+        assert name == "self" or any(line.startswith(f"`{name}`: ") for line in lines), f"{value.__qualname__}: {name}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from pathlib import Path
 
 import pytest
@@ -73,9 +72,3 @@ def test_messages_name_arguments(tmp_path: Path) -> None:
         assert "--" not in str(refused.value) and not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="no-such: no such recipe"):
         jaxasr.train("no-such", manifest, tmp_path / "run")
-
-
-def test_every_argument_has_a_line_of_its_own() -> None:
-    lines = [line.strip() for line in inspect.getdoc(jaxasr.train).splitlines()]
-    for name in inspect.signature(jaxasr.train).parameters:
-        assert any(line.startswith(f"`{name}`: ") for line in lines), name
