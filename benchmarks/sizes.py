@@ -52,7 +52,7 @@ def main() -> None:
     for name in arguments.configs:
         config = store.read_config(named_configs()[name])
         floats = AbstractModel(config).floats
-        numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(floats))
+        numbers = store.parameter_count(floats)
         for row, options in ROWS.items():
             rules = _rules(config, options)
             leaves = store.flatten(abstract_tree(rules, floats))

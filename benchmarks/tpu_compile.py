@@ -20,7 +20,6 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
@@ -30,7 +29,7 @@ from jaxasr.devices import Policy
 from jaxasr.model_config import ModelConfig
 from jaxasr.quant.rules import QuantizationConfig, default_rules
 from jaxasr.recognizer import Recognizer
-from jaxasr.store import read_config
+from jaxasr.store import parameter_count, read_config
 from jaxasr.text.tokens import TokenTable
 
 EXCHANGES = ("all-reduce(", "all-gather(", "all-to-all(", "collective-permute(")
@@ -68,7 +67,7 @@ def compiled(config: ModelConfig, topology: str, rows: int, samples: int, beam: 
     memory, cost, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
     return {
         "chips": len(chips),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(abstract.floats)),
+        "parameters": parameter_count(abstract.floats),
         "arguments": memory.argument_size_in_bytes,
         "output": memory.output_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,

@@ -25,6 +25,7 @@ from jaxasr.programs import Programs
 from jaxasr.reading import Clip, Item
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.spoken import Speller, Spoken
+from jaxasr.store import parameter_count
 from jaxasr.streaming import Stream, Streams
 from jaxasr.text.tokens import TokenTable
 from jaxasr.transcripts import Failure, Transcript
@@ -40,7 +41,7 @@ CPU_BATCH_SECONDS, CPU_INTEGER_BATCH_SECONDS, CPU_GROUP_BATCHES = 20.0, 40.0, 16
 BATCH_SECONDS, GROUP_BATCHES = 1200.0, 4
 
 # A recording with more sound than a batch, or than this, is heard piece by piece while it is decoded (s).
-PIECE_SECONDS = 320.0
+PIECE_SECONDS = 80.0
 
 # Programs that `compile` makes if no number of rows is asked for: all on a CPU, where a batch has few rows.
 MOST_COMPILED = 32
@@ -389,7 +390,7 @@ class Recognizer:
         """For one job: the same one for the same recordings, whatever ran before."""
         silence = sum(self.silence)
         if self._parameters is None:
-            self._parameters = sum(leaf.size for leaf in jax.tree.leaves(self.programs.abstract_model.parameters))
+            self._parameters = parameter_count(self.programs.abstract_model.parameters)
         return Planner(
             ladder(int(self.shortest_seconds * SAMPLE_RATE), int(self.config.audio.longest * SAMPLE_RATE), silence),
             most_samples=self.batch_seconds * SAMPLE_RATE,

@@ -323,6 +323,11 @@ def is_parameter(path: str) -> bool:
     return not path.startswith("features.") and path.rpartition(".")[2] not in ("mean", "variance")
 
 
+def parameter_count(shapes: Parameters) -> int:
+    """How many numbers the parameters among nested arrays, or shapes of such, have or stand for."""
+    return sum(math.prod(leaf.shape) for path, leaf in flatten(shapes).items() if is_parameter(path))
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries to one with dotted paths."""
     flat: dict[str, Any] = {}

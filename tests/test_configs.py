@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import yaml
@@ -20,7 +19,7 @@ from jaxasr.configuration import Table, to_mapping
 from jaxasr.errors import ConfigError
 from jaxasr.model import AbstractModel
 from jaxasr.model_config import ModelConfig
-from jaxasr.store import flatten, is_parameter, read_config
+from jaxasr.store import flatten, is_parameter, parameter_count, read_config
 from jaxasr.training.recipe import Recipe
 
 # Parameters of icefall's own modules (icefall, RESULTS.md of each recipe, and counted from the checkpoints).
@@ -60,7 +59,7 @@ NEMO_CONFORMERS = {
 
 
 def parameters(config: ModelConfig) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(AbstractModel(config).parameters))
+    return parameter_count(AbstractModel(config).parameters)
 
 
 def left_out(config: ModelConfig) -> int:

@@ -41,7 +41,7 @@ def environment(cache: Path) -> dict[str, str]:
             ZIPFORMER, "v5e:2x2", 8, 2, ["--beam", "4", "--stacks", "2"], 9_306_607, 0.5e9, id="four chips, a beam"
         ),
         # 25 encoded frames a second, of which each takes two operations a parameter, and attention beside them.
-        pytest.param(CONFORMER, "v5e:1x1", 64, 10, [], 121_540_705, 6.1e9, id="conformer"),
+        pytest.param(CONFORMER, "v5e:1x1", 64, 10, [], 121_501_313, 6.1e9, id="conformer"),
     ],
 )
 def test_it_compiles_for_v5e(

@@ -12,14 +12,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
-import numpy as np
-
 from jaxasr.configs import named_configs
 from jaxasr.convert.hub.published import published_models
 from jaxasr.model import AbstractModel
 from jaxasr.model_config import ModelConfig
-from jaxasr.store import read_config
+from jaxasr.store import parameter_count, read_config
 
 FOLDER = Path(__file__).resolve().parent
 LIMITS = FOLDER.parent.parent / "tests" / "golden_models.py"
@@ -28,7 +25,7 @@ _PART = re.compile(r"(<!-- (?P<table>\w+) (?P<kind>\w+) -->\n).*?(<!-- end -->)"
 
 def parameters(config: ModelConfig) -> int:
     """Parameters of a model, from its shapes."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(AbstractModel(config).parameters))
+    return parameter_count(AbstractModel(config).parameters)
 
 
 def configs(kind: str, count: Callable[[ModelConfig], int] = parameters) -> str:
