@@ -129,7 +129,7 @@ def test_the_speech_that_a_detector_finds(
         part = next(plain.transcribe(long[round(start * RATE) : round(stop * RATE)]))
         ids += part.token_ids
         times += [time + start for time in part.timestamps]
-    for seconds in (320.0, 1.0):
+    for seconds in (80.0, 1.0):
         monkeypatch.setattr(module, "PIECE_SECONDS", seconds)
         found = next(recognizer.transcribe(long))
         assert found.token_ids == ids and found.duration == len(long) / RATE
