@@ -103,7 +103,7 @@ class Model(nnx.Module):
         return {"encoder": heard, "search": searched}, settled, search.finish(searched)
 
 
-class SpeechDetector(nnx.Module):
+class DetectorModel(nnx.Module):
     """Waveforms (B, S) at 16 kHz to probabilities of speech; every part can also be called by itself."""
 
     def __init__(self, config: DetectorConfig, *, rngs: nnx.Rngs) -> None:
@@ -172,12 +172,12 @@ class AbstractModel(AbstractModule[Model]):
         self.parameters = abstract_tree(config.quantization, self.floats)
 
 
-class AbstractDetector(AbstractModule[SpeechDetector]):
+class AbstractDetector(AbstractModule[DetectorModel]):
     """A detector without numbers."""
 
     def __init__(self, config: DetectorConfig) -> None:
         self.config = config
-        super().__init__(lambda rngs: SpeechDetector(config, rngs=rngs))
+        super().__init__(lambda rngs: DetectorModel(config, rngs=rngs))
 
 
 def named_parameters(model: nnx.Module, kind: type[nnx.Variable[Any]] = nnx.Variable) -> Parameters:

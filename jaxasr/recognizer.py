@@ -45,7 +45,7 @@ PIECE_SECONDS = 320.0
 # Programs that `compile` makes if no number of rows is asked for: all on a CPU, where a batch has few rows.
 MOST_COMPILED = 32
 
-Progress = Callable[[float, float], None]
+ProgressCallback = Callable[[float, float], None]
 
 
 class _Hearing:
@@ -159,7 +159,7 @@ class Recognizer:
         *,
         sample_rate: float | None = None,
         on_error: Literal["raise"] = "raise",
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         read_ahead: int | None = None,
         channels: Channels = "mix",
     ) -> Iterator[Transcript]: ...
@@ -170,7 +170,7 @@ class Recognizer:
         *,
         sample_rate: float | None = None,
         on_error: Literal["yield"],
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         read_ahead: int | None = None,
         channels: Channels = "mix",
     ) -> Iterator[Transcript | Failure]: ...
@@ -180,7 +180,7 @@ class Recognizer:
         *,
         sample_rate: float | None = None,
         on_error: Literal["raise", "yield"] = "raise",
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         read_ahead: int | None = None,
         channels: Channels = "mix",
     ) -> Iterator[Transcript | Failure]:
@@ -281,7 +281,7 @@ class Recognizer:
         self,
         groups: Generator[list[Item], None, None],
         on_error: str,
-        progress: Progress | None,
+        progress: ProgressCallback | None,
         inputs: int | None,
     ) -> Iterator[Transcript | Failure]:
         planner = self._planner()
