@@ -13,7 +13,7 @@ from jaxasr import audio
 from jaxasr.caches import programs_kept
 from jaxasr.detector_config import DetectorConfig, Row
 from jaxasr.devices import check_process, usual_settings
-from jaxasr.inputs import AudioInput, recording
+from jaxasr.inputs import AudioInput, named_source
 from jaxasr.longform.configs import SEGMENTERS, SegmentsConfig, Span
 from jaxasr.model import AbstractDetector
 from jaxasr.model_config import Parameters
@@ -181,5 +181,5 @@ class _Levels:
 
 def _load(source: AudioInput, sample_rate: float | None) -> np.ndarray:
     check_process()
-    heard = recording(source, sample_rate)
+    heard = named_source(source, sample_rate)
     return audio.load(heard.source, heard.sample_rate)

@@ -54,7 +54,7 @@ _RATES = ("sampling_rate", "sample_rate")  # keys of a mapping: the package `dat
 
 
 @dataclasses.dataclass(frozen=True)
-class Recording:
+class NamedSource:
     """What `audio.load` takes: `source`, and of an array `sample_rate` in Hz; `name` is "" where there is none."""
 
     name: str
@@ -72,29 +72,29 @@ def listed(sources: Iterable[AudioInput] | AudioInput) -> Iterable[AudioInput]:
     return cast("Iterable[AudioInput]", sources)
 
 
-def recording(value: AudioInput, sample_rate: float | None) -> Recording:
-    """The recording that one input stands for; AudioError for what is none.
+def named_source(value: AudioInput, sample_rate: float | None) -> NamedSource:
+    """The source that one input stands for; AudioError for what is none.
 
     `sample_rate` (Hz): of arrays that do not come with their own.
     """
     if isinstance(value, Mapping):
         return _from_mapping(value, sample_rate)
     if isinstance(value, (str, bytes, bytearray)):
-        return Recording(value if isinstance(value, str) else "", value, None)
+        return NamedSource(value if isinstance(value, str) else "", value, None)
     if isinstance(value, os.PathLike):
         name = os.fsdecode(value)
-        return Recording(name, value if isinstance(os.fspath(value), str) else Path(name), None)
+        return NamedSource(name, value if isinstance(os.fspath(value), str) else Path(name), None)
     if isinstance(value, memoryview) and value.format in ("B", "b", "c"):
-        return Recording("", value, None)
+        return NamedSource("", value, None)
     try:
         if hasattr(value, "get_all_samples"):
             decoded = value.get_all_samples()
             name = getattr(value, "name", "")
-            return Recording(name if isinstance(name, str) else "", _samples(decoded.data), decoded.sample_rate)
+            return NamedSource(name if isinstance(name, str) else "", _samples(decoded.data), decoded.sample_rate)
         if hasattr(value, "read"):
-            return Recording("", cast(AudioSource, value), None)
+            return NamedSource("", cast(AudioSource, value), None)
         if _is_array(value):
-            return Recording("", _samples(value), sample_rate)
+            return NamedSource("", _samples(value), sample_rate)
     except (JaxasrError, MemoryError):
         raise
     except Exception as error:  # the caller's object may raise anything
@@ -150,7 +150,7 @@ def _from_dlpack(value: Any) -> np.ndarray:
         return np.asarray(jax.dlpack.from_dlpack(value))
 
 
-def _from_mapping(value: Mapping[str, object], sample_rate: float | None) -> Recording:
+def _from_mapping(value: Mapping[str, object], sample_rate: float | None) -> NamedSource:
     """A row of `datasets`: `array` and `sampling_rate`, or where it is not decoded `bytes` or `path`."""
     try:
         fields = {key: value[key] for key in ("array", "bytes", "path", *_RATES) if key in value}
@@ -167,16 +167,16 @@ def _from_mapping(value: Mapping[str, object], sample_rate: float | None) -> Rec
         if rate is None:
             raise AudioError(f"{where}: has `array` but no `sampling_rate`; add it, or pass sample_rate")
         try:
-            return Recording(name, _samples(fields["array"]), cast(float, rate))
+            return NamedSource(name, _samples(fields["array"]), cast(float, rate))
         except MemoryError:
             raise
         except Exception as error:
             raise AudioError(f"{where}: `array` cannot be read ({reason(error)})") from error
     content = fields.get("bytes")
     if isinstance(content, (bytes, bytearray, memoryview)):
-        return Recording(name, content, None)
+        return NamedSource(name, content, None)
     if name:
-        return Recording(name, Path(name), None)
+        return NamedSource(name, Path(name), None)
     raise AudioError(
         f"audio mapping: needs `array` and `sampling_rate`, or `bytes`, or `path`, and has {keys or 'nothing'}"
     )

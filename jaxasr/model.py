@@ -20,7 +20,7 @@ from jaxasr.heads.ctc import CTC
 from jaxasr.heads.parallel import Parallel
 from jaxasr.heads.transducer import Transducer
 from jaxasr.model_config import ModelConfig, Parameters
-from jaxasr.pieces import Piece
+from jaxasr.pieces import StreamPiece
 from jaxasr.quant.ranges import ranges_over
 from jaxasr.quant.tree import abstract_tree
 from jaxasr.search import SEARCHES, SearchConfig, searched_head
@@ -78,13 +78,13 @@ class Model(nnx.Module):
         """The state of streams of which nothing has been heard: a pytree of arrays, the batch axis first.
 
         `room`: encoded frames for whose tokens the search has room while they are not settled. `dtype` is the type of
-        the activations inside the encoder. Models that `pieces.Cuts` takes only, as for `step`.
+        the activations inside the encoder. Models that `pieces.StreamPlan` takes only, as for `step`.
         """
         encoder = cast(StreamingEncoder, self.encoder)
         return {"encoder": encoder.initial_state(batch, jnp.dtype(dtype)), "search": search.start(batch, room)}
 
     def step(
-        self, state: Any, piece: Piece, search: StreamingSearch[Any], dtype: DTypeLike
+        self, state: Any, piece: StreamPiece, search: StreamingSearch[Any], dtype: DTypeLike
     ) -> tuple[Any, Hypotheses, Hypotheses]:
         """One step of every row's stream -> the state, the tokens that are settled by it, and the others, best first.
 
@@ -103,7 +103,7 @@ class Model(nnx.Module):
         return {"encoder": heard, "search": searched}, settled, search.finish(searched)
 
 
-class SpeechDetector(nnx.Module):
+class DetectorModel(nnx.Module):
     """Waveforms (B, S) at 16 kHz to probabilities of speech; every part can also be called by itself."""
 
     def __init__(self, config: DetectorConfig, *, rngs: nnx.Rngs) -> None:
@@ -172,12 +172,12 @@ class AbstractModel(AbstractModule[Model]):
         self.parameters = abstract_tree(config.quantization, self.floats)
 
 
-class AbstractDetector(AbstractModule[SpeechDetector]):
+class AbstractDetector(AbstractModule[DetectorModel]):
     """A detector without numbers."""
 
     def __init__(self, config: DetectorConfig) -> None:
         self.config = config
-        super().__init__(lambda rngs: SpeechDetector(config, rngs=rngs))
+        super().__init__(lambda rngs: DetectorModel(config, rngs=rngs))
 
 
 def named_parameters(model: nnx.Module, kind: type[nnx.Variable[Any]] = nnx.Variable) -> Parameters:

@@ -70,9 +70,9 @@ class ModelConfig:
         if not self.heads:
             raise ValueError("a model needs a transducer, a ctc or a parallel head")
         require_fit(self.features, self.encoder.input_dim, SAMPLE_RATE)
-        for name in ("chunks", "window"):
-            if self.parallel is not None and getattr(self.parallel, name) != getattr(self.encoder, name, None):
-                raise ValueError(f"{name}: the encoder's and the parallel head's differ")
+        for head in self.heads.values():
+            if fault := head.fault(self.encoder):
+                raise ValueError(fault)
         if len({head.vocabulary_size for head in self.heads.values()}) > 1:
             sizes = ", ".join(f"{role} {head.vocabulary_size}" for role, head in self.heads.items())
             raise ValueError(f"the heads share one token table, but their vocabularies differ: {sizes}")

@@ -12,7 +12,7 @@ from jaxasr.features import StreamingFeaturesConfig
 from jaxasr.model_config import ModelConfig
 
 
-class Piece(NamedTuple):
+class StreamPiece(NamedTuple):
     """The input of one step of many streams, a row for each.
 
     samples (B, W) float32: those around the frames of the step's window. begin, end (B,) int32: the stream is
@@ -30,7 +30,7 @@ class Piece(NamedTuple):
     final: np.ndarray
 
 
-class Cuts:
+class StreamPlan:
     """How the streams of a model are cut into steps.
 
     `samples`: W, that a step takes. `encoded`: encoded frames that it gives at most.
@@ -65,13 +65,13 @@ class Cuts:
         """Steps of a stream of so many samples in all."""
         return self._ending(samples)[0]
 
-    def empty(self, rows: int) -> Piece:
-        """A piece for so many streams, none of which has anything in it."""
+    def empty(self, rows: int) -> StreamPiece:
+        """A piece of so many streams, none of which has anything in it."""
         samples, final = np.zeros((rows, self.samples), np.float32), np.zeros((rows,), bool)
         begin, end, first, stop, counted = np.zeros((5, rows), np.int32)
-        return Piece(samples, begin, end, first, stop, counted, final)
+        return StreamPiece(samples, begin, end, first, stop, counted, final)
 
-    def fill(self, piece: Piece, row: int, step: int, samples: np.ndarray, known: int, ended: bool) -> None:
+    def fill(self, piece: StreamPiece, row: int, step: int, samples: np.ndarray, known: int, ended: bool) -> None:
         """Put a stream's step into a row.
 
         `samples`: the stream's from `start(step)` on, or from 0 on where that is below 0; further ones are ignored.

@@ -18,7 +18,7 @@ from jaxasr.batching import Batch, Window, assemble
 from jaxasr.devices import usual_settings
 from jaxasr.errors import ConfigError, JaxasrError, ModelError
 from jaxasr.inputs import AudioInput, listed
-from jaxasr.longform.cutting import Cutter, Piece, QuietCutter, SpeechCutter, SpeechDetector, Uncut
+from jaxasr.longform.cutting import Cut, Cutter, QuietCutter, SpeechCutter, SpeechDetector, Uncut
 from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.planner import COSTS, Planner, Shape, ladder
 from jaxasr.programs import Programs
@@ -46,37 +46,37 @@ PIECE_SECONDS = 80.0
 # Programs that `compile` makes if no number of rows is asked for: all on a CPU, where a batch has few rows.
 MOST_COMPILED = 32
 
-Progress = Callable[[float, float], None]
+ProgressCallback = Callable[[float, float], None]
 
 
 class _Hearing:
-    """A transcript while its recording is cut and heard: `spoken` by the first sample of each of its `pieces`."""
+    """A transcript while its recording is cut and heard: `spoken` by the first sample of each of its `cuts`."""
 
     def __init__(self, name: str, channel: int | None, cutter: Cutter) -> None:
         self.name, self.channel = name, channel
         self._cutter = cutter
-        self.samples = self.pieces = 0
+        self.samples = self.cuts = 0
         self.spoken: dict[int, Spoken] = {}
         self.ended = False
 
     @property
     def ready(self) -> bool:
         """Whether all has been heard."""
-        return self.ended and len(self.spoken) == self.pieces
+        return self.ended and len(self.spoken) == self.cuts
 
-    def push(self, samples: np.ndarray) -> list[tuple[_Hearing, Piece]]:
-        """The next samples: the pieces that are whole after them, each with this transcript."""
+    def push(self, samples: np.ndarray) -> list[tuple[_Hearing, Cut]]:
+        """The next samples: the cuts that are whole after them, each with this transcript."""
         self.samples += len(samples)
         return self._counted(self._cutter.push(samples))
 
-    def finish(self) -> list[tuple[_Hearing, Piece]]:
-        """The recording ends: its last pieces."""
+    def finish(self) -> list[tuple[_Hearing, Cut]]:
+        """The recording ends: its last cuts."""
         self.ended = True
         return self._counted(self._cutter.finish())
 
-    def _counted(self, pieces: list[Piece]) -> list[tuple[_Hearing, Piece]]:
-        self.pieces += len(pieces)
-        return [(self, piece) for piece in pieces]
+    def _counted(self, cuts: list[Cut]) -> list[tuple[_Hearing, Cut]]:
+        self.cuts += len(cuts)
+        return [(self, cut) for cut in cuts]
 
 
 class Recognizer:
@@ -160,7 +160,7 @@ class Recognizer:
         *,
         sample_rate: float | None = None,
         on_error: Literal["raise"] = "raise",
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         read_ahead: int | None = None,
         channels: Channels = "mix",
     ) -> Iterator[Transcript]: ...
@@ -171,7 +171,7 @@ class Recognizer:
         *,
         sample_rate: float | None = None,
         on_error: Literal["yield"],
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         read_ahead: int | None = None,
         channels: Channels = "mix",
     ) -> Iterator[Transcript | Failure]: ...
@@ -181,7 +181,7 @@ class Recognizer:
         *,
         sample_rate: float | None = None,
         on_error: Literal["raise", "yield"] = "raise",
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         read_ahead: int | None = None,
         channels: Channels = "mix",
     ) -> Iterator[Transcript | Failure]:
@@ -291,7 +291,7 @@ class Recognizer:
         self,
         groups: Generator[list[Item], None, None],
         on_error: str,
-        progress: Progress | None,
+        progress: ProgressCallback | None,
         inputs: int | None,
     ) -> Iterator[Transcript | Failure]:
         planner = self._planner()
@@ -302,14 +302,14 @@ class Recognizer:
                 read += len(group)
                 share = min(read / inputs, 1.0) if inputs else None
                 waiting: collections.deque[_Hearing | Failure] = collections.deque()
-                for pieces, last in self._rounds(group, waiting):
+                for cuts, last in self._rounds(group, waiting):
                     yield from self._ready(waiting, on_error)
-                    known += sum(len(piece.samples) for _, piece in pieces) / SAMPLE_RATE
-                    windows = [Window(number, 0, len(piece.samples)) for number, (_, piece) in enumerate(pieces)]
+                    known += sum(len(cut.samples) for _, cut in cuts) / SAMPLE_RATE
+                    windows = [Window(number, 0, len(cut.samples)) for number, (_, cut) in enumerate(cuts)]
                     if windows and self._vad == "none":
                         planner.reach(max(window.stop for window in windows))
-                    for batch, hypotheses in self._run(planner.plan(windows, share=share if last else None), pieces):
-                        self._keep_best(batch, hypotheses, pieces)
+                    for batch, hypotheses in self._run(planner.plan(windows, share=share if last else None), cuts):
+                        self._keep_best(batch, hypotheses, cuts)
                         done += sum(window.stop - window.start for window in batch.windows) / SAMPLE_RATE
                         if progress is not None:
                             progress(done, known)
@@ -318,39 +318,39 @@ class Recognizer:
 
     def _rounds(
         self, group: list[Item], waiting: collections.deque[_Hearing | Failure]
-    ) -> Iterator[tuple[list[tuple[_Hearing, Piece]], bool]]:
+    ) -> Iterator[tuple[list[tuple[_Hearing, Cut]], bool]]:
         """What of a group is heard together, and whether it is the last of the group.
 
         Of a recording that is still being read, which is the group's last one, that is what has been decoded. The
         results to come are added to `waiting`, in their order.
         """
-        pieces: list[tuple[_Hearing, Piece]] = []
+        cuts: list[tuple[_Hearing, Cut]] = []
         for item in group:
             if isinstance(item, Failure):
                 waiting.append(item)
             elif isinstance(item, Clip):
                 hearing = _Hearing(item.name, item.channel, self._cutter())
                 waiting.append(hearing)
-                pieces += hearing.push(item.samples)
-                pieces += self._finish(hearing)
+                cuts += hearing.push(item.samples)
+                cuts += self._finish(hearing)
             else:
                 hearings = [_Hearing(item.name, channel, self._cutter()) for channel in item.channels]
                 waiting += hearings
                 try:
                     for channels in item.pieces:
                         for hearing, samples in zip(hearings, channels, strict=True):
-                            pieces += hearing.push(samples)
+                            cuts += hearing.push(samples)
                         del channels, samples  # while the next ones are decoded, there need not be these
-                        yield pieces, False
-                        pieces.clear()
+                        yield cuts, False
+                        cuts.clear()
                 except JaxasrError as error:
                     for _ in hearings:
                         waiting.pop()
                     waiting.append(Failure(item.name, error))
                     continue
                 for hearing in hearings:
-                    pieces += self._finish(hearing)
-        yield pieces, True
+                    cuts += self._finish(hearing)
+        yield cuts, True
 
     def _cutter(self) -> Cutter:
         """What cuts one recording."""
@@ -361,15 +361,15 @@ class Recognizer:
             return QuietCutter(longest, SAMPLE_RATE)
         return SpeechCutter(self._vad.finder(), longest, SAMPLE_RATE)
 
-    def _finish(self, hearing: _Hearing) -> list[tuple[_Hearing, Piece]]:
-        """The last pieces of a recording, of which a line tells where it was cut because of its length alone."""
-        pieces = hearing.finish()
-        if self._vad == "energy" and hearing.pieces > 1:
+    def _finish(self, hearing: _Hearing) -> list[tuple[_Hearing, Cut]]:
+        """The last cuts of a recording, of which a line tells where it was cut because of its length alone."""
+        cuts = hearing.finish()
+        if self._vad == "energy" and hearing.cuts > 1:
             logger.warning(
                 "%s: %.0f s are longer than this model's %.0f s: cut at quiet points into %d windows",
-                hearing.name or "array", hearing.samples / SAMPLE_RATE, self.config.audio.longest, hearing.pieces,
+                hearing.name or "array", hearing.samples / SAMPLE_RATE, self.config.audio.longest, hearing.cuts,
             )  # fmt: skip
-        return pieces
+        return cuts
 
     def _ready(self, waiting: collections.deque[_Hearing | Failure], on_error: str) -> Iterator[Transcript | Failure]:
         """Results of the first ones that wait, as far as all of them has been heard."""
@@ -424,13 +424,13 @@ class Recognizer:
         audio = self.config.audio
         return round(audio.silence_before * SAMPLE_RATE), round(audio.silence_after * SAMPLE_RATE)
 
-    def _run(self, batches: list[Batch], pieces: list[tuple[_Hearing, Piece]]) -> Iterator[tuple[Batch, Hypotheses]]:
+    def _run(self, batches: list[Batch], cuts: list[tuple[_Hearing, Cut]]) -> Iterator[tuple[Batch, Hypotheses]]:
         """Every batch with its hypotheses; the next is prepared, and its program compiled, while the device works.
 
         The second program is compiled beside the first.
         """
         before, after = self.silence
-        samples = [piece.samples for _, piece in pieces]
+        samples = [cut.samples for _, cut in cuts]
         running: tuple[Batch, Hypotheses] | None = None
         shapes = [(batch.rows, batch.samples) for batch in batches]
         stop = self.programs.compile_ahead(shape for shape in shapes if shape != shapes[0])
@@ -446,8 +446,8 @@ class Recognizer:
         finally:
             stop.set()
 
-    def _keep_best(self, batch: Batch, hypotheses: Hypotheses, pieces: list[tuple[_Hearing, Piece]]) -> None:
-        """Keep the best hypothesis of each piece of a batch. Raises ModelError if activations overflowed."""
+    def _keep_best(self, batch: Batch, hypotheses: Hypotheses, cuts: list[tuple[_Hearing, Cut]]) -> None:
+        """Keep the best hypothesis of each cut of a batch. Raises ModelError if activations overflowed."""
         with usual_settings():
             ids, frames, durations, log_probs, lengths, scores = (each[:, 0] for each in jax.device_get(hypotheses))
         for row, window in enumerate(batch.windows):
@@ -457,9 +457,9 @@ class Recognizer:
                     f"{self.config.name} leaves the range of {self.programs.policy.weights}: "
                     "take float32 or bfloat16 as dtype"
                 )
-            hearing, piece = pieces[window.clip]
+            hearing, cut = cuts[window.clip]
             best = [each[row, : lengths[row]] for each in (ids, frames, durations, log_probs)]
-            hearing.spoken[piece.start] = self._speller.spoken(best, piece.start / SAMPLE_RATE)
+            hearing.spoken[cut.start] = self._speller.spoken(best, cut.start / SAMPLE_RATE)
 
     def _transcript(self, hearing: _Hearing) -> Transcript:
         parts = [hearing.spoken[start] for start in sorted(hearing.spoken)]

@@ -95,7 +95,7 @@ class Echo:
         answers = iter(self.answers)
         for source in sources:
             try:
-                given = inputs.recording(source, None)
+                given = inputs.named_source(source, None)
             except AudioError as error:
                 yield Failure("", error)
                 continue

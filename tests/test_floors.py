@@ -91,6 +91,23 @@ def test_rooms_import_from_below() -> None:
     assert faults(FLOORS, arrows) == []
 
 
+def test_wings_of_convert_stand_side_by_side() -> None:
+    """A wing is a publisher's folder; no wing imports another, and what all of them use imports none."""
+    packages = {module for module, (_, package) in SOURCES.items() if package}
+    inner = {module.split(".")[2] for module in packages if module.startswith("jaxasr.convert.")}
+    wings = inner - {"formats", "hub"}
+    assert {"icefall", "nemo", "funasr", "hugging_face"} <= wings
+
+    def place(module: str) -> str:
+        """The folder or file of convert/ that a module is in; "" elsewhere, and for convert/__init__.py."""
+        return module.removeprefix("jaxasr.convert.").split(".")[0] if module.startswith("jaxasr.convert.") else ""
+
+    low = {"formats", "mapping", "protocol"}
+    arrows = [(place(module), line, place(imported)) for module, line, imported in read_arrows(SOURCES)]
+    assert low <= {here for here, _, _ in arrows}
+    assert [each for each in arrows if each[0] in wings | low and each[2] in wings - {each[0]}] == []
+
+
 # A small house that keeps the rule, for the tests of the rule.
 HOUSE = {
     "jaxasr": "import importlib",

@@ -32,10 +32,10 @@ from golden_models import (
 from jaxasr import store
 from jaxasr.arrays import ceil_div
 from jaxasr.encoders.zipformer import PUBLISHER_PADDING, match_channels
+from jaxasr.encoders.zipformer_attention import attention_mask
 from jaxasr.encoders.zipformer_config import subsampled_length
 from jaxasr.encoders.zipformer_layer import Layer, swoosh_l, swoosh_r
 from jaxasr.encoders.zipformer_positions import compact_relative_positions
-from jaxasr.layers.attention import attention_mask
 from jaxasr.model import Model
 from jaxasr.search import BeamConfig, GreedyConfig
 

@@ -15,7 +15,7 @@ import pytest
 
 from jaxasr import audio
 from jaxasr.errors import AudioError
-from jaxasr.inputs import AudioInput, listed, recording
+from jaxasr.inputs import AudioInput, listed, named_source
 
 CLIP = Path(__file__).parent / "data" / "espeak_sentence.wav"
 CHANNELS = np.random.default_rng(1).uniform(-0.5, 0.5, (3, 1600)).astype(np.float32)
@@ -80,7 +80,7 @@ class Decoder:
 
 
 def load(value: Any, rate: float | None = None) -> np.ndarray:
-    found = recording(value, rate)
+    found = named_source(value, rate)
     return audio.load(found.source, found.sample_rate)
 
 
@@ -140,7 +140,7 @@ def test_files_in_any_form(tmp_path: Path) -> None:
     for form in forms:
         (value,) = listed(form)
         np.testing.assert_array_equal(load(value), expected)
-    assert [recording(form, None).name for form in forms] == [
+    assert [named_source(form, None).name for form in forms] == [
         *[str(CLIP)] * 3, *[""] * 4, "elsewhere.wav", str(CLIP), str(CLIP)
     ]  # fmt: skip
 
@@ -223,4 +223,4 @@ def test_memory_that_is_not_there_is_told_as_such() -> None:
     large: AudioInput = Large()
     for value in (large, {"array": large, "sampling_rate": 16000}):
         with pytest.raises(MemoryError):
-            recording(value, None)
+            named_source(value, None)

@@ -13,11 +13,11 @@ import jaxtyping
 import pytest
 from flax import nnx
 
+from jaxasr.encoders.zipformer_attention import relative_bias
 from jaxasr.encoders.zipformer_layer import SelfAttention
 from jaxasr.heads.configs import StatelessConfig, TransducerConfig
 from jaxasr.heads.transducer import Transducer
 from jaxasr.layers import attention, convolution, dropout, products
-from jaxasr.layers.attention import relative_bias
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.products import linear_product
 

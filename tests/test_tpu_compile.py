@@ -81,7 +81,7 @@ from jax.experimental import topologies
 from jaxasr.configs import named_configs
 from jaxasr.devices import Policy
 from jaxasr.layers.sliding import Sliding
-from jaxasr.pieces import Cuts
+from jaxasr.pieces import StreamPlan
 from jaxasr.recognizer import Recognizer
 from jaxasr.store import read_config
 from jaxasr.streaming.stepping import Stepping
@@ -95,7 +95,7 @@ tokens = TokenTable(tuple(f"<{i}>" for i in range(config.vocabulary_size)))
 chips = list(topologies.get_topology_desc(platform="tpu", topology_name="v5e:1x1").devices)
 programs = Recognizer(config, {}, tokens, dtype="bfloat16", devices=chips).programs
 programs.policy = Policy(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"))
-Stepping(programs, Cuts(config), 32)
+Stepping(programs, StreamPlan(config), 32)
 (step,) = programs._steps.values()
 made = {"whole": programs.compile(16, 160000), "step": step}
 print(json.dumps({

@@ -13,7 +13,7 @@ from jaxasr.convert.mapping import Ignored, Rule, same
 from jaxasr.convert.nemo.settings import Section
 from jaxasr.errors import CheckpointError
 from jaxasr.features import FeaturesConfig
-from jaxasr.features.nemo_config import NemoMelConfig, Window
+from jaxasr.features.nemo_config import NemoMelConfig, WindowShape
 from jaxasr.features.nemo_mfcc_config import TORCHAUDIO_MEL, NemoMFCCConfig
 
 MEL_TARGET, MFCC_TARGET = "AudioToMelSpectrogramPreprocessor", "AudioToMFCCPreprocessor"
@@ -32,7 +32,7 @@ _MFCC_KEYS = frozenset(
     "_target_ sample_rate window_size window_stride n_window_size n_window_stride window n_fft lowfreq highfreq n_mels "
     "n_mfcc dct_type norm log".split()
 )
-_WINDOWS: tuple[Window, ...] = ("hann", "hamming", "blackman", "bartlett")
+_WINDOWS: tuple[WindowShape, ...] = ("hann", "hamming", "blackman", "bartlett")
 _GUARDS = {"tiny": float(np.finfo(np.float32).tiny), "eps": float(np.finfo(np.float32).eps)}
 
 

@@ -19,7 +19,7 @@ MAX_SYMBOLS = 10
 ACTIVATIONS = ("relu", "sigmoid", "tanh")
 
 _LSTM = r"decoder\.prediction\.dec_rnn\.lstm\."
-_OUTPUT = r"joint\.joint_net\.[12]\."  # 2 behind a dropout, 1 without
+_OUTPUT = r"joint\.joint_net\.[12]\."  # 2 after a dropout, 1 without
 
 
 TABLE = (

@@ -18,6 +18,7 @@ from jaxasr.encoders.zipformer_config import ZipformerConfig
 from jaxasr.layers.dropout import Dropout
 
 
+@runtime_checkable  # an argument of a head's configuration, which the shape checker of tests looks at
 class EncoderConfig(Protocol):
     """What an encoder's configuration answers, so that nobody needs the module to count frames."""
 

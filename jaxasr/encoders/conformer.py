@@ -23,7 +23,7 @@ from jaxasr.encoders.conformer_layer import Layer
 from jaxasr.encoders.conformer_subsampling import Subsampling
 from jaxasr.layers.dropout import Dropout
 from jaxasr.layers.linear import Linear
-from jaxasr.layers.positions import absolute_positions, relative_positions
+from jaxasr.layers.positions import relative_positions, sinusoids
 from jaxasr.layers.repeated import run_layer
 from jaxasr.quant.ranges import ranges_over
 
@@ -59,7 +59,7 @@ class Conformer(nnx.Module):
         if self.config.positions == "relative":
             positions = relative_positions(steps, 0, self.config.dim)
         else:
-            x = x + absolute_positions(steps, self.config.dim).astype(x.dtype)
+            x = x + sinusoids(jnp.arange(steps, dtype=jnp.float32), self.config.dim).astype(x.dtype)
         mask = self.mask(lengths, steps)
         for index, layer in enumerate(self.layers):
             own = dropout.within(index) if dropout else None

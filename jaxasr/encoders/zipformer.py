@@ -20,11 +20,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxasr.arrays import ceil_div, length_mask, repeat_last
+from jaxasr.encoders.zipformer_attention import attention_mask
 from jaxasr.encoders.zipformer_config import ZipformerConfig, subsampled_length
 from jaxasr.encoders.zipformer_frontend import ConvEmbed
 from jaxasr.encoders.zipformer_layer import Bypass, Layer, LayerConfig, State
 from jaxasr.encoders.zipformer_positions import compact_relative_positions
-from jaxasr.layers.attention import attention_mask
 from jaxasr.layers.dropout import Dropout
 from jaxasr.layers.repeated import run_layer
 

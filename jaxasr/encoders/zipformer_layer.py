@@ -16,8 +16,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxasr.arrays import ceil_div, length_mask, zero_beyond
+from jaxasr.encoders.zipformer_attention import relative_bias, split_heads
 from jaxasr.encoders.zipformer_positions import StoredPositions
-from jaxasr.layers.attention import extend_cache, relative_bias, split_heads
+from jaxasr.layers.attention import extend_cache
 from jaxasr.layers.convolution import DepthwiseConv1d
 from jaxasr.layers.dropout import Dropout, no_dropout
 from jaxasr.layers.linear import Linear

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxasr.arrays import Count, at_least_zero
 
-Window = Literal["povey", "hamming", "hann"]
+WindowShape = Literal["povey", "hamming", "hann"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class KaldiConfig:
     bins: int = 80
     low_freq: float = 20.0  # Hz
     high_freq: float = -400.0  # Hz; zero or below counts from the Nyquist frequency
-    window: Window = "povey"  # povey and hamming are symmetric, hann periodic, as in kaldi-native-fbank
+    window: WindowShape = "povey"  # povey and hamming are symmetric, hann periodic, as in kaldi-native-fbank
     preemphasis: float = 0.97
     remove_dc_offset: bool = True
     dither: float = 0.0  # deviation of the noise, in units of scaled samples; added only where a key is given

@@ -7,7 +7,7 @@ from typing import Literal
 
 from jaxasr.arrays import Count
 
-Window = Literal["hann", "hamming", "blackman", "bartlett", "none"]
+WindowShape = Literal["hann", "hamming", "blackman", "bartlett", "none"]
 # What stands beyond the ends of a clip, and how many frames count: "zeros" since NeMo 2.5, samples // hop_length;
 # "reflected" from 1.0 to 2.4, one frame more. A checkpoint does not say with which it was trained. "zeros_all": zeros
 # beyond the ends as well, and as many frames as "reflected", as exports with a front end of their own have them.
@@ -33,7 +33,7 @@ class NemoMelConfig:
     high_freq: float = 8000.0  # Hz
     mel_scale: Literal["slaney", "htk"] = "slaney"
     mel_norm: Literal["slaney", "none"] = "slaney"  # "slaney": every triangle has the area 1
-    window: Window = "hann"
+    window: WindowShape = "hann"
     periodic: bool = False  # whether the window is that of a period; else it is symmetric
     framing: Framing = "zeros"
     subtract_mean: bool = False  # of a clip's samples, before all else

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 from jaxasr.configuration import Table, deferred
+from jaxasr.encoders import EncoderConfig
 from jaxasr.heads.lstm_config import LSTMConfig
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ class CTCConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.blank_id < self.vocabulary_size:
             raise ValueError(f"blank_id {self.blank_id} does not lie in the vocabulary of {self.vocabulary_size}")
+
+    def fault(self, encoder: EncoderConfig) -> str | None:
+        """It takes the frames of any encoder."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,3 +151,7 @@ class TransducerConfig:
                 )
         if self.durations and (min(self.durations) < 0 or max(self.durations) < 1):
             raise ValueError(f"durations must be numbers of frames of which one is positive, not {self.durations}")
+
+    def fault(self, encoder: EncoderConfig) -> str | None:
+        """It takes the frames of any encoder."""
+        return None

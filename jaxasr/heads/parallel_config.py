@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from jaxasr.encoders import EncoderConfig
 from jaxasr.layers.overlapped import Overlapped
 from jaxasr.layers.sliding import Sliding
 
@@ -95,6 +96,13 @@ class ParallelConfig:
             raise ValueError("a predictor with peaks takes whole utterances: leave out chunks and window")
         if min(self.feedforward_dim, self.num_heads, self.kernel) < 1 or self.shift < 0:
             raise ValueError("feedforward_dim, num_heads and kernel must be positive, and shift not negative")
+
+    def fault(self, encoder: EncoderConfig) -> str | None:
+        """The encoder must give its frames in the same chunks, and take a stream in the same window, or in none."""
+        for name in ("chunks", "window"):
+            if getattr(self, name) != getattr(encoder, name, None):
+                return f"{name}: the encoder's and the parallel head's differ"
+        return None
 
     @property
     def sliding(self) -> Sliding:

@@ -1,9 +1,7 @@
-"""Attention and what it is made of: masks, heads, caches of a stream, and scores by relative position."""
+"""Attention and what it is made of: heads, caches of a stream, and scores by relative position."""
 
 from __future__ import annotations
 
-import functools
-import operator
 from typing import TYPE_CHECKING
 
 import jax
@@ -11,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxasr.arrays import LOG_ZERO, length_mask
+from jaxasr.arrays import LOG_ZERO
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.products import batched_product
 
@@ -105,7 +103,7 @@ def relative_scores(
     """Scores by relative position: queries (heads, B, T, d), encoded (heads, keys + T - 1, d) -> (heads, B, T, keys).
 
     Query i's key j has row T - 1 - i + j of `encoded`. All offsets are multiplied, one large product a head, and each
-    row takes its own: for wide heads, where `relative_bias` is for narrow ones.
+    row takes its own, which suits wide heads.
     """
     heads, batch, steps, width = queries.shape
     by_offset = batched_product(queries.reshape(heads, batch * steps, width), encoded.swapaxes(-1, -2))
@@ -117,7 +115,7 @@ def _by_key(scores: Float[Array, "*leading T N"], keys: int) -> Float[Array, "*l
     *leading, steps, offsets = scores.shape
 
     def by_shifts(scores: jax.Array) -> jax.Array:
-        return _shift_rows(scores, jnp.arange(steps))[..., steps - 1 :]
+        return shift_rows(scores, jnp.arange(steps))[..., steps - 1 :]
 
     def in_memory(scores: jax.Array) -> jax.Array:
         # Read at one entry less a row, each row begins one place earlier than the row above.
@@ -130,28 +128,6 @@ def _by_key(scores: Float[Array, "*leading T N"], keys: int) -> Float[Array, "*l
     return by_key
 
 
-def attention_mask(
-    lengths: Int[Array, " B"], steps: int, chunk: int | None, left: int | None
-) -> Bool[Array, "B 1 _ {steps}"]:
-    """Which keys a frame may see: (B, 1, 1, T) without chunks, (B, 1, T, T) with them.
-
-    With chunks, frame t sees chunks c - n to c of its own c = t // chunk, n = max(1, left // chunk).
-    """
-    keys = length_mask(lengths, steps)[:, None, None, :]
-    if chunk is None:
-        return keys
-    index = jnp.arange(steps) // chunk
-    visible = index[None, :] <= index[:, None]
-    if left is not None:
-        visible &= index[None, :] >= index[:, None] - max(1, left // chunk)
-    return keys & visible[None, None]
-
-
-def split_heads(x: Float[Array, "B T D"], heads: int) -> Float[Array, "B {heads} T D//{heads}"]:
-    """(B, T, heads * d) -> (B, heads, T, d)."""
-    return x.reshape(x.shape[0], x.shape[1], heads, -1).swapaxes(1, 2)
-
-
 def extend_cache(
     cached: Float[Array, "B N D"], new: Float[Array, "B T D"]
 ) -> tuple[Float[Array, "B N D"], Float[Array, "B N+T D"]]:
@@ -160,68 +136,7 @@ def extend_cache(
     return frames[:, frames.shape[1] - cached.shape[1] :], frames
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def relative_bias(
-    queries: Float[Array, "B heads T p"], encoded: Float[Array, "heads {keys}+T-1 p"], keys: int
-) -> Float[Array, "B heads T {keys}"]:
-    """Scores by relative position: queries (B, heads, T, p), encoded (heads, keys + T - 1, p) -> (B, heads, T, keys).
-
-    Query i's key j has row T - 1 - i + j of `encoded`. The rows are laid out by query and key once for the whole batch
-    and multiplied channel by channel, p being small: scores of all offsets, twice as many, never exist.
-    """
-    table = _by_query(encoded.swapaxes(1, 2), queries.shape[2], keys)  # (heads, p, T, keys)
-    by_channel = (queries[..., channel, None] * table[None, :, channel] for channel in range(table.shape[1]))
-    return functools.reduce(operator.add, by_channel)
-
-
-def _relative_bias_forward(
-    queries: jax.Array, encoded: jax.Array, keys: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return relative_bias(queries, encoded, keys), (queries, encoded)
-
-
-def _relative_bias_backward(
-    keys: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Two products with the gradient by offset, where the transposed program would keep p arrays of all scores."""
-    queries, encoded = saved
-    by_offset = _by_offset(gradient)  # (B, heads, T, keys + T - 1)
-    dqueries = batched_product(by_offset, encoded.astype(gradient.dtype))
-    # Rows are added up in float32, whatever they came in.
-    dencoded = batched_product(by_offset.swapaxes(-1, -2).astype(jnp.float32), queries.astype(jnp.float32)).sum(0)
-    return dqueries.astype(queries.dtype), dencoded.astype(encoded.dtype)
-
-
-relative_bias.defvjp(_relative_bias_forward, _relative_bias_backward)
-
-
-def _by_query(rows: Float[Array, "*leading N"], steps: int, keys: int) -> Float[Array, "*leading {steps} {keys}"]:
-    """(..., keys + T - 1) -> (..., T, keys): entry (i, j) is that of column T - 1 - i + j. T: `steps`."""
-
-    def by_gather(rows: jax.Array) -> jax.Array:
-        return rows[..., (steps - 1 - jnp.arange(steps))[:, None] + jnp.arange(keys)]
-
-    def by_shifts(rows: jax.Array) -> jax.Array:
-        repeated = jnp.broadcast_to(rows[..., None, :], (*rows.shape[:-1], steps, rows.shape[-1]))
-        return _shift_rows(repeated, jnp.arange(steps))[..., steps - 1 :]
-
-    laid_out: jax.Array = lax.platform_dependent(rows, tpu=by_shifts, default=by_gather)
-    return laid_out
-
-
-def _by_offset(scores: Float[Array, "*leading T keys"]) -> Float[Array, "*leading T keys+T-1"]:
-    """(..., T, keys) -> (..., T, keys + T - 1): entry (i, j) moves to column T - 1 - i + j, zeros around it."""
-
-    def by_shifts(scores: jax.Array) -> jax.Array:
-        steps = scores.shape[-2]
-        padded = jnp.pad(scores, ((0, 0),) * (scores.ndim - 1) + ((0, steps - 1),))
-        return _shift_rows(padded, steps - 1 - jnp.arange(steps))
-
-    by_offset: jax.Array = lax.platform_dependent(scores, tpu=by_shifts, default=_by_offset_in_memory)
-    return by_offset
-
-
-def _shift_rows(x: Float[Array, "*leading T W"], places: Int[Array, " T"]) -> Float[Array, "*leading T W"]:
+def shift_rows(x: Float[Array, "*leading T W"], places: Int[Array, " T"]) -> Float[Array, "*leading T W"]:
     """x (..., T, W) with row i shifted right by places[i] < T; zeros fill its left.
 
     Row i is shifted by places[i] bit by bit: the whole array is shifted by 1, 2, 4, ..., and a mask keeps the shift for
@@ -233,17 +148,3 @@ def _shift_rows(x: Float[Array, "*leading T W"], places: Int[Array, " T"]) -> Fl
         x = jnp.where((places & size > 0)[:, None], shifted, x)
         size *= 2
     return x
-
-
-def _by_offset_in_memory(scores: Float[Array, "*leading T keys"]) -> Float[Array, "*leading T keys+T-1"]:
-    """`_by_offset` on devices whose arrays are contiguous in memory.
-
-    Each row is padded to one entry more than a row of the result has. The padded rows, written one after another and
-    read back at the result's width, are each shifted by one place more than the row above. The rows are reversed
-    before and after, since the last row is the one that is not shifted.
-    """
-    *leading, steps, keys = scores.shape
-    offsets = keys + steps - 1
-    rows = jnp.pad(scores[..., ::-1, :], ((0, 0),) * (scores.ndim - 1) + ((0, steps),))
-    shifted = rows.reshape(*leading, steps * (offsets + 1))[..., : steps * offsets].reshape(*leading, steps, offsets)
-    return shifted[..., ::-1, :]

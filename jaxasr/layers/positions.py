@@ -13,21 +13,16 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-def absolute_positions(steps: int, dim: int) -> Float[Array, "{steps} {dim}"]:
-    """The table of the positions 0 to `steps` - 1: (steps, dim) float32."""
-    return _sinusoids(jnp.arange(steps, dtype=jnp.float32), dim)
-
-
 def relative_positions(queries: int, cached: int, dim: int) -> Float[Array, "{cached}+2*{queries}-1 {dim}"]:
     """The table of all offsets query - key, from the highest down: (cached + 2 * queries - 1, dim) float32.
 
     Query i's key j, cached keys first, has row queries - 1 - i + j, as `attention.relative_scores` takes them
     (Transformer-XL, Dai et al., 2019, appendix B; NeMo and icefall, RelPositionalEncoding).
     """
-    return _sinusoids(cached + queries - 1 - jnp.arange(cached + 2 * queries - 1, dtype=jnp.float32), dim)
+    return sinusoids(cached + queries - 1 - jnp.arange(cached + 2 * queries - 1, dtype=jnp.float32), dim)
 
 
-def _sinusoids(positions: Float[Array, " N"], dim: int) -> Float[Array, "N {dim}"]:
+def sinusoids(positions: Float[Array, " N"], dim: int) -> Float[Array, "N {dim}"]:
     """Sines of position / 10000^(2k / dim) in the even columns 2k, cosines in the odd ones."""
     rates = np.exp(np.arange(0, dim, 2, dtype=np.float32) * np.float32(-math.log(10000.0) / dim))
     angles: jax.Array = positions[:, None] * rates

@@ -1,4 +1,4 @@
-"""Recordings into pieces that are heard at once, cut while they are decoded."""
+"""Recordings into cuts, each of which is heard at once, made while the recordings are decoded."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ CUT_SEARCH, CUT_STRETCH = 0.3, 0.2
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """What is heard at once: `samples` (n,), which begin with sample `start` of the recording."""
+class Cut:
+    """What is heard at once of a recording: `samples` (n,), which begin with sample `start` of the recording."""
 
     start: int
     samples: np.ndarray
 
 
 class Cutter(Protocol):
-    """One recording's pieces, its samples (n,) given bit by bit."""
+    """One recording's cuts, its samples (n,) given bit by bit."""
 
-    def push(self, samples: np.ndarray) -> list[Piece]:
-        """The pieces that are whole after these samples."""
+    def push(self, samples: np.ndarray) -> list[Cut]:
+        """The cuts that are whole after these samples."""
         ...
 
-    def finish(self) -> list[Piece]:
-        """The pieces that end with the recording."""
+    def finish(self) -> list[Cut]:
+        """The cuts that end with the recording."""
         ...
 
 
@@ -63,51 +63,51 @@ class SpeechDetector(Protocol):
 
 
 class Uncut:
-    """A Cutter that gives a recording as one piece, whatever its length."""
+    """A Cutter that gives a recording as one cut, whatever its length."""
 
     def __init__(self) -> None:
         self._heard: list[np.ndarray] = []
 
-    def push(self, samples: np.ndarray) -> list[Piece]:
-        """None: the piece ends with the recording."""
+    def push(self, samples: np.ndarray) -> list[Cut]:
+        """None: the cut ends with the recording."""
         self._heard.append(samples)
         return []
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[Cut]:
         """The recording, unless it is empty."""
         samples = self._heard[0] if len(self._heard) == 1 else np.concatenate([np.zeros(0, np.float32), *self._heard])
         self._heard = []
-        return [Piece(0, samples)] if len(samples) else []
+        return [Cut(0, samples)] if len(samples) else []
 
 
 class QuietCutter:
-    """A Cutter that gives all of a recording, in pieces no longer than `longest` samples, cut at quiet points.
+    """A Cutter that gives all of a recording, in cuts no longer than `longest` samples, which meet at quiet points.
 
-    `rate`: samples a second. A recording that is no longer is one piece.
+    `rate`: samples a second. A recording that is no longer is one cut.
     """
 
     def __init__(self, longest: int, rate: int) -> None:
         self._longest, self._rate = longest, rate
         self._start, self._rest = 0, np.zeros(0, np.float32)
 
-    def push(self, samples: np.ndarray) -> list[Piece]:
-        """The pieces that are whole after these samples."""
+    def push(self, samples: np.ndarray) -> list[Cut]:
+        """The cuts that are whole after these samples."""
         self._rest = np.concatenate([self._rest, samples]) if len(self._rest) else samples
-        pieces = []
+        cuts = []
         while len(self._rest) > self._longest:
             stop = quiet_point(self._rest, self._longest, self._rate)
-            pieces.append(Piece(self._start, self._rest[:stop]))
+            cuts.append(Cut(self._start, self._rest[:stop]))
             self._start, self._rest = self._start + stop, self._rest[stop:]
-        self._rest = self._rest.copy() if pieces else self._rest  # lets the others go when they have been heard
-        return pieces
+        self._rest = self._rest.copy() if cuts else self._rest  # lets the others go when they have been heard
+        return cuts
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[Cut]:
         """The rest, if there is any."""
-        return [Piece(self._start, self._rest)] if len(self._rest) else []
+        return [Cut(self._start, self._rest)] if len(self._rest) else []
 
 
 class SpeechCutter:
-    """A Cutter that gives the segments that `finder` finds; longer ones than `longest` samples are cut at quiet points.
+    """A Cutter that gives the segments that `finder` finds; those over `longest` samples are parted at quiet points.
 
     `rate`: samples a second.
     """
@@ -115,42 +115,42 @@ class SpeechCutter:
     def __init__(self, finder: SpeechFinder, longest: int, rate: int) -> None:
         self._finder, self._longest, self._rate = finder, longest, rate
         self._start, self._kept = 0, np.zeros(0, np.float32)  # what segments to come may hold
-        self._next: int | None = None  # where the next piece begins of the open segment, of which some were cut
+        self._next: int | None = None  # where the next cut of the open segment begins, after its first ones
 
-    def push(self, samples: np.ndarray) -> list[Piece]:
-        """The pieces that are whole after these samples."""
+    def push(self, samples: np.ndarray) -> list[Cut]:
+        """The cuts that are whole after these samples."""
         self._kept = np.concatenate([self._kept, samples])
-        pieces = [piece for span in self._finder.push(samples) for piece in self._whole(span)]
+        cuts = [cut for span in self._finder.push(samples) for cut in self._whole(span)]
         first, sure = self._finder.pending
         if sure > first:
             begin = first if self._next is None else self._next
-            cut, self._next = self._cut(begin, sure)
-            pieces += cut
+            more, self._next = self._long_cuts(begin, sure)
+            cuts += more
             first = self._next
         self._kept, self._start = self._kept[max(first - self._start, 0) :].copy(), max(first, self._start)
-        return pieces
+        return cuts
 
-    def finish(self) -> list[Piece]:
-        """The pieces that end with the recording."""
-        return [piece for span in self._finder.finish() for piece in self._whole(span)]
+    def finish(self) -> list[Cut]:
+        """The cuts that end with the recording."""
+        return [cut for span in self._finder.finish() for cut in self._whole(span)]
 
-    def _whole(self, span: Span) -> list[Piece]:
-        """The pieces of a segment that has ended."""
+    def _whole(self, span: Span) -> list[Cut]:
+        """The cuts of a segment that has ended."""
         begin = span[0] if self._next is None else self._next
         self._next = None
-        pieces, begin = self._cut(begin, span[1])
+        cuts, begin = self._long_cuts(begin, span[1])
         rest = self._kept[begin - self._start : span[1] - self._start]
-        return [*pieces, Piece(begin, rest)] if len(rest) else pieces
+        return [*cuts, Cut(begin, rest)] if len(rest) else cuts
 
-    def _cut(self, begin: int, stop: int) -> tuple[list[Piece], int]:
-        """Pieces of samples `begin` to `stop` while there are more than the longest has, and where the rest begins."""
-        pieces = []
+    def _long_cuts(self, begin: int, stop: int) -> tuple[list[Cut], int]:
+        """Cuts of samples `begin` to `stop` while there are more than the longest has, and where the rest begins."""
+        cuts = []
         while stop - begin > self._longest:
             sound = self._kept[begin - self._start : stop - self._start]
             point = quiet_point(sound, self._longest, self._rate)
-            pieces.append(Piece(begin, sound[:point]))
+            cuts.append(Cut(begin, sound[:point]))
             begin += point
-        return pieces, begin
+        return cuts, begin
 
 
 def quiet_point(samples: np.ndarray, longest: int, rate: int) -> int:

@@ -37,7 +37,7 @@ class Endpoints:
         self._begun: int | None = None  # the open segment's first frame
         self._last = -1  # its last one so far
         self._silent = 0  # frames of silence since the last change
-        self._window = self._new_window()
+        self._sliding = self._new_sum()
 
     @property
     def hears_levels(self) -> bool:
@@ -117,9 +117,9 @@ class Endpoints:
 
     def _hear(self, speaks: bool, final: bool) -> list[Span]:
         """The next frame; `final`: the recording's last one."""
-        frame, before = self._frame, self._window.speech
+        frame, before = self._frame, self._sliding.speech
         self._frame += 1
-        speech = self._window.hear(speaks)
+        speech = self._sliding.hear(speaks)
         self._silent = self._silent + 1 if not (before or speech) else 0
 
         if self._begun is None:
@@ -158,16 +158,16 @@ class Endpoints:
         self._take(frame)
         span = (self._begun, frame + 1)
         self._begun, self._last, self._silent = None, -1, 0
-        self._window = self._new_window()
+        self._sliding = self._new_sum()
         return [span]
 
-    def _new_window(self) -> _Window:
+    def _new_sum(self) -> _SlidingSum:
         config, frame_ms = self._config, self._frame_ms
         sizes = (each // frame_ms for each in (config.window_ms, config.to_speech_ms, config.to_silence_ms))
-        return _Window(*sizes)
+        return _SlidingSum(*sizes)
 
 
-class _Window:
+class _SlidingSum:
     """Decisions of `size` frames, summed: `speech` from a sum of `to_speech` on, until one of at most `to_silence`."""
 
     def __init__(self, size: int, to_speech: int, to_silence: int) -> None:

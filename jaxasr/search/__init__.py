@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import jax
 
 from jaxasr.configuration import Table
+from jaxasr.encoders import EncoderConfig
 from jaxasr.search.beam import JointBeam, TransducerBeam
 from jaxasr.search.greedy import CTCGreedy, TransducerGreedy
 from jaxasr.search.parallel import ParallelSearch, StreamedParallelSearch
@@ -27,6 +28,10 @@ class HeadConfig(Protocol):
 
     @property
     def blank_id(self) -> int: ...
+
+    def fault(self, encoder: EncoderConfig) -> str | None:
+        """Why it cannot stand on this encoder; None where it can."""
+        ...
 
 
 @runtime_checkable

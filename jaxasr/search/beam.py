@@ -88,7 +88,7 @@ class TransducerBeam:
     duration of 0 (TDT, arXiv 2304.06795).
 
     Hypotheses that have come to say the same at one frame are then one, with the sum of their probabilities and the
-    better one's times. Scores are the log-probabilities of all alignments found; hypotheses are ranked by score /
+    better one's times. Scores are the log-probabilities of all alignments found; hypotheses are ordered by score /
     (tokens + the head's length_offset), as icefall, sherpa-onnx and NeMo do. Those of score LOG_ZERO are no hypotheses.
     `blank_penalty` () is taken off the blank's logit before the softmax.
     """
@@ -153,12 +153,12 @@ class TransducerBeam:
         return state, settled
 
     def finish(self, state: BeamState) -> Hypotheses:
-        """The hypotheses kept, ranked; those that say the same, and were to go on at different frames, as one."""
+        """The hypotheses kept, best first; those that say the same, and were to go on at different frames, as one."""
         order = jnp.argsort(state.score, axis=1, descending=True, stable=True)
         score = merge_equal(gather(state.score, order), gather(state.hashes, order))
         found = Buffers(*(gather(leaf, order) for leaf in state.found))
         length = found.length + state.settled[:, None] + self.head.length_offset
-        return rank(found.scored(score), score / length)
+        return best_first(found.scored(score), score / length)
 
     def _frame(
         self, pool: _Pool, inputs: tuple[Int[Array, ""], Float[Array, "B J"], Bool[Array, " B"]]
@@ -276,7 +276,7 @@ class JointState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class JointBeam:
-    """A transducer's beam search whose hypotheses are ranked by both heads: N = the beam.
+    """A transducer's beam search whose hypotheses are scored by both heads: N = the beam.
 
     Ranked by (1 - weight) * score + weight * the CTC head's log-likelihood of each text. The two heads err differently:
     what a joiner lost between two alignments, such as a word said twice, CTC sees (rescoring of Watanabe et al., 2017,
@@ -302,14 +302,14 @@ class JointBeam:
         return JointState(self.transducer.step(state.beam, encoded, lengths), log_probs)
 
     def finish(self, state: JointState) -> Hypotheses:
-        """The transducer's hypotheses, ranked by both heads; the score is the weighted sum."""
+        """The transducer's hypotheses, best first by both heads; the score is the weighted sum."""
         found = self.transducer.finish(state.beam)
         likelihood = ctc_log_likelihood(
             state.log_probs, state.beam.searched, found.tokens, found.length, blank_id=self.ctc.blank_id
         )
         both = (1 - self.weight) * found.score + self.weight * likelihood
         score = jnp.where(found.score < LOG_ZERO / 2, LOG_ZERO, both)
-        return rank(found._replace(score=score), score)
+        return best_first(found._replace(score=score), score)
 
 
 def ctc_log_likelihood(
@@ -351,7 +351,7 @@ def ctc_log_likelihood(
     return jnp.logaddexp(*(jnp.take_along_axis(each, last, axis=-1)[..., 0] for each in (blank, token)))
 
 
-def rank(hypotheses: Hypotheses, by: Float[Array, "B N"]) -> Hypotheses:
+def best_first(hypotheses: Hypotheses, by: Float[Array, "B N"]) -> Hypotheses:
     """The same hypotheses, those with the highest `by` (B, N) first."""
     order = jnp.argsort(by, axis=1, descending=True, stable=True)
     return Hypotheses(*(gather(leaf, order) for leaf in hypotheses))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxasr.arrays import LOG_ZERO, ceil_div, length_mask, zero_beyond
-from jaxasr.search.beam import gather, merge_equal, rank, said_hash
+from jaxasr.search.beam import best_first, gather, merge_equal, said_hash
 from jaxasr.search.hypotheses import Buffers, Emissions, Hypotheses, empty_buffers
 from jaxasr.search.protocols import (
     Fired,
@@ -89,7 +89,7 @@ class ParallelSearch:
         emissions = Emissions(tokens, frames, durations, log_probs, emitted)
         found = empty_buffers(*shape).append(emissions)
         sound = jnp.isfinite(zero_beyond(*state)).all((1, 2))[:, None]
-        return rank(found.scored(jnp.where(sound, score, jnp.nan)), score)
+        return best_first(found.scored(jnp.where(sound, score, jnp.nan)), score)
 
     def _say(self, state: ParallelState) -> _Said:
         fired = self.head.fire(*state)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from jaxasr.audio import SAMPLE_RATE
 from jaxasr.errors import AudioError, ConfigError, ModelError
-from jaxasr.pieces import Cuts
+from jaxasr.pieces import StreamPiece, StreamPlan
 from jaxasr.programs import Programs
 from jaxasr.search.hypotheses import Hypotheses
 from jaxasr.spoken import Speller, Spoken
@@ -30,8 +30,8 @@ class Streams:
         if isinstance(slots, bool) or slots < 1:
             raise ConfigError(f"slots must be a number of streams, not {slots!r}")
         self._config, self._speller, self._blank_penalty = programs.config, speller, blank_penalty
-        self._cuts = Cuts(programs.config)
-        self._stepping = Stepping(programs, self._cuts, slots)
+        self._plan = StreamPlan(programs.config)
+        self._stepping = Stepping(programs, self._plan, slots)
         self._state = self._stepping.begin()
         self._slots: list[Stream | None] = [None] * slots
         self._lock = threading.RLock()
@@ -42,7 +42,7 @@ class Streams:
 
     @property
     def seconds_per_step(self) -> float:
-        return (self._cuts.start(1) - self._cuts.start(0)) / SAMPLE_RATE
+        return (self._plan.start(1) - self._plan.start(0)) / SAMPLE_RATE
 
     def open(self) -> Stream:
         """A stream of which nothing has been heard, in a free slot. Raises ConfigError where there is none."""
@@ -90,7 +90,7 @@ class Streams:
             self._step()
 
     def _step(self) -> None:
-        piece = self._cuts.empty(self._stepping.rows)
+        piece = self._plan.empty(self._stepping.rows)
         turn = Turn(*np.zeros((2, self._stepping.rows), bool))
         going = [(row, each) for row, each in enumerate(self._slots) if each is not None and each._has_step]
         for row, stream in going:
@@ -114,7 +114,7 @@ class Stream:
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
-        self._cuts, config = streams._cuts, streams._config
+        self._plan, config = streams._plan, streams._config
         self._silence_after = round(config.audio.silence_after * SAMPLE_RATE)
         silence_before = round(config.audio.silence_before * SAMPLE_RATE)
         self._waiting = [np.zeros((silence_before,), np.float32)]  # samples from number `_begin` on
@@ -157,7 +157,7 @@ class Stream:
 
     @property
     def _has_step(self) -> bool:
-        due = self._cuts.ready(self._known) if self._total is None else self._total
+        due = self._plan.ready(self._known) if self._total is None else self._total
         return self._steps < due
 
     def _append(self, samples: np.ndarray) -> None:
@@ -170,14 +170,14 @@ class Stream:
     def _end(self) -> None:
         self._waiting.append(np.zeros((self._silence_after,), np.float32))
         self._known += self._silence_after
-        self._total = self._cuts.total(self._known) if self._heard else 0
+        self._total = self._plan.total(self._known) if self._heard else 0
 
-    def _fill(self, piece: Any, row: int) -> None:
+    def _fill(self, piece: StreamPiece, row: int) -> None:
         """Put the next step into a row, and let go of samples that no later step takes."""
-        start = max(self._cuts.start(self._steps), 0)
+        start = max(self._plan.start(self._steps), 0)
         samples = np.concatenate(self._waiting)[start - self._begin :]
         self._waiting, self._begin = [samples], start
-        self._cuts.fill(piece, row, self._steps, samples, self._known, self._total is not None)
+        self._plan.fill(piece, row, self._steps, samples, self._known, self._total is not None)
         self._steps += 1
 
     def _take(self, settled: tuple[np.ndarray, ...], rest: tuple[np.ndarray, ...]) -> None:

@@ -12,7 +12,7 @@ from jaxasr.arrays import ceil_div
 from jaxasr.devices import usual_settings
 from jaxasr.errors import ConfigError
 from jaxasr.model_config import Parameters
-from jaxasr.pieces import Cuts, Piece
+from jaxasr.pieces import StreamPiece, StreamPlan
 from jaxasr.programs import Programs
 from jaxasr.search import streaming_search
 from jaxasr.search.hypotheses import Hypotheses
@@ -38,14 +38,14 @@ class Stepping:
     `rows`: the slots asked for, and as many more as the devices divide evenly.
     """
 
-    def __init__(self, programs: Programs, cuts: Cuts, slots: int) -> None:
+    def __init__(self, programs: Programs, plan: StreamPlan, slots: int) -> None:
         """ConfigError where the search cannot take a stream. Compiles the program, if it has not been."""
         self._programs = programs
-        self._room = cuts.encoded * (1 if programs.search.beam == 1 else UNSETTLED_STEPS)
+        self._room = plan.encoded * (1 if programs.search.beam == 1 else UNSETTLED_STEPS)
         self.rows = rows = ceil_div(slots, len(programs.devices)) * len(programs.devices)
         with usual_settings():
             self._state = jax.eval_shape(lambda params: self._begin(params, rows), programs.abstract_params())
-        nothing = cuts.empty(rows), Turn(*np.zeros((2, rows), bool))
+        nothing = plan.empty(rows), Turn(*np.zeros((2, rows), bool))
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nothing)
         self._run = programs.compile_step(rows, self._advance, (self._state, *shapes))
 
@@ -53,7 +53,9 @@ class Stepping:
         """The state of slots in which no stream has begun."""
         return self._programs.put_rows(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self._state))
 
-    def run(self, state: Any, piece: Piece, turn: Turn, blank_penalty: float) -> tuple[Any, Hypotheses, Hypotheses]:
+    def run(
+        self, state: Any, piece: StreamPiece, turn: Turn, blank_penalty: float
+    ) -> tuple[Any, Hypotheses, Hypotheses]:
         """The state after a step, which takes the place of `state`; what is settled by it, and the best of the rest.
 
         Hypotheses are arrays of the host, one a slot: (slots, 1, L). Of slots that are not active nothing is settled.
@@ -76,7 +78,7 @@ class Stepping:
         return search
 
     def _advance(
-        self, params: Parameters, state: Any, piece: Piece, turn: Turn, blank_penalty: jax.Array
+        self, params: Parameters, state: Any, piece: StreamPiece, turn: Turn, blank_penalty: jax.Array
     ) -> tuple[Any, Hypotheses, Hypotheses]:
         model = self._programs.abstract_model.fill(params)
         search = self._search(model, blank_penalty)

@@ -334,15 +334,15 @@ def encoded_frames(model: ModelConfig, seconds: float) -> int:
     return model.encoder.encoded_length(model.features.frame_count(int(seconds * model.features.sample_rate)))
 
 
-Batch = TypeVar("Batch")
+Prepared = TypeVar("Prepared")
 
 
-def prefetch(batches: Iterator[Batch], ahead: int = 3) -> Iterator[Batch]:
+def prefetch(batches: Iterator[Prepared], ahead: int = 3) -> Iterator[Prepared]:
     """The same batches, up to `ahead` of them made in a thread while the device works; errors are raised here."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=ahead)
+    ready: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=ahead)
     stopped = threading.Event()
 
-    def put(item: Batch | BaseException | None) -> None:
+    def put(item: Prepared | BaseException | None) -> None:
         while not stopped.is_set():
             try:
                 return ready.put(item, timeout=0.1)

@@ -43,7 +43,7 @@ class FakeRecognizer:
         for number, source in enumerate(sources):
             name = source if isinstance(source, str) else ""
             try:
-                given = inputs.recording(source, None)
+                given = inputs.named_source(source, None)
                 heard = audio.load_channels(given.source, given.sample_rate, channels)
             except JaxasrError as error:
                 assert on_error == "yield"

@@ -17,7 +17,7 @@ from jaxasr.encoders import StreamingEncoder
 from jaxasr.encoders.conformer import Conformer, context_mask
 from jaxasr.encoders.conformer_config import ConformerConfig
 from jaxasr.layers.dropout import Dropout
-from jaxasr.layers.positions import absolute_positions
+from jaxasr.layers.positions import sinusoids
 from random_modules import random_module
 
 # Unequal everything, so that a swapped axis shows.
@@ -157,7 +157,7 @@ def test_absolute_positions_are_added_to_the_scaled_frames() -> None:
     graph, state, run = network(config)
     module = nnx.merge(graph, jax.tree.map(jnp.asarray, state))
     frames, lengths = random(1, 1, 33, 19), np.array([33])
-    x = module.subsample(frames, lengths) * np.sqrt(12) + absolute_positions(9, 12)
+    x = module.subsample(frames, lengths) * np.sqrt(12) + sinusoids(jnp.arange(9.0), 12)
     for layer in module.layers:
         x = layer(x, jnp.ones((1, 1, 9), bool), None, np.array([9]))
     assert difference(run(state, frames, lengths)[0], np.asarray(x)) < 1e-5

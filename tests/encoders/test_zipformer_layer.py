@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from golden_models import quick_jit
+from jaxasr.encoders.zipformer_attention import attention_mask, relative_bias
 from jaxasr.encoders.zipformer_layer import (
     MASKED,
     AttentionWeights,
@@ -28,7 +29,6 @@ from jaxasr.encoders.zipformer_layer import (
     swoosh_r,
 )
 from jaxasr.encoders.zipformer_positions import compact_relative_positions
-from jaxasr.layers.attention import attention_mask, relative_bias
 from jaxasr.layers.linear import Linear
 from jaxasr.quant.array import quantize_array
 from jaxasr.quant.rules import Rule

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxasr.layers.positions import absolute_positions, relative_positions
+from jaxasr.layers.positions import relative_positions, sinusoids
 
 
 def written_out(position: int, dim: int) -> list[float]:
@@ -13,7 +14,9 @@ def written_out(position: int, dim: int) -> list[float]:
 
 
 def test_absolute() -> None:
-    np.testing.assert_allclose(absolute_positions(5, 6), [written_out(position, 6) for position in range(5)], atol=1e-6)
+    np.testing.assert_allclose(
+        sinusoids(jnp.arange(5.0), 6), [written_out(position, 6) for position in range(5)], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("queries", "cached"), [(1, 0), (4, 0), (3, 5)])
@@ -28,4 +31,4 @@ def test_each_query_and_key_find_their_offset(queries: int, cached: int) -> None
 
 def test_far_positions_are_right_in_float32() -> None:
     """5000 frames are more than three minutes: the fastest column turns by 1 a frame."""
-    np.testing.assert_allclose(absolute_positions(5001, 8)[-1], written_out(5000, 8), atol=5e-4)
+    np.testing.assert_allclose(sinusoids(jnp.arange(5001.0), 8)[-1], written_out(5000, 8), atol=5e-4)
