@@ -133,7 +133,7 @@ def test_training(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(pictures) == 3 and all(len(picture) > 20_000 for picture in pictures)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in log if "loss" in row]
-    assert len(losses) == 12 and losses[-1] < 0.5 * losses[0]
+    assert len(losses) == 12 and sum(losses[-3:]) / 3 < 0.5 * losses[0]  # the mean: each batch is another one
     assert sum("held_out_rate" in row for row in log) > 1
 
 
