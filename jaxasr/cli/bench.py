@@ -32,7 +32,7 @@ def bench(
     beam: BeamOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure how fast a model transcribes on this machine, with the programs compiled and the memory used."""
+    """Measure how fast a model transcribes here. Compile times and memory are told as well."""
     from jaxasr import benchmark
 
     jaxasr.configure_process()

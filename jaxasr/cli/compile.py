@@ -64,9 +64,10 @@ def compile(
     *,
     options: RecognizerOptions,
 ) -> None:
-    """Fill the cache folder with a model's compiled programs and arrays, for containers, servers and notebooks.
+    """Make a model's programs before they are needed. They go to the cache folder, with the model's arrays.
 
-    Later jobs with the same options, on the same kind of machine, wait for no compiler. Nothing is made twice.
+    That is for containers, servers and notebooks: later jobs with the same options, on the same kind of machine, wait
+    for no compiler. Nothing is made twice.
     """
     with options.load() as recognizer:
         wanted, left_out = recognizer.expected(_numbers(seconds), rows)

@@ -52,7 +52,7 @@ def evaluate(
     *,
     options: RecognizerOptions,
 ) -> None:
-    """Count the errors of a model on transcribed recordings, per manifest and in all."""
+    """Count a model's errors on transcribed recordings. They are told per manifest and in all."""
     chosen = conditions(where or [])
     utterances = [utterance for manifest in manifests for utterance in read_manifest(manifest, chosen)]
     sums = {manifest: _Sum() for manifest in manifests}

@@ -43,7 +43,7 @@ def export(
     activations: ActivationsOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier export wrote.")] = False,
 ) -> None:
-    """Write a model as one program and its arrays: JAX and numpy run them, on CPU, GPU or TPU, without jaxasr."""
+    """Write a model as one program and its arrays. JAX and numpy run them, on CPU, GPU or TPU, without jaxasr."""
     from jaxasr import loading, store
     from jaxasr.standalone import export_model
 

@@ -23,7 +23,7 @@ def info(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what a model directory or a published checkpoint is: architecture, parameters, vocabulary, size."""
+    """Show what a model directory or a checkpoint is. Architecture, parameters, vocabulary, size."""
     from jaxasr import store
 
     if store.is_model_directory(path):

@@ -63,7 +63,7 @@ def quantize(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model directory OUT_DIR.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; rates are fractions.")] = False,
 ) -> None:
-    """Make a smaller model directory: weights become integers of 8, 4, 3 or 2 bits, packed, with scales."""
+    """Make a smaller model directory. Weights become integers of 8, 4, 3 or 2 bits, packed, with scales."""
     import jaxasr
 
     jaxasr.configure_process()

@@ -46,9 +46,9 @@ def sensitivity(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; errors are fractions.")] = False,
 ) -> None:
-    """Quantize one part of the encoder at a time, hear what that changes, and propose bits that keep to a size.
+    """Propose bits for each part of a model, for a size. They come from what quantizing each part by itself changes.
 
-    Each part gets 8, 4, 3 and 2 bits in turn, rounded to the nearest; all else stays float.
+    Each part of the encoder gets 8, 4, 3 and 2 bits in turn, rounded to the nearest; all else stays float.
     """
     import jaxasr
     from jaxasr.compression.calibration import Hearing, read_windows

@@ -50,7 +50,7 @@ def train(
         int | None, typer.Option(min=1, metavar="N", help="Updates in all, instead of the recipe's.")
     ] = None,
 ) -> None:
-    """Train a recogniser on your own recordings; Ctrl-C leaves a checkpoint that --resume goes on from."""
+    """Train a recogniser on your own recordings. Ctrl-C leaves a checkpoint that --resume goes on from."""
     if held_out_where and not held_out:
         raise typer.BadParameter("--held-out-where needs --held-out")
     jaxasr.configure_process()

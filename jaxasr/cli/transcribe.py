@@ -77,7 +77,7 @@ def transcribe(
     *,
     options: RecognizerOptions,
 ) -> None:
-    """Print the words spoken in audio files, in their order, as they are recognised."""
+    """Print the words spoken in audio files. They come in the files' order, as they are recognised."""
     output = None if output == "-" else output
     heard = _channels(channels)
     format = format or _format_of(output)

@@ -19,7 +19,7 @@ from jaxasr.errors import AudioError
 Run = Callable[..., Any]
 COMMANDS = ("transcribe", "convert", "info", "evaluate", "train", "bench")
 OUT_OF_MEMORY = "jaxasr: out of memory: try a smaller --batch-seconds, or --dtype bfloat16"
-HEAVY = ("jax", "jaxlib", "flax", "orbax", "librosa", "huggingface_hub", "onnx", "torch")
+HEAVY = ("jax", "jaxlib", "flax", "orbax", "librosa", "huggingface_hub", "onnx", "torch", "rich.markdown")
 
 
 def python(program: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
