@@ -18,7 +18,6 @@ from jaxasr.compression.post_training import (
     fitting_rules,
     open_recogniser,
     quantize_stored,
-    stored_bytes,
 )
 from jaxasr.configuration import from_mapping
 from jaxasr.detector_config import DetectorConfig
@@ -29,7 +28,7 @@ from jaxasr.manifests import read_manifest
 from jaxasr.model_config import ModelConfig
 from jaxasr.quant.rules import QuantizationConfig, default_rules
 from jaxasr.recognizer import Recognizer
-from jaxasr.store import ModelCard, StoredModel
+from jaxasr.store import ModelCard, StoredModel, stored_bytes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -309,9 +309,9 @@ def _read(value: AudioInput, sample_rate: float | None, channels: Channels, piec
     name = ""
     try:
         with usual_settings():  # an array of JAX is brought here
-            source = inputs.named_source(value, sample_rate)
-        name = source.name
-        pieces = audio.load_pieces(source.source, source.sample_rate, channels, piece_samples)
+            named = inputs.named_source(value, sample_rate)
+        name = named.name
+        pieces = audio.load_pieces(named.source, named.sample_rate, channels, piece_samples)
         heard = next(pieces)
         numbers = range(1, len(heard) + 1) if channels == "each" else [None if channels == "mix" else channels]
         if len(heard[0]) == piece_samples:

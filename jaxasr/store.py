@@ -328,6 +328,11 @@ def parameter_count(shapes: Parameters) -> int:
     return sum(math.prod(leaf.shape) for path, leaf in flatten(shapes).items() if is_parameter(path))
 
 
+def stored_bytes(arrays: Mapping[str, Any]) -> int:
+    """Bytes that the arrays of a manifest take in the memory of a device in the types in which they are stored."""
+    return sum(math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize for entry in arrays.values())
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries to one with dotted paths."""
     flat: dict[str, Any] = {}
@@ -432,12 +437,14 @@ def _quantized(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def _parameters(manifest: Mapping[str, Any]) -> int:
     """How many numbers the parameters have together, or stand for."""
     quantized = _quantized(manifest)
-    floats = (
-        entry["shape"]
-        for path, entry in manifest["arrays"].items()
-        if is_parameter(path) and path.rpartition(".")[0] not in quantized
-    )
+    entries = _parameter_entries(manifest).items()
+    floats = (entry["shape"] for path, entry in entries if path.rpartition(".")[0] not in quantized)
     return sum(map(math.prod, (*floats, *quantized.values())))
+
+
+def _parameter_entries(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest says of the arrays that are, or belong to, parameters, by path."""
+    return {path: entry for path, entry in manifest["arrays"].items() if is_parameter(path)}
 
 
 def _low_bits(config: ModelConfig | DetectorConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -450,11 +457,7 @@ def _low_bits(config: ModelConfig | DetectorConfig, manifest: Mapping[str, Any])
         if (rule := config.quantization.rule(path, shape)) is not None:
             bits[f"{rule.bits} bits"] += math.prod(shape)
             ways[WAYS[rule.activations]] += math.prod(shape)
-    stored = sum(
-        math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize
-        for path, entry in manifest["arrays"].items()
-        if is_parameter(path)
-    )
+    stored = stored_bytes(_parameter_entries(manifest))
     return {
         "weights": {**bits, "float": _parameters(manifest) - bits.total()},
         "products": dict(ways),

@@ -80,7 +80,7 @@ def convert(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model directory OUT_DIR.")] = False,
 ) -> None:
-    """Make a model directory from a published checkpoint. That is a .pt, ONNX, .nemo or safetensors file; none is run.
+    """Make a model directory from a published checkpoint. It is a .pt, ONNX, .nemo or safetensors file, never executed.
 
     Of NeMo's voice activity detectors it makes a directory that jaxasr.load_detector takes.
     """

@@ -113,8 +113,3 @@ def narrowed(leaf: np.ndarray, dtype: str) -> np.ndarray:
         if largest != 0 and not FLOAT16_NORMAL <= largest <= FLOAT16_LARGEST:
             return leaf
     return leaf.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-
-
-def stored_bytes(arrays: Mapping[str, Any]) -> int:
-    """Bytes that the arrays of a manifest take in the memory of a device in the types in which they are stored."""
-    return sum(math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize for entry in arrays.values())
