@@ -55,6 +55,9 @@ NEMO_CONFORMERS = {
     "stt_en_fastconformer_transducer_xlarge": (607_749_120, None),
     "parakeet_tdt_0_6b_v2": (608_879_616, 617_825_926),
     "parakeet_tdt_0_6b_v3": (608_879_616, 627_008_134),
+    "parakeet_ctc_0_6b": (607_749_120, 608_799_745),
+    "parakeet_rnnt_0_6b": (607_749_120, 616_692_225),
+    "parakeet_tdt_ctc_110m": (108_762_112, 114_624_647),
 }
 
 
@@ -157,10 +160,10 @@ def test_parameter_counts_of_nemos_conformers(name: str) -> None:
     trained = {path: size for path, size in sizes.items() if is_parameter(path)}
     encoder, total = NEMO_CONFORMERS[name]
     assert sum(size for path, size in trained.items() if path.startswith("encoder.")) == encoder
-    if total is not None and config.transducer is not None:
-        second_biases = 4 * config.transducer.predictor.output_dim * config.transducer.predictor.layers
-        heads = sum(size for path, size in trained.items() if path.startswith("transducer."))
-        assert encoder + heads + second_biases == total
+    if total is not None:
+        predictor = config.transducer.predictor if config.transducer is not None else None
+        second_biases = 0 if predictor is None else 4 * predictor.output_dim * predictor.layers
+        assert sum(trained.values()) + second_biases == total
 
 
 def test_parameter_count_of_paraformer_large() -> None:
