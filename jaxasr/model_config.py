@@ -105,9 +105,14 @@ class ModelConfig:
         return self.ctc_text if role == "ctc" and self.ctc_text is not None else self.text
 
     def predicts_durations(self, search: SearchConfig) -> bool:
-        """Whether the head that is searched says how many frames a token spans (TDT)."""
+        """Whether the search says how many frames a token spans: of TDT, and of CTC with NeMo's times."""
         head = self.heads[searched_head(search, self.heads)]
-        return isinstance(head, TransducerConfig) and bool(head.durations)
+        match head:
+            case TransducerConfig():
+                return bool(head.durations)
+            case CTCConfig():
+                return head.token_frames == "previous"
+        return False
 
     def choose_search(self, kind: str | None = None, head: str | None = None, beam: int | None = None) -> SearchConfig:
         """The search that is asked for, by `search.choose_search`; ConfigError where this model cannot do it."""

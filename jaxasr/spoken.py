@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxasr.model_config import ModelConfig
 from jaxasr.search import SearchConfig
-from jaxasr.text import SPELLINGS, PartedSpelling
+from jaxasr.text import SPELLINGS, PartedSpelling, TimedSpelling
 from jaxasr.text.tokens import TokenTable
 from jaxasr.transcripts import Transcript
 
@@ -53,7 +53,11 @@ class Speller:
     ) -> Transcript:
         """What was said in a recording of `duration` seconds, part after part; `audio` and `channel` name it."""
         ids = [int(i) for part in parts for i in part.ids]
-        lasting = [round(float(each), 4) for part in parts for each in part.durations] if self._durations else []
+        times = [float(time) for part in parts for time in part.times]
+        durations = [float(each) for part in parts for each in part.durations] if self._durations else []
+        if durations and isinstance(self._spell, TimedSpelling):
+            spans = self._spell.timed([self._tokens[each] for each in ids], list(zip(times, durations, strict=True)))
+            times, durations = [begin for begin, _ in spans], [lasting for _, lasting in spans]
         together = [part.ids for part in parts] if self._apart else [ids]
         spelt = [self._spell([self._tokens[int(i)] for i in each], self._tokens.byte_coding) for each in together]
         return Transcript(
@@ -62,8 +66,8 @@ class Speller:
             text="".join(text for text, _ in spelt),
             tokens=[token for _, tokens in spelt for token in tokens],
             token_ids=ids,
-            timestamps=[round(float(time), 4) for part in parts for time in part.times],
-            durations=lasting,
+            timestamps=[round(time, 4) for time in times],
+            durations=[round(each, 4) for each in durations],
             log_probs=[float(log_prob) for part in parts for log_prob in part.log_probs],
             channel=channel,
         )

@@ -10,7 +10,7 @@ from jaxasr.text.funasr import FunasrConfig, FunasrSpelling
 from jaxasr.text.nemo import NemoConfig, NemoSpelling
 from jaxasr.text.sherpa_onnx import SherpaOnnxConfig, SherpaOnnxSpelling
 from jaxasr.text.tokenizer_json import TokenizerJsonConfig, TokenizerJsonSpelling
-from jaxasr.text.tokens import ByteCoding
+from jaxasr.text.tokens import ByteCoding, Span
 
 
 class SpellingConfig(Protocol):
@@ -35,6 +35,15 @@ class PartedSpelling(Spelling, Protocol):
     @property
     def apart(self) -> bool:
         """Whether the parts have texts of their own, which are then joined."""
+        ...
+
+
+@runtime_checkable
+class TimedSpelling(Spelling, Protocol):
+    """A spelling whose publisher moves tokens in time."""
+
+    def timed(self, pieces: Sequence[str], spans: Sequence[Span]) -> list[Span]:
+        """Where each of `pieces` begins and how long it lasts, from where the search found them; one span a piece."""
         ...
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from jaxasr.text.tokens import MARK, ByteCoding
+from jaxasr.text.tokens import MARK, ByteCoding, Span
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -22,14 +22,17 @@ class NemoConfig:
 
     `tokenizer`: "sentencepiece" decodes all pieces together; "characters" joins labels as they are; "aggregate", one
     vocabulary a language, joins pieces with "▁" as a space, a leading one and "<unk>" included. `punctuation`: marks of
-    the vocabulary, which lose one space before them. The others are SentencePiece's: `unknown` is the piece that is
-    printed as `unknown_text`; `silent` are the control pieces, printed as nothing; `leading_marks` says whether "▁" at
-    the begin of the text is dropped: all of them, the first, or none.
+    the vocabulary, which lose one space before them. `punctuation_times`: a mark keeps its "own" times; or, after the
+    first token, it lasts no time as NeMo's timestamps of CTC have it ("short"), or stands at the end of the token
+    before as those of TDT have it ("moved"). The others are SentencePiece's: `unknown` is the piece that is printed as
+    `unknown_text`; `silent` are the control pieces, printed as nothing; `leading_marks` says whether "▁" at the begin
+    of the text is dropped: all of them, the first, or none.
     """
 
     kind: Literal["nemo"] = "nemo"
     tokenizer: Literal["sentencepiece", "characters", "aggregate"] = "sentencepiece"
     punctuation: str = ""
+    punctuation_times: Literal["own", "short", "moved"] = "own"
     unknown: str = "<unk>"
     unknown_text: str = " ⁇ "
     silent: tuple[str, ...] = ()
@@ -59,6 +62,23 @@ class NemoSpelling:
                 tokens = list(pieces)
                 text = "".join(tokens)
         return (self._marks.sub(r"\1", text) if self._marks else text), tokens
+
+    def timed(self, pieces: Sequence[str], spans: Sequence[Span]) -> list[Span]:
+        """Where each of `pieces` begins and how long it lasts, by `punctuation_times`; one span a piece.
+
+        Source: NeMo, _refine_timestamps of ctc_decoding.py, _refine_timestamps_tdt of rnnt_decoding.py.
+        """
+        found: list[Span] = []
+        for piece, (begin, lasting) in zip(pieces, spans, strict=True):
+            alone = self([piece])[0]
+            match self.config.punctuation_times:
+                case "short" if found and alone and alone[0] in self.config.punctuation:
+                    found.append((begin, 0.0))
+                case "moved" if found and alone and alone in self.config.punctuation:
+                    found.append((sum(found[-1]), 0.0))
+                case _:
+                    found.append((begin, lasting))
+        return found
 
     def _printable(self, piece: str) -> str:
         if piece == self.config.unknown:

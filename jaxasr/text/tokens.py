@@ -12,6 +12,8 @@ from jaxasr.errors import CheckpointError
 from jaxasr.files import refuse_pointer
 
 ByteCoding = Literal["none", "fallback", "byte_bpe"]
+# Where a token begins, and how long it lasts, in one unit.
+Span = tuple[float, float]
 # What pieces of SentencePiece write for the space before a word.
 MARK = "▁"
 

@@ -61,6 +61,20 @@ def test_marks_of_the_vocabulary_lose_one_space_before_them() -> None:
     assert NemoSpelling(NemoConfig(tokenizer="characters"))(list("a ."))[0] == "a ."
 
 
+@pytest.mark.parametrize(
+    ("rule", "begins", "lasting", "found"),
+    [  # what _refine_timestamps_tdt and _refine_timestamps of NeMo 3.0.0 make of these
+        ("moved", [0, 2, 7, 12, 13, 15, 30, 31], [1, 3, 1, 0, 2, 4, 2, 1], "0+1 2+3 5+0 5+0 13+2 15+4 19+0 31+1"),
+        ("short", [0, 0, 2, 7, 12, 13, 15, 30], [0, 2, 5, 5, 1, 2, 15, 1], "0+0 0+2 2+0 7+0 12+1 13+2 15+0 30+1"),
+    ],
+)
+def test_times_of_marks_as_nemo_has_them(rule: Any, begins: list[int], lasting: list[int], found: str) -> None:
+    pieces, spans = ["▁,", "▁a", ",", "▁?", "b", "it's", "▁.", "▁c"], list(zip(begins, lasting, strict=True))
+    spelling = NemoConfig(punctuation=",.?", punctuation_times=rule)
+    assert " ".join(f"{begin:.0f}+{long:.0f}" for begin, long in NemoSpelling(spelling).timed(pieces, spans)) == found
+    assert NemoSpelling(NemoConfig(punctuation=",.?")).timed(pieces, spans) == spans
+
+
 def test_labels_are_joined_as_they_are_and_aggregates_keep_their_first_space() -> None:
     assert NemoSpelling(NemoConfig(tokenizer="characters"))([" ", "a", "▁"]) == (" a▁", [" ", "a", "▁"])
     spell = NemoSpelling(NemoConfig(tokenizer="aggregate"))
