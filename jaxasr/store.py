@@ -488,7 +488,10 @@ def _verify_file(folder: Path, name: str, files: Mapping[str, str]) -> None:
     except OSError as error:
         raise ModelError(f"{folder / name} cannot be read ({reason(error)}): convert the model again") from None
     if digest != files.get(name):
-        raise ModelError(f"{folder / name} is not what was converted (its hash differs): convert the model again")
+        edited = ", with --config and your copy of the file if you meant to change it" if name == CONFIG else ""
+        raise ModelError(
+            f"{folder / name} is not what was converted (its hash differs): convert the model again{edited}"
+        )
 
 
 def _verify_arrays(folder: Path, described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
+import yaml
 
 from jaxasr import store
 from jaxasr.convert import convert_checkpoint, describe
-from jaxasr.errors import CheckpointError, ConfigError, JaxasrError
+from jaxasr.errors import CheckpointError, ConfigError, JaxasrError, ModelError
+from jaxasr.features.nemo_config import NemoMelConfig
+from jaxasr.text.nemo import NemoConfig
 
 from .conftest import LABELS, WIDTH, citrinet_settings, citrinet_tensors, member
 
@@ -48,6 +51,27 @@ def test_it_converts_and_says_which_version_wrote_it(write_nemo: Writer, tmp_pat
     np.testing.assert_array_equal(params["features"]["filterbank"], theirs["preprocessor.featurizer.fb"][0].T)
     head = theirs["decoder.decoder_layers.0.weight"]
     np.testing.assert_array_equal(params["ctc"]["output"]["kernel"], head[:, :, 0].T)
+
+
+def test_switches_are_set_in_a_copy_of_the_configuration(write_nemo: Writer, tmp_path: Path) -> None:
+    """What docs/models/nemo.md says: an edited config.yaml is refused where it stands, and taken with `config`."""
+    convert_checkpoint(write_nemo(), tmp_path / "model")
+    edited = tmp_path / "model/config.yaml"
+    mapping = yaml.safe_load(edited.read_text("utf-8"))
+    mapping["features"] |= {"framing": "reflected", "shortest": 16000}
+    mapping["text"] |= {"punctuation": "'", "punctuation_times": "short"}
+    mapping["ctc"] |= {"token_frames": "previous"}
+    edited.write_text(yaml.safe_dump(mapping), "utf-8")
+    with pytest.raises(ModelError, match="config.yaml is not what was converted .* with --config and your copy"):
+        store.load(tmp_path / "model")
+    convert_checkpoint(write_nemo(), tmp_path / "other", config=edited)
+    config, params, _ = store.load(tmp_path / "other")
+    assert isinstance(config.features, NemoMelConfig) and isinstance(config.text, NemoConfig) and config.ctc is not None
+    assert (config.features.framing, config.features.shortest) == ("reflected", 16000)
+    assert (config.text.punctuation_times, config.ctc.token_frames) == ("short", "previous")
+    np.testing.assert_array_equal(
+        params["features"]["filterbank"], citrinet_tensors()["preprocessor.featurizer.fb"][0].T
+    )
 
 
 def test_the_old_spelling_gives_the_same_model(write_nemo: Writer, tmp_path: Path) -> None:
