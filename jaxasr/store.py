@@ -38,6 +38,7 @@ from jaxasr.text.tokens import TokenTable
 
 CONFIG, PARAMS, TOKENS, CARD, MANIFEST = "config.yaml", "params", "tokens.txt", "README.md", "manifest.json"
 SAVE_CONCURRENT_GB = 0.1
+SMALL_ARRAY = 1 << 18  # bytes
 # How quantized weights are multiplied, in words.
 WAYS = {
     "float": "weights dequantized in the product",
@@ -118,8 +119,9 @@ def save(
         if tokens is not None:
             tokens.write(folder / TOKENS)
         leaves, quantized = tree.taken_apart(flatten(params))
-        # Of JAX's arrays Orbax writes their devices too, 300 bytes for each, which nobody reads.
-        leaves = {path: np.asarray(leaf) for path, leaf in leaves.items()}
+        # Of JAX's arrays Orbax writes their devices too, 300 bytes for each, which nobody reads; of numpy's it holds a
+        # copy of all until they are written.
+        leaves = {path: np.asarray(leaf) if leaf.nbytes < SMALL_ARRAY else leaf for path, leaf in leaves.items()}
         size = sum(leaf.nbytes for leaf in leaves.values())
         if shutil.disk_usage(folder).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -126,6 +127,21 @@ def test_an_unknown_key_is_named(directory: Path) -> None:
 def test_damaged_manifests(directory: Path, content: str) -> None:
     (directory / "manifest.json").write_text(content)
     refused(directory, ModelError, "again")
+
+
+def test_large_arrays_are_written_without_copies(bundled: Golden, tmp_path: Path) -> None:
+    """Of numpy's memory; the compressed bytes are TensorStore's own."""
+    params = {"layers": {str(number): jax.numpy.full(1 << 18, number, np.float32) for number in range(16)}}
+    jax.block_until_ready(params)
+    import orbax.checkpoint  # noqa: F401, whose import takes memory
+
+    tracemalloc.start()
+    try:
+        store.save(tmp_path / "model", bundled.config, params, bundled.tokens, store.ModelCard("x", ()))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 def test_an_existing_folder_is_kept(bundled: Golden, tmp_path: Path) -> None:
