@@ -1,13 +1,9 @@
-"""Parity with Transformers on the models of tests/data/transformers-tiny; with NeMo's archive of the same weights."""
+"""Parity with Transformers on the models of tests/data/transformers-tiny."""
 
 from __future__ import annotations
 
 import functools
-import json
-import re
-import tarfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,15 +12,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import soundfile
-import yaml
-from safetensors.numpy import save_file
 
 import jaxasr
 from conftest import DATA
 from golden_models import END_TO_END, Golden, abstract_model, difference, quick_jit, read_arrays
 from jaxasr import store
 from jaxasr.convert.formats.safetensors import read_safetensors
-from jaxasr.convert.formats.torch.pickles import read_torch
 from jaxasr.layers.positions import relative_positions
 
 NAMES = ("ctc", "tdt", "rnnt")
@@ -134,80 +127,3 @@ def test_what_is_stored_in_sixteen_bits_is_exact(models: Callable[[str], Golden]
     np.testing.assert_array_equal(ours["encoder.layers.1.feed_forward1.in_proj.kernel"], stored.T.astype(np.float32))
     pair = [theirs[f"decoder.lstm.bias_{part}_l1"].astype(np.float32) for part in ("ih", "hh")]
     np.testing.assert_array_equal(ours["transducer.predictor.layers.1.input.bias"], pair[0] + pair[1])
-
-
-# --- the same weights as an archive -----------------------------------------------------------------------------------
-
-# What Transformers' conversion (models/parakeet/convert_nemo_to_hf.py) calls NeMo's tensors.
-RENAMED = {
-    r"encoder\.pre_encode\.conv\.": "encoder.subsampling.layers.",
-    r"encoder\.pre_encode\.out\.": "encoder.subsampling.linear.",
-    r"\.conv\.batch_norm\.": ".conv.norm.",
-    r"\.linear_([qkv])\.": r".\1_proj.",
-    r"\.linear_out\.": ".o_proj.",
-    r"\.linear_pos\.": ".relative_k_proj.",
-    r"\.pos_bias_([uv])$": r".bias_\1",
-    r"^ctc_decoder\.decoder_layers\.0\.": "ctc_head.",
-}
-
-
-@pytest.fixture(scope="module")
-def renamed(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A hybrid archive, and its encoder and CTC head as Transformers would publish them."""
-    folder, made = shared / "golden/fastconformer-tdt-tiny", tmp_path_factory.mktemp("renamed")
-    settings = yaml.safe_load((folder / "model_config.yaml").read_text("utf-8"))
-    with tarfile.open(folder / "model.nemo") as archive:
-        member = archive.extractfile("./model_weights.ckpt")
-        assert member is not None
-        (made / "weights.ckpt").write_bytes(member.read())
-    state: Any = read_torch(made / "weights.ckpt")
-    tensors = {
-        functools.reduce(lambda key, pair: re.sub(*pair, key), RENAMED.items(), name): np.ascontiguousarray(tensor)
-        for name, tensor in state.items()
-        if name.startswith(("encoder.", "ctc_decoder."))
-    }
-    save_file(tensors, made / "model.safetensors")
-    encoder, pieces = settings["encoder"], settings["joint"]["vocabulary"]
-    config = {
-        "model_type": "parakeet_ctc",
-        "vocab_size": len(pieces) + 1,
-        "pad_token_id": len(pieces),
-        "encoder_config": {
-            "hidden_size": encoder["d_model"],
-            "num_hidden_layers": encoder["n_layers"],
-            "num_attention_heads": encoder["n_heads"],
-            "intermediate_size": encoder["d_model"] * encoder["ff_expansion_factor"],
-            "conv_kernel_size": encoder["conv_kernel_size"],
-            "subsampling_conv_channels": encoder["subsampling_conv_channels"],
-            "num_mel_bins": encoder["feat_in"],
-            "scale_input": encoder["xscaling"],
-            "attention_bias": encoder["use_bias"],
-            "convolution_bias": encoder["use_bias"],
-        },
-    }
-    tokenizer = {
-        "model": {"type": "BPE", "vocab": {piece: number for number, piece in enumerate(pieces)}},
-        "added_tokens": [{"id": 0, "content": "<unk>", "special": True}],
-        "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"},
-    }
-    (made / "config.json").write_text(json.dumps(config))
-    (made / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (made / "preprocessor_config.json").write_text(json.dumps({"feature_size": encoder["feat_in"]}))
-    return folder / "model.nemo", made
-
-
-def test_the_archive_of_the_same_weights_gives_the_same_model(renamed: tuple[Path, Path], tmp_path: Path) -> None:
-    archive, folder = renamed
-    jaxasr.convert_checkpoint(archive, tmp_path / "nemo")
-    jaxasr.convert_checkpoint(folder, tmp_path / "transformers")
-    (config, params, tokens), (ours_config, ours, ours_tokens) = map(
-        store.load, (tmp_path / "nemo", tmp_path / "transformers")
-    )
-    assert (config.encoder, config.ctc, tokens) == (ours_config.encoder, ours_config.ctc, ours_tokens)
-    theirs = store.flatten(params)
-    for path, array in store.flatten(ours).items():
-        if path == "features.window":  # designed here, stored there: torch's and numpy's cosine
-            np.testing.assert_allclose(array, theirs[path], atol=2e-7)
-        else:
-            np.testing.assert_array_equal(array, theirs[path], err_msg=path)
-    assert len(theirs) > len(store.flatten(ours)) == 100
