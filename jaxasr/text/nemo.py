@@ -24,9 +24,9 @@ class NemoConfig:
     vocabulary a language, joins pieces with "▁" as a space, a leading one and "<unk>" included. `punctuation`: marks of
     the vocabulary, which lose one space before them. `punctuation_times`: a mark keeps its "own" times; or, after the
     first token, it lasts no time as NeMo's timestamps of CTC have it ("short"), or stands at the end of the token
-    before as those of TDT have it ("moved"). The others are SentencePiece's: `unknown` is the piece that is printed as
-    `unknown_text`; `silent` are the control pieces, printed as nothing; `leading_marks` says whether "▁" at the begin
-    of the text is dropped: all of them, the first, or none.
+    before as those of TDT have it ("moved"). `silent` are pieces that are printed as nothing, as SentencePiece's
+    control pieces are. The others are SentencePiece's: `unknown` is the piece that is printed as `unknown_text`;
+    `leading_marks` says whether "▁" at the begin of the text is dropped: all of them, the first, or none.
     """
 
     kind: Literal["nemo"] = "nemo"
@@ -59,7 +59,7 @@ class NemoSpelling:
                 tokens = [piece.replace(MARK, " ") for piece in pieces]
                 text = "".join(tokens)
             case "characters":
-                tokens = list(pieces)
+                tokens = ["" if piece in self.config.silent else piece for piece in pieces]
                 text = "".join(tokens)
         return (self._marks.sub(r"\1", text) if self._marks else text), tokens
 
