@@ -41,7 +41,7 @@ def choose_context(
     if not fitting:
         raise ConfigError(f"chunk_seconds and left_context_seconds are those of the training: chunks of {listed}")
     chosen = list(fitting[0])
-    if len(trained) > 1 and all(seconds is None for seconds in asked.values()):
+    if len(contexts) > 1 and all(seconds is None for seconds in asked.values()):
         chosen = list(contexts[0])
         notes.append(
             f"the first context of the training is taken; its chunks are of {listed} (chunk_seconds overrides)"

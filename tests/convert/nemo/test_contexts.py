@@ -22,6 +22,14 @@ def test_the_first_is_taken_and_the_others_are_named() -> None:
     ]
 
 
+def test_the_first_is_taken_where_it_is_the_whole_utterance() -> None:
+    mixed = {**STREAMING, "att_context_size": [[-1, -1], [70, 13]]}
+    notes: list[str] = []
+    assert choose_context(mixed, 0.01, Options(), notes)["att_context_size"] == [-1, -1]
+    assert "its chunks are of 1.12 after 5.6 s (chunk_seconds overrides)" in notes[0]
+    assert choose_context(mixed, 0.01, Options(chunk_seconds=1.12), [])["att_context_size"] == [70, 13]
+
+
 def test_options_choose_among_those_trained() -> None:
     notes: list[str] = []
     for seconds, frames in ((0.56, 6), (0.08, 0)):
