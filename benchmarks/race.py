@@ -45,17 +45,13 @@ def engines(options: argparse.Namespace, clips: int, seconds: float) -> list[Eng
     if trio:
         script = str(HERE / "engines/onnxruntime_encoder.py")
         found.append(Engine("onnxruntime encoder", (script, str(trio), *size)))
-    if options.nemo:
-        script = str(HERE / "engines/nemo_onnxruntime.py")
-        found.append(Engine("onnxruntime encoder", (script, str(options.nemo), *size)))
-        if options.nemo_python:
-            script = str(HERE / "engines/nemo_pytorch.py")
-            command = (script, str(options.nemo), *size)
-            found.append(Engine("PyTorch encoder", command, "onnxruntime encoder", options.nemo_python))
-    if options.funasr:
-        found.append(
-            Engine("onnxruntime encoder", (str(HERE / "engines/funasr_onnxruntime.py"), str(options.funasr), *size))
-        )
+    for folder, frame in ((options.nemo, "0.01"), (options.funasr, "0.06")):
+        if folder:
+            script = str(HERE / "engines/exported_onnxruntime.py")
+            found.append(Engine("onnxruntime encoder", (script, str(folder), "--frame-seconds", frame, *size)))
+    if options.nemo_python:
+        command = (str(HERE / "engines/nemo_pytorch.py"), str(options.nemo), *size)
+        found.append(Engine("PyTorch encoder", command, "onnxruntime encoder", options.nemo_python))
     pytorch = (str(HERE / "engines/funasr_pytorch.py"), str(options.funasr), *size) if options.funasr_python else ()
     if pytorch:
         command = (*pytorch, "--part", "encoder")

@@ -1,4 +1,4 @@
-"""onnxruntime on the encoder (and CTC head) that NeMo exports; on random frames, since its speed hangs on none."""
+"""onnxruntime on an encoder that NeMo or FunASR exports; on random frames, since its speed hangs on none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from turns import take_turns, use_cores
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("folder", type=Path, help="what nemo_models.py made")
+parser.add_argument("folder", type=Path, help="what nemo_models.py or funasr_models.py made")
+parser.add_argument("--frame-seconds", type=float, required=True, help="from one frame of its input to the next")
 parser.add_argument("--threads", type=int, required=True)
 parser.add_argument("--clips", type=int, required=True)
 parser.add_argument("--seconds", type=float, required=True)
@@ -26,10 +27,12 @@ session = onnxruntime.InferenceSession(
     str(options.folder / "encoder.onnx"), settings, providers=["CPUExecutionProvider"]
 )
 signal, length = session.get_inputs()
-frames = round(100 * options.seconds)
+frames = round(options.seconds / options.frame_seconds)
+# (clips, bins, frames) by NeMo, (clips, frames, bins) by FunASR: a graph states the bins alone.
+shape = [options.clips, *(axis if isinstance(axis, int) else frames for axis in signal.shape[1:])]
 inputs = {
-    signal.name: np.random.default_rng(0).standard_normal((options.clips, signal.shape[1], frames), np.float32),
-    length.name: np.full(options.clips, frames, np.int64),
+    signal.name: np.random.default_rng(0).standard_normal(shape, np.float32),
+    length.name: np.full(options.clips, frames, {"tensor(int64)": np.int64, "tensor(int32)": np.int32}[length.type]),
 }
 
 
