@@ -3,8 +3,8 @@
     python benchmarks/cold.py MODEL --trio DIR [--jobs 10,100,short,one] [--rounds 3] [--threads 2] [--json FILE]
 
 MODEL is a model directory, or "embedded" without --trio; DIR holds ONNX files of the same weights: an icefall trio, or
-what nemo_models.py made. In every round of a job sherpa-onnx runs, then `jaxasr transcribe FOLDER --format json` with an
-empty cache folder, then the same with what that left there; none of them adds silence. Times are of whole processes;
+what nemo_models.py made. In every round of a job sherpa-onnx runs, then `jaxasr transcribe FOLDER --format json` with
+an empty cache folder, then the same with what that left there; none of them adds silence. Times are of whole processes;
 ratios are medians over the rounds of our time by sherpa-onnx's, so below 1 we are faster. Nothing that a run writes
 outlives it.
 """

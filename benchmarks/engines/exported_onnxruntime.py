@@ -36,8 +36,9 @@ inputs = {
 }
 
 
-def run() -> Any:
-    return {"frames": max(session.run(None, inputs)[0].shape[1:])}
+def run() -> dict[str, Any]:
+    session.run(None, inputs)
+    return {"version": onnxruntime.__version__}
 
 
-take_turns(lambda: run() | {"version": onnxruntime.__version__}, run)
+take_turns(run, run)
