@@ -158,11 +158,11 @@ class CitrinetConfig:
 
     def encoded_length(self, frames: Count) -> Count:
         """Encoded frames of so many feature frames, for integers and arrays."""
-        if not self.conv_mask:
-            frames = frames + self.trailing_frames
+        encoded = frames if self.conv_mask else frames + self.trailing_frames
         for block in self.blocks:
-            frames = block.output_length(frames)
-        return frames
+            encoded = block.output_length(encoded)
+        # Without masks NeMo decodes as many as there were feature frames, or all: without a stride not the trailing ones.
+        return encoded if self.conv_mask else encoded - at_least_zero(encoded - frames)
 
     def facts(self) -> dict[str, Any]:
         """What `jaxasr info` shows of a Citrinet."""

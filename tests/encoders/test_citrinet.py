@@ -84,6 +84,9 @@ def test_lengths() -> None:
     assert grown.output_length(10) == 12
     heard = dataclasses.replace(SMALL, conv_mask=False, trailing_frames=1)
     assert heard.encoded_length(34) == 18
+    unstrided = dataclasses.replace(heard, blocks=(dataclasses.replace(block, stride=1),))  # 35 frames, NeMo reads 34
+    assert unstrided.encoded_length(34) == 34
+    np.testing.assert_array_equal(unstrided.encoded_length(jnp.array([34, 0])), [34, 0])
 
 
 # --- published sizes --------------------------------------------------------------------------------------------------
