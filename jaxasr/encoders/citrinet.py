@@ -57,8 +57,9 @@ class Citrinet(nnx.Module):
         `dropout` is for training: it acts after every activation.
         """
         encoded = self.block_outputs(frames, lengths, dropout)[-1]
-        # Trailing frames that only statistics count are no encoded frames.
-        return encoded[:, : self.config.encoded_length(frames.shape[1])], self.config.encoded_length(lengths)
+        if self.config.conv_mask:  # trailing frames that only statistics count are no encoded frames
+            encoded = encoded[:, : self.config.encoded_length(frames.shape[1])]
+        return encoded, self.config.encoded_length(lengths)
 
     def block_outputs(
         self, frames: Float[Array, "B T bins"], lengths: Int[Array, " B"], dropout: Dropout | None = None

@@ -161,7 +161,7 @@ class CitrinetConfig:
         encoded = frames if self.conv_mask else frames + self.trailing_frames
         for block in self.blocks:
             encoded = block.output_length(encoded)
-        # Without masks NeMo decodes as many as there were feature frames, or all: without a stride not the trailing ones.
+        # Without masks NeMo decodes as many as there were feature frames: without a stride not the trailing ones.
         return encoded if self.conv_mask else encoded - at_least_zero(encoded - frames)
 
     def facts(self) -> dict[str, Any]:
