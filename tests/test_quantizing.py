@@ -70,7 +70,11 @@ def test_a_directory_of_integers(made: tuple[Path, Any], floats: Path) -> None:
     sums["weights dequantized in the product"] = facts["parameters"] - facts["weights"]["float"] - sum(sums.values())
     assert facts["products"] == sums
     assert 0 < report.weight_error < 0.5 and 0 < report.encoded_error < 1
-    assert report.memory_after < report.memory_before / 2
+    before = store.flatten(store.open_model(floats).params()).values()
+    assert report.memory_before == 4 * sum(leaf.size for leaf in before)
+    after = [leaf for leaf in leaves.values() if not isinstance(leaf, QuantizedArray)]
+    packed = [part for leaf in leaves.values() if isinstance(leaf, QuantizedArray) for part in jax.tree.leaves(leaf)]
+    assert report.memory_after == 4 * sum(leaf.size for leaf in after) + sum(part.nbytes for part in packed)
     assert "## Quantization" in (directory / store.CARD).read_text("utf-8")
     # What is kept of it in the cache folder is the same to the last bit.
     again = store.flatten(store.open_model(directory).params())
