@@ -51,7 +51,7 @@ def environment(cache: Path) -> dict[str, str]:
             0.8625,
             0.5e9,
             id="four bits",
-        ),  # fmt: skip
+        ),
         # 25 encoded frames a second, of which each takes two operations a parameter, and attention beside them.
         pytest.param(CONFORMER, "v5e:1x1", 64, 10, [], 121_501_313, 2, 6.1e9, id="conformer"),
     ],
