@@ -36,10 +36,10 @@ class QuantizationReport:
     """What a quantization changed.
 
     `parameters`: how many numbers the model has. `bytes_before`, `bytes_after`: of the files of the model directories.
-    `memory_before`, `memory_after`: of the arrays, with weights and scales as they lie in a device's memory; what is
-    float takes four bytes there, stored in fewer or not. `weight_error`: root mean square of what rounding changed in
-    the quantized weights, as a share of that of the weights. `encoded_error`: the same of what the encoder makes of
-    noise that is like speech. `words`: errors on recordings, where some were given.
+    `memory_before`, `memory_after`: of the arrays, those of the features too, with weights and scales as they lie in a
+    device's memory; what is float takes four bytes there, stored in fewer or not. `weight_error`: root mean square of
+    what rounding changed in the quantized weights, as a share of that of the weights. `encoded_error`: the same of what
+    the encoder makes of noise that is like speech. `words`: errors on recordings, where some were given.
     """
 
     parameters: int
@@ -75,7 +75,8 @@ def quantize(
 ) -> QuantizationReport:
     """Write a model directory with the weights of `model` as integers of few bits, and say what that changes.
 
-    The integers are packed: two of 4 bits, or four of 2 bits, to a byte, eight of 3 bits to three bytes.
+    The integers are packed: two of 4 bits, or four of 2 bits, to a byte, eight of 3 bits to three bytes. `out_dir`
+    stands second, as in `convert_checkpoint` and on the command line; `spec` is third, since `bits` may do without it.
 
     `model`: a recogniser's model directory, a published model's name, or "embedded"; not one that is quantized already.
     `out_dir`: the model directory to make; it appears whole or not at all.
@@ -124,7 +125,7 @@ def quantize(
         parameters=stored.parameters,
         bytes_before=store.describe(stored.folder)["bytes"],
         bytes_after=store.describe(out_dir)["bytes"],
-        memory_before=4 * stored.parameters,
+        memory_before=_memory(stored),
         memory_after=_memory(made),
         weight_error=quantized.error,
         encoded_error=encoded_error,
@@ -205,10 +206,10 @@ def _section(quantized: Quantized, windows: Windows | None, words: Words | None)
     return "\n".join(lines) + "\n"
 
 
-def _memory(made: StoredModel) -> int:
+def _memory(stored: StoredModel) -> int:
     """Bytes of the arrays in a device's memory: integers and scales as stored, all else in float32."""
-    quantized = tuple(f"{path}." for path in made.manifest.get("quantized", {}))
-    arrays = made.manifest["arrays"]
+    quantized = tuple(f"{path}." for path in stored.manifest.get("quantized", {}))
+    arrays = stored.manifest["arrays"]
     packed = {path: entry for path, entry in arrays.items() if path.startswith(quantized)}
     floats = {path: {**entry, "dtype": "float32"} for path, entry in arrays.items() if path not in packed}
     return stored_bytes({**packed, **floats})

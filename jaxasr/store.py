@@ -32,7 +32,7 @@ from jaxasr.errors import ModelError, listing, printable
 from jaxasr.files import file_hash, read_yaml, reason, refuse_pointer, require_utf8, writing_folder
 from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.process import return_freed_memory
-from jaxasr.quant.rules import QuantizationConfig
+from jaxasr.quant.rules import QuantizationConfig, layer_of, multiplied
 from jaxasr.search import searched_head
 from jaxasr.text.tokens import TokenTable
 
@@ -450,15 +450,19 @@ def _parameter_entries(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _low_bits(config: ModelConfig | DetectorConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What `jaxasr info` shows of quantized weights: how many of each number of bits, and how they are multiplied."""
+    """What `jaxasr info` shows of quantized weights: how many of each number of bits, and how they are multiplied.
+
+    On every device alike: integers of fewer bits are widened to 8 as a product reads them.
+    """
     if isinstance(config, DetectorConfig) or config.quantization is None:
         return {}
     bits: Counter[str] = Counter()
     ways: Counter[str] = Counter()
     for path, shape in _quantized(manifest).items():
-        if (rule := config.quantization.rule(path, shape)) is not None:
+        rule, layer = config.quantization.rule(path, shape), layer_of(path, shape)
+        if rule is not None and layer is not None:
             bits[f"{rule.bits} bits"] += math.prod(shape)
-            ways[WAYS[rule.activations]] += math.prod(shape)
+            ways[WAYS[multiplied(rule.activations, layer, shape, rule.per)]] += math.prod(shape)
     stored = stored_bytes(_parameter_entries(manifest))
     return {
         "weights": {**bits, "float": _parameters(manifest) - bits.total()},

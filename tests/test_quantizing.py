@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,16 @@ from jaxasr.errors import ConfigError, ModelError
 from jaxasr.manifests import read_manifest
 from jaxasr.model import AbstractModel
 from jaxasr.quant.array import QuantizedArray
-from jaxasr.quant.rules import QuantizationConfig, Rule
+from jaxasr.quant.rules import QuantizationConfig, Rule, layer_of
 from jaxasr.speechlike import speechlike
 from jaxasr.testing import tiny_model_directory
 
-SPEC = QuantizationConfig(rules=(Rule(path="encoder.*", bits=3, layer="dense", activations="int8"),))
+SPEC = QuantizationConfig(
+    rules=(
+        Rule(path="encoder.*", bits=3, layer="dense", activations="int8"),
+        Rule(path="*", bits=8, layer="embedding", activations="int8"),
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,10 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(floats: Path) -> tuple[Path, jaxasr.quantizing.QuantizationReport]:
-    """Three bits, multiplied as integers, in the dense layers of the encoder; the rules of 4 bits for all else."""
+    """Three bits, multiplied as integers, in the dense layers of the encoder; the rules of 4 bits for all else.
+
+    Those of embeddings ask for a product of integers too.
+    """
     out = floats.with_name("made")
     return out, jaxasr.quantize(floats, out, SPEC, bits=4, block=8)
 
@@ -55,8 +64,17 @@ def test_a_directory_of_integers(made: tuple[Path, Any], floats: Path) -> None:
     facts = store.describe(directory)
     assert set(facts["weights"]) == {"3 bits", "8 bits", "float"}
     assert sum(facts["weights"].values()) == facts["parameters"] == stored.parameters
+    # Rows of an embedding are dequantized, whatever its rule asks for.
+    dense = {path: shape for path, shape in stored.manifest["quantized"].items() if SPEC.rules[0].fits(path, "dense")}
+    sums = {"integers, activations of 8 bits": sum(math.prod(s) for p, s in dense.items() if layer_of(p, s) == "dense")}
+    sums["weights dequantized in the product"] = facts["parameters"] - facts["weights"]["float"] - sum(sums.values())
+    assert facts["products"] == sums
     assert 0 < report.weight_error < 0.5 and 0 < report.encoded_error < 1
-    assert report.memory_after < report.memory_before / 2
+    before = store.flatten(store.open_model(floats).params()).values()
+    assert report.memory_before == 4 * sum(leaf.size for leaf in before)
+    after = [leaf for leaf in leaves.values() if not isinstance(leaf, QuantizedArray)]
+    packed = [part for leaf in leaves.values() if isinstance(leaf, QuantizedArray) for part in jax.tree.leaves(leaf)]
+    assert report.memory_after == 4 * sum(leaf.size for leaf in after) + sum(part.nbytes for part in packed)
     assert "## Quantization" in (directory / store.CARD).read_text("utf-8")
     # What is kept of it in the cache folder is the same to the last bit.
     again = store.flatten(store.open_model(directory).params())

@@ -25,7 +25,7 @@ from jaxasr.devices import usual_settings
 from jaxasr.errors import ConfigError
 from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.quant.array import abstract_array, quantize_array
-from jaxasr.quant.rules import PACKED_AXIS, Layer, QuantizationConfig, Rule, default_rules, layer_of
+from jaxasr.quant.rules import PACKED_AXIS, SMALLEST_BLOCK, Layer, QuantizationConfig, Rule, default_rules, layer_of
 from jaxasr.store import flatten, unflatten
 
 if TYPE_CHECKING:
@@ -123,8 +123,9 @@ def grouped(
 ) -> Sensitivity:
     """The groups of a model's encoder and what they take, before any error is measured.
 
-    `block`, `symmetric`: of grids of less than 8 bits. Raises ConfigError for a model that is quantized already, and
-    for a block that is too small.
+    `block`, `symmetric`: of grids of less than 8 bits; a group whose weights all have fewer inputs gets a block of
+    these. Raises ConfigError for a model that is quantized already, and for a block that is too small, or longer than
+    every weight.
     """
     try:
         templates = {bits: _template(bits, block, symmetric) for bits in CHOICES}
@@ -136,10 +137,17 @@ def grouped(
     for path, leaf in leaves.items():
         if path.startswith(ENCODER) and usual.rule(path, leaf.shape) is not None:
             members.setdefault(path.rpartition(".")[0].rpartition(".")[0], {})[path] = leaf
+    inputs = {
+        name: max(leaf.shape[PACKED_AXIS[_layer(path, leaf)]] for path, leaf in own.items())
+        for name, own in members.items()
+    }
+    if block is not None and block > max(inputs.values()):
+        raise ConfigError(
+            f"a block of {block} does not fit the encoder: its longest weight has {max(inputs.values())} inputs"
+        )
     groups = []
     for name, own in members.items():
-        inputs = max(leaf.shape[PACKED_AXIS[_layer(path, leaf)]] for path, leaf in own.items())
-        rules = {bits: _fitted(template, name, inputs) for bits, template in templates.items()}
+        rules = {bits: _fitted(template, name, inputs[name]) for bits, template in templates.items()}
         sizes = {bits: sum(_bytes(path, leaf, rule) for path, leaf in own.items()) for bits, rule in rules.items()}
         groups.append(Group(name, tuple(own), sum(leaf.size for leaf in own.values()), rules, sizes))
     others = tuple(rule for rule in usual.rules if rule.bits is None or not rule.path.startswith(ENCODER))
@@ -228,8 +236,14 @@ def _template(bits: Bits, block: int | None, symmetric: bool) -> Rule:
 
 
 def _fitted(template: Rule, path: str, inputs: int) -> Rule:
-    """The template for the weights below a path, of which the longest has so many inputs."""
-    block = template.block if template.block is not None and template.block <= inputs else None
+    """The template for the weights below a path, of which the longest has so many inputs.
+
+    A longer block is one of these inputs, as the last block of a longer weight would be; too few for a block have one
+    scale as a channel.
+    """
+    block = template.block
+    if block is not None and block > inputs:
+        block = inputs if inputs >= SMALLEST_BLOCK else None
     return dataclasses.replace(template, path=f"{path}.*", block=block)
 
 

@@ -9,7 +9,8 @@ arithmetic, which runs in the activation's type.
 A kernel may be a QuantizedArray. It is dequantized here, inside the product, or multiplied as integers with activations
 that are quantized here: its own `activations` says which. What only float arithmetic does well (depthwise, grouped and
 two-dimensional convolutions, embeddings) dequantizes either way, and so do all convolutions where activations have a
-zero. A matrix or a convolution whose kernel is a WatchedArray tells what it is multiplied by.
+zero: `multiplied` in quant/rules.py says so to all that ask. A matrix or a convolution whose kernel is a WatchedArray
+tells what it is multiplied by.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from jax import lax
 
 from jaxasr.quant.activations import quantize_activations, quantize_from_zero
 from jaxasr.quant.array import QuantizedArray
+from jaxasr.quant.rules import multiplied
 from jaxasr.quant.watched import WatchedArray
 
 if TYPE_CHECKING:
@@ -84,12 +86,13 @@ def convolution_product(
         kernel = kernel.weights
     if x.shape[-1] == 1:
         return _single_channel_convolution(x, _weights(kernel), strides, padding)
-    if isinstance(kernel, QuantizedArray) and kernel.activations == "int8" and kernel.shape[1] == 1:
-        return _integer_convolution(x, kernel, strides, padding)
     # What integers are not multiplied with is not rounded for them either.
-    x_rounded = _rounded(x, kernel) if kernel.shape[1] == 1 else x
+    way = multiplied(kernel.activations, "convolution", kernel.shape) if isinstance(kernel, QuantizedArray) else "float"
+    if way == "int8":
+        assert isinstance(kernel, QuantizedArray)
+        return _integer_convolution(x, kernel, strides, padding)
     y = lax.conv_general_dilated(
-        x_rounded.astype(kernel.dtype),
+        (_rounded(x, kernel) if way == "fake" else x).astype(kernel.dtype),
         _weights(kernel),
         strides,
         padding,

@@ -48,7 +48,11 @@ def max_bounds(weights: jax.Array, axes: tuple[int, ...]) -> Bounds:
 
 
 def percentile_bounds(weights: jax.Array, axes: tuple[int, ...], percentile: float) -> Bounds:
-    """Bounds that leave the share 100 - percentile of the weights outside, half of it at either end."""
+    """Bounds that leave the share 100 - percentile of the weights outside, half of it at either end.
+
+    Source: Wu et al., 2020 (arXiv 2004.09602), there of magnitudes. praxis' `percentile` is another thing, a
+    factor of the largest magnitude (operations.py, reduce_precision).
+    """
     rest = (100.0 - percentile) / 2
     low, high = jnp.percentile(weights, jnp.array([rest, 100.0 - rest]), axis=axes, keepdims=True)
     return Bounds(low, high)

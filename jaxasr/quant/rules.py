@@ -17,6 +17,7 @@ Ranges: TypeAlias = Literal["token", "tensor"]
 FloatType: TypeAlias = Literal["float16", "bfloat16", "float32"]
 
 SMALLEST_BLOCK = 8  # with less a block's scale takes more than two bits a weight
+FEWEST_INPUTS = 8  # of an output of a convolution: fewer, as in groups, fill no unit for integers
 # The axis along which weights are packed and blocks run. A depthwise kernel has no inputs to add up but its taps.
 PACKED_AXIS: dict[Layer, int] = {"dense": -2, "convolution": -2, "depthwise": -3, "embedding": -1}
 
@@ -140,6 +141,23 @@ def layer_of(path: str, shape: Sequence[int]) -> Layer | None:
     if len(shape) == 2:
         return "dense"
     return "depthwise" if shape[-2] == 1 else "convolution"
+
+
+def multiplied(
+    activations: Activations, layer: Layer, shape: Shape, per: Literal["channel", "tensor"] = "channel"
+) -> Activations:
+    """How products with weights of this kind and shape are made where a rule asks for `activations`.
+
+    As asked for in dense layers, and with `int8` and `fake` in convolutions over time whose outputs have 8 inputs or
+    more. All else is dequantized (`float`), but for a table with one scale whose activations have a zero: the
+    products of its integers are exact in floats (`fake`).
+    """
+    if layer == "dense":
+        return activations
+    if layer == "convolution" and activations != "uint8":
+        over_time = len(shape) == 3 or shape[1] == 1
+        return activations if over_time and shape[-2] >= FEWEST_INPUTS else "float"
+    return "fake" if layer == "embedding" and activations == "uint8" and per == "tensor" else "float"
 
 
 def stated_rules(weights: Mapping[str, tuple[Shape, Rule | None]]) -> tuple[Rule, ...]:

@@ -55,6 +55,24 @@ def test_the_spec_says_what_was_chosen() -> None:
     assert spec.rule("encoder.tough.depthwise.kernel", (3, 1, 8)) is None
 
 
+def test_a_block_is_kept_cut_to_a_weight_or_refused(tmp_path: Path) -> None:
+    """As `jaxasr quantize` does with it: no weight gets other grids than it was asked for."""
+    stored = store.open_model(tiny_model_directory(tmp_path / "model"))
+    params = stored.params()
+    leaves = store.flatten(params)
+    block = 64  # longer than some weights
+    found = grouped(stored.config, params, block=block)
+    longest = {each.path: max(leaves[path].shape[-2] for path in each.members) for each in found.groups}
+    assert max(longest.values()) >= block > min(longest.values()) >= 8
+    for each in found.groups:
+        assert {bits: rule.block for bits, rule in each.rules.items()} == {
+            8: None, **dict.fromkeys((4, 3, 2), min(block, longest[each.path]))
+        }  # fmt: skip
+    with pytest.raises(ConfigError, match="a block of 4096 does not fit the encoder: its longest weight has") as caught:
+        grouped(stored.config, params, block=4096)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "WINDOW_SECONDS", 1.0)
     monkeypatch.setattr(sensitivity, "CHOICES", (8, 2))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +14,7 @@ import pytest
 from jaxasr.layers.products import convolution_product, depthwise_product, embed, grouped_product, linear_product
 from jaxasr.quant.activations import quantize_activations
 from jaxasr.quant.array import quantize_array
-from jaxasr.quant.rules import Rule
+from jaxasr.quant.rules import Activations, Layer, Rule, multiplied
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.standard_normal((2, 7, 20)).astype(np.float32)
@@ -75,6 +77,35 @@ def test_what_float_arithmetic_does_best_is_dequantized() -> None:
     table = quantize_array(KERNEL, rule, "embedding")
     ids = np.array([3, 0])
     np.testing.assert_array_equal(embed(table, ids), embed(table.dequantize(), ids))
+
+
+@pytest.mark.parametrize("activations", ["float", "int8", "uint8", "fake"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        ("dense", (20, 6)),
+        ("convolution", (3, 1, 20, 6)),
+        ("convolution", (3, 1, 4, 6)),
+        ("convolution", (3, 3, 20, 6)),
+        ("depthwise", (3, 1, 20)),
+        ("embedding", (20, 6)),
+    ],
+)
+def test_the_way_that_is_told_is_the_one_taken(layer: Layer, shape: tuple[int, ...], activations: Activations) -> None:
+    """Sums in int32 where integers are multiplied; activations rounded in floats where these are fake."""
+    rule = Rule(path="*", bits=8, activations=activations)
+    kernel = quantize_array(GENERATOR.standard_normal(shape).astype(np.float32), rule, layer)
+    x = X[:, :, : shape[-2]] if layer in ("dense", "convolution") else X
+    program: Callable[[Any], jax.Array] = {
+        "dense": lambda kernel: linear_product(x, kernel),
+        "convolution": lambda kernel: convolution_product(x[:, :, None], kernel, (1, 1), ((0, 0), (1, 1))),
+        "depthwise": lambda kernel: depthwise_product(x, kernel),
+        "embedding": lambda kernel: embed(kernel, np.array([3, 0])),
+    }[layer]
+    text = jax.jit(program).lower(kernel).as_text()
+    way = multiplied(activations, layer, shape)
+    assert bool(re.search(r"xi8>\) -> tensor<[0-9x]+xi32>", text)) == (way in ("int8", "uint8"))
+    assert ("round_nearest_even" in text) == (way != "float")
 
 
 def test_a_narrow_type_of_products_is_the_kernels() -> None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxasr.quant import numbers
 from jaxasr.quant.array import quantize_array
 from jaxasr.quant.numbers import (
     Bounds,
@@ -51,7 +52,7 @@ def test_rounding_is_to_the_nearest_and_of_ties_to_the_even() -> None:
 
 
 def test_a_search_against_numpy() -> None:
-    """Every factor tried by hand; the published example's bounds, of squared error over the rows (1 2 3), (4 1 2)."""
+    """Every factor tried by hand."""
     weights = np.random.default_rng(0).standard_normal((64, 5)).astype(np.float32)
     best = np.full(5, np.inf)
     bound = np.zeros(5)
@@ -62,6 +63,13 @@ def test_a_search_against_numpy() -> None:
         best = np.minimum(error, best)
     found = searched_bounds(weights, (0,), 2, True)
     np.testing.assert_allclose(np.maximum(-found.low, found.high)[0], bound, rtol=1e-6)
+
+
+def test_a_search_of_the_published_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """praxis' test of its search by channel: 4 bits, squared error, 11 factors down to a half."""
+    monkeypatch.setattr(numbers, "FACTORS", (1.0, 0.5, 11))
+    found = searched_bounds(np.array([[1, 2, 3], [4, 1, 2]], np.float32), (0,), 4, True)
+    np.testing.assert_allclose(found.high, [[4, 1.9, 3]], rtol=1e-6)
 
 
 def test_percentiles_leave_half_of_the_rest_outside_at_either_end() -> None:
