@@ -104,9 +104,16 @@ class ModelConfig:
         role = searched_head(search, self.heads)
         return self.ctc_text if role == "ctc" and self.ctc_text is not None else self.text
 
-    def predicts_durations(self, search: SearchConfig) -> bool:
-        """Whether the head that is searched says how many frames a token spans (TDT)."""
+    def seconds_per_step(self, search: SearchConfig) -> float:
+        """Duration of what a search counts as a frame of its tokens: an encoded frame, or a part of one."""
         head = self.heads[searched_head(search, self.heads)]
+        return self.seconds_per_frame / (head.frame_parts if isinstance(head, ParallelConfig) else 1)
+
+    def predicts_durations(self, search: SearchConfig) -> bool:
+        """Whether the head that is searched says how many frames a token spans (TDT), or its publisher's times do."""
+        head = self.heads[searched_head(search, self.heads)]
+        if isinstance(head, ParallelConfig):
+            return head.times == "publisher"
         return isinstance(head, TransducerConfig) and bool(head.durations)
 
     def choose_search(self, kind: str | None = None, head: str | None = None, beam: int | None = None) -> SearchConfig:
