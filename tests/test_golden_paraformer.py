@@ -364,6 +364,7 @@ def test_losses(paraformers: Paraformers, ratio: float) -> None:
 
 ONLINE = "paraformer-online-tiny"
 ONLINE_CLIPS = ("digits_a", "espeak_sentence", "funasr-zh", "funasr-short")
+RESULTS = {"chunked": "chunked", "full": "full_context_offline_classes"}  # of results.json
 
 
 @pytest.fixture(scope="session", params=["chunked", "full"])
@@ -409,3 +410,17 @@ def test_a_streaming_model_over_whole_utterances(online: tuple[str, GoldenParafo
         if "scama_mask" in theirs:
             np.testing.assert_array_equal(sees[row, :count, : rows[row]], theirs["scama_mask"] > 0)
         assert (fired.frames[row, :count] < lengths[row]).all() and (np.diff(fired.frames[row, :count]) >= 0).all()
+
+
+def test_a_streaming_model_over_whole_recordings(
+    online: tuple[str, GoldenParaformer], clips: dict[str, np.ndarray]
+) -> None:
+    """From sound, as users transcribe: ids and texts of FunASR's own chunks, and of its offline classes."""
+    form, golden = online
+    with jaxasr.load_model(golden.directory) as recognizer:
+        heard = list(recognizer.transcribe([clips[clip] for clip in ONLINE_CLIPS], sample_rate=16000))
+    for clip, transcript in zip(ONLINE_CLIPS, heard, strict=True):
+        wanted = golden.results["_offline"][clip][RESULTS[form]]
+        assert transcript.token_ids == [token for token in wanted["ids"] if token not in (0, 1, 2)], clip
+        assert transcript.text == wanted["text"], clip
+    assert sum(len(transcript.tokens) for transcript in heard) > 15
