@@ -227,7 +227,7 @@ def check_step(row: Row, number: int, state: Any, seen: Any) -> list[int]:
     assert ((seen["frames"][:count] >= 0) & (seen["frames"][:count] < max(len(row.frames), 1))).all()
     for name in [name for name in theirs if name.startswith("enc_block")]:
         ours = seen["blocks"][int(name.removeprefix("enc_block")) + 1][: len(theirs[name])]
-        assert off(ours, theirs[name]) <= 2 * ENCODER, (where, name)
+        assert off(ours, theirs[name]) <= ENCODER, (where, name)
     if not wanted["is_final"]:  # after which no state is of use
         for name, ours in caches(state).items():
             if name in theirs:

@@ -238,10 +238,7 @@ def test_weights_are_found_in_the_order_of_the_nodes(tmp_path: Path, weights: We
     assert bool(notes) == (kind not in ("MatMul", "Gemm"))
     for name, array in weights.items():
         rounded = notes and (array.ndim == 2 or kind in FIXED)
-        axis = 2 if array.ndim == 4 else -1
-        reach = (np.ptp if array.ndim == 2 else np.max)(
-            np.abs(array) if array.ndim != 2 else array, axis, keepdims=True
-        )
+        reach = np.ptp(array, -1, keepdims=True) if array.ndim == 2 else np.abs(array).max()
         step = reach / 254 if rounded else 0.0
         assert found[name].dtype == np.float32 and (np.abs(found[name] - array) <= step).all(), name
 
