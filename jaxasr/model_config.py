@@ -104,14 +104,21 @@ class ModelConfig:
         role = searched_head(search, self.heads)
         return self.ctc_text if role == "ctc" and self.ctc_text is not None else self.text
 
+    def seconds_per_step(self, search: SearchConfig) -> float:
+        """Duration of what a search counts as a frame of its tokens: an encoded frame, or a part of one."""
+        head = self.heads[searched_head(search, self.heads)]
+        return self.seconds_per_frame / (head.frame_parts if isinstance(head, ParallelConfig) else 1)
+
     def predicts_durations(self, search: SearchConfig) -> bool:
-        """Whether the search says how many frames a token spans: of TDT, and of CTC with NeMo's times."""
+        """Whether the search says how many frames a token spans: of TDT, and where times are the publisher's."""
         head = self.heads[searched_head(search, self.heads)]
         match head:
             case TransducerConfig():
                 return bool(head.durations)
             case CTCConfig():
                 return head.token_frames == "previous"
+            case ParallelConfig():
+                return head.times == "publisher"
         return False
 
     def choose_search(self, kind: str | None = None, head: str | None = None, beam: int | None = None) -> SearchConfig:

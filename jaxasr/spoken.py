@@ -37,7 +37,7 @@ class Speller:
         self._spell = SPELLINGS.make(config.spelling(search))
         self._apart = isinstance(self._spell, PartedSpelling) and self._spell.apart
         self._durations = config.predicts_durations(search)
-        self._frame, self._silence = config.seconds_per_frame, config.audio.silence_before
+        self._frame, self._silence = config.seconds_per_step(search), config.audio.silence_before
 
     def spoken(self, found: Sequence[np.ndarray], start: float = 0.0) -> Spoken:
         """A hypothesis of what begins at `start` seconds, before which the model has its silence.

@@ -134,7 +134,7 @@ def _description(
         "results": [
             {"name": name, "shape": list(result.shape), "dtype": str(result.dtype)} for name, result in results
         ],
-        "seconds_per_frame": config.seconds_per_frame,
+        "seconds_per_frame": config.seconds_per_step(recognizer.programs.search),
         "silence_before": config.audio.silence_before,
         "tokens": [recognizer.tokens[number] for number in range(len(recognizer.tokens))],
         "spelling": config.spelling(recognizer.programs.search).kind,

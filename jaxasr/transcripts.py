@@ -78,7 +78,7 @@ class Transcript:
     `token_ids`: the tokens' numbers in the model's table.
     `timestamps`: the begin (s) of the frame that emitted each token.
     `log_probs`: of each token, under the search's softmax at temperature 1.
-    `durations`: how long each token lasts (s), where the search says it (TDT; CTC with NeMo's times), else empty.
+    `durations`: how long each token lasts (s), where the search says it (TDT; the publisher's times), else empty.
     `channel`: the number of the recording's channel that was heard, from 1 on; None for the mean of all.
     """
 

@@ -22,9 +22,10 @@ from jaxasr.encoders.sanm import Sanm
 from jaxasr.heads.parallel import Parallel
 from jaxasr.model import Model
 from jaxasr.model_config import ModelConfig
+from jaxasr.recognizer import Recognizer
 from jaxasr.search.parallel import ParallelSearch
 from jaxasr.search.protocols import search_whole
-from jaxasr.text.funasr import FunasrConfig, FunasrSpelling
+from jaxasr.text.funasr import FunasrConfig, FunasrSpelling, spell_with_times
 from jaxasr.text.tokens import TokenTable
 from jaxasr.training.parallel import parallel_loss, text_loss, with_end
 
@@ -267,6 +268,39 @@ def test_texts_are_funasrs(
         assert times == sorted(times) and all(0 <= time <= transcript.duration for time in times)
 
 
+@pytest.mark.parametrize(("name", "names"), [(PLAIN, CLIPS), (SECOND, SECOND_CLIPS)])
+def test_times_as_the_publisher_states_them(
+    paraformers: Paraformers, clips: dict[str, np.ndarray], name: str, names: tuple[str, ...]
+) -> None:
+    """From sound through the predictor's own peaks to `generate`'s texts and times: of words, in whole milliseconds.
+
+    FunASR hands on the spans of all tokens, `<unk>` included, and takes them one after another without it. It cuts
+    milliseconds off in this order of operations: 5.5 steps of 60 ms end at 329 ms.
+    """
+    golden = paraformers(name)
+    assert golden.config.parallel is not None
+    head = dataclasses.replace(golden.config.parallel, times="publisher")
+    config = dataclasses.replace(golden.config, parallel=head, text=FunasrConfig(spaces="all"))
+    with Recognizer(config, golden.params, golden.tokens) as recognizer:
+        heard = list(recognizer.transcribe([clips[clip] for clip in names], sample_rate=16000))
+    steps = 1 if name == PLAIN else 3  # of a frame
+    compared = 0
+    for clip, transcript in zip(names, heard, strict=True):
+        wanted = golden.results[clip] if name == SECOND else golden.results[clip]["pred_timestamp"] or {"text": ""}
+        spans = [
+            tuple(int(round(time / 0.06 * steps * 4) / 4 * (10.0 * 6 / 1000 / steps) * 1000) for time in (start, stop))
+            for start, stop in zip(
+                transcript.timestamps, np.add(transcript.timestamps, transcript.durations), strict=True
+            )
+        ]
+        spoken = [golden.tokens[token] for token in transcript.token_ids if golden.tokens[token] != "<unk>"]
+        text, words = spell_with_times(spoken, spans[: len(spoken)])
+        assert transcript.text == text == wanted["text"], clip
+        assert [list(span) for span in words] == wanted.get("timestamp", []), clip
+        compared += len(words)
+    assert compared > 25
+
+
 def test_an_utterance_in_pieces_gives_the_same_hypotheses(paraformers: Paraformers) -> None:
     golden = paraformers(PLAIN)
     encoded = golden.clip("digits_a")["enc_out"][None]
@@ -330,6 +364,7 @@ def test_losses(paraformers: Paraformers, ratio: float) -> None:
 
 ONLINE = "paraformer-online-tiny"
 ONLINE_CLIPS = ("digits_a", "espeak_sentence", "funasr-zh", "funasr-short")
+RESULTS = {"chunked": "chunked", "full": "full_context_offline_classes"}  # of results.json
 
 
 @pytest.fixture(scope="session", params=["chunked", "full"])
@@ -375,3 +410,17 @@ def test_a_streaming_model_over_whole_utterances(online: tuple[str, GoldenParafo
         if "scama_mask" in theirs:
             np.testing.assert_array_equal(sees[row, :count, : rows[row]], theirs["scama_mask"] > 0)
         assert (fired.frames[row, :count] < lengths[row]).all() and (np.diff(fired.frames[row, :count]) >= 0).all()
+
+
+def test_a_streaming_model_over_whole_recordings(
+    online: tuple[str, GoldenParaformer], clips: dict[str, np.ndarray]
+) -> None:
+    """From sound, as users transcribe: ids and texts of FunASR's own chunks, and of its offline classes."""
+    form, golden = online
+    with jaxasr.load_model(golden.directory) as recognizer:
+        heard = list(recognizer.transcribe([clips[clip] for clip in ONLINE_CLIPS], sample_rate=16000))
+    for clip, transcript in zip(ONLINE_CLIPS, heard, strict=True):
+        wanted = golden.results["_offline"][clip][RESULTS[form]]
+        assert transcript.token_ids == [token for token in wanted["ids"] if token not in (0, 1, 2)], clip
+        assert transcript.text == wanted["text"], clip
+    assert sum(len(transcript.tokens) for transcript in heard) > 15

@@ -227,7 +227,7 @@ def check_step(row: Row, number: int, state: Any, seen: Any) -> list[int]:
     assert ((seen["frames"][:count] >= 0) & (seen["frames"][:count] < max(len(row.frames), 1))).all()
     for name in [name for name in theirs if name.startswith("enc_block")]:
         ours = seen["blocks"][int(name.removeprefix("enc_block")) + 1][: len(theirs[name])]
-        assert off(ours, theirs[name]) <= 2 * ENCODER, (where, name)
+        assert off(ours, theirs[name]) <= ENCODER, (where, name)
     if not wanted["is_final"]:  # after which no state is of use
         for name, ours in caches(state).items():
             if name in theirs:
@@ -303,21 +303,42 @@ def test_the_session_says_call_by_call_what_funasr_says(online: Online, clips: d
         assert text == ["".join(call["text"] for call in run["calls"][:number]) for number in range(len(text))]
 
 
+def ids(steps: list[dict[str, Any]]) -> list[int]:
+    """The tokens of steps."""
+    return [token for step in steps for token in step["ids"] if token not in (0, 1, 2)]
+
+
 def test_a_converted_model_streams_as_it_is(online: Online, shared: Path, clips: dict[str, np.ndarray]) -> None:
     """By the command's function, whose end is whole: as FunASR's, where the rest is 60 ms or longer."""
     card, short = online.runs["card_0-10-5_digits_a"], online.runs["tail500_0-10-5_digits_a"]
-
-    def ids(steps: list[dict[str, Any]]) -> list[int]:
-        return [token for step in steps for token in step["ids"] if token not in (0, 1, 2)]
-
     with jaxasr.load_model(online.directory) as recognizer:
         (heard,) = streamed(recognizer, [str(shared / "golden/audio/digits_a.wav")], "mix")
         assert isinstance(heard, jaxasr.Transcript)
         assert (heard.text, heard.token_ids) == (card["text_of_all_tokens"], ids(card["steps"]))
-        # Of this run's end FunASR drops 500 samples, where a frame is heard here, and scales other frames twice.
         stream = recognizer.stream()
         stream.feed(clips["digits_a"][: short["samples"]])
-        known = ids(short["steps"][:-1])
-        assert stream.partial.token_ids == known
+        assert stream.partial.token_ids == ids(short["steps"][:-1])
         ended = stream.finish()
-        assert ended.token_ids[: len(known)] == known and ended.duration == short["samples"] / 16000
+        assert (ended.token_ids, ended.duration) == (ids(short["steps"]), short["samples"] / 16000)
+
+
+# What FunASR 1.4.16 says in the last step of runs whose rest is shorter than 60 ms, if it neither drops the rest nor
+# scales frames twice: run with `xs_pad = xs_pad * ...` instead of `*=` in SANMEncoderChunkOpt.forward_chunk, and
+# `len(audio_sample_i) < 960` of ParaformerStreaming.inference False. Its logits are 0.2 or more apart there. Runs
+# without a rest are run with the first change alone, and end as they are stored.
+WHOLE_ENDS = {"tail500_5-10-5_digits_a": "in@@", "only800_5-10-5_digits_a": "起"}
+WITHOUT_A_REST = ("exact_5-10-5_digits_a", "emptyfinal_5-10-5_funasr-zh")
+
+
+def test_the_end_is_whole(online: Online, clips: dict[str, np.ndarray]) -> None:
+    """Runs that end within 60 ms after a step, where what FunASR does as it is may give another last token."""
+    runs = {name: online.runs[name] for name in (*WHOLE_ENDS, *WITHOUT_A_REST)}
+    slots = Recognizer(online.variant(WINDOWS[1], "whole"), online.params, online.tokens).streams(len(runs))
+    streams = [slots.open() for _ in runs]
+    slots.feed((each, clips[run["clip"]][: run["samples"]]) for each, run in zip(streams, runs.values(), strict=True))
+    for (name, run), transcript in zip(runs.items(), slots.finish(streams), strict=True):
+        known, last = ids(run["steps"][:-1]), run["steps"][-1]
+        assert last["tail_chunk"]
+        end = [WHOLE_ENDS[name]] if name in WHOLE_ENDS else [online.tokens[token] for token in ids([last])]
+        assert transcript.token_ids[: len(known)] == known, name
+        assert [online.tokens[token] for token in transcript.token_ids[len(known) :]] == end, name

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import jaxasr
-from golden_models import CLIPS, Golden, read_arrays
+from golden_models import CLIPS, Golden, emitted, quick_jit, read_arrays
 from jaxasr import store
 from jaxasr.recognizer import Recognizer
+from jaxasr.search.protocols import choose_rows, is_token
 from test_golden_zipformer import check_transcripts
 
 Arrays = dict[str, np.ndarray]
@@ -69,6 +70,86 @@ def test_greedy_search(goldens: Callable[[str], Golden], waveforms: Arrays, name
 def test_beam_search(goldens: Callable[[str], Golden], waveforms: Arrays, name: str) -> None:
     golden = goldens(name)
     check_streams(golden, golden.recognizer(beam=4), waveforms, "modified_beam_search max_active_paths=4")
+
+
+CUTS, ROWS, SLOTS = 204, 34, len(CLIPS)  # rows of a batch of whole utterances; slots as above, for one program
+# A decision by less than this may go either way: what two programs make of one sound differs by up to END_TO_END.
+TIE = 2e-3
+SPOKEN, LAST_WORD = 35400, (37700, 44000)  # samples of digits_a: before its last digit, and within it
+
+
+def whole_with_ties(golden: Golden, recognizer: Recognizer, utterances: list[np.ndarray]) -> list[tuple[Any, ...]]:
+    """Of each utterance as a whole: ids, frames, and the first frame that is decided by less than TIE, if any."""
+    before, after = recognizer.silence
+    rows, longest = min(len(utterances), ROWS), before + max(map(len, utterances)) + after
+
+    @quick_jit
+    def run(params: dict[str, Any], waveforms: jax.Array, lengths: jax.Array) -> Any:
+        model = golden.bind(params)
+        encoded, counts = model.encode(waveforms, lengths)
+        head: Any = model.transducer
+
+        def decide(state: Any, frame: jax.Array) -> tuple[Any, Any]:
+            logits = head.join(frame, state)
+            best, ids = jax.lax.top_k(logits, 2)
+            emit = is_token(ids[:, 0], head)
+            advanced = head.advance(state, ids[:, 0])
+            state = jax.tree.map(lambda new, old: choose_rows(emit, new, old), advanced, state)
+            return state, best[:, 0] - best[:, 1]
+
+        start = head.initial_state(len(waveforms))
+        _, margins = jax.lax.scan(decide, start, head.project(encoded).swapaxes(0, 1))
+        return model.search(encoded, counts), margins.T, counts
+
+    found: list[tuple[Any, ...]] = []
+    for first in range(0, len(utterances), rows):
+        group = utterances[first : first + rows]
+        waveforms = np.zeros((rows, longest), np.float32)
+        for row, utterance in enumerate(group):
+            waveforms[row, before : before + len(utterance)] = utterance
+        sizes = np.array([len(each) + before + after for each in group] + [longest] * (rows - len(group)), np.int32)
+        hypotheses, margins, counts = run(golden.params, waveforms, sizes)
+        for row in range(len(group)):
+            ids, frames, _ = emitted(hypotheses, row)
+            ties = np.flatnonzero(margins[row, : counts[row]] < TIE)
+            found.append((ids, frames, int(ties[0]) if len(ties) else None))
+    return found
+
+
+def pieces_of(utterance: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """An utterance in pieces of 1 sample to 10 s, which are 160,000."""
+    sizes = np.minimum(10 ** rng.uniform(0, 5.2, len(utterance)), 160000).astype(int)
+    ends = np.cumsum(sizes)
+    return np.split(utterance, ends[ends < len(utterance)])
+
+
+@pytest.mark.slow
+def test_cut_anywhere_within_the_last_word(goldens: Callable[[str], Golden], waveforms: Arrays) -> None:
+    """Streams that end within a word say what the causal model says of the whole, whatever the pieces."""
+    golden = goldens(ONLINE[0])
+    recognizer = golden.recognizer()
+    rng = np.random.default_rng(11)
+    short = waveforms["digits_a"]
+    utterances = [short[SPOKEN:end] for end in rng.integers(*LAST_WORD, CUTS)]
+    long = np.concatenate([waveforms["digits_b"], waveforms["espeak_sentence"], utterances[0]])
+    fed = [pieces_of(each, rng) for each in utterances] + [[long[:1], long[1:160001], long[160001:]]]
+    streams = recognizer.streams(SLOTS)
+    said: list[list[int]] = []
+    for first in range(0, len(fed), SLOTS):
+        opened = [(streams.open(), pieces) for pieces in fed[first : first + SLOTS]]
+        for number in range(max(len(pieces) for _, pieces in opened)):
+            streams.feed([(stream, pieces[number]) for stream, pieces in opened if number < len(pieces)])
+        said += [each.token_ids for each in streams.finish([stream for stream, _ in opened])]
+    whole = [*whole_with_ties(golden, recognizer, utterances), *whole_with_ties(golden, recognizer, [long])]
+    decided = 0
+    for tokens, (ids, frames, tie) in zip(said, whole, strict=True):
+        sure = len(ids) if tie is None else sum(frame < tie for frame in frames)
+        assert tokens[:sure] == ids[:sure]
+        if tie is None:
+            assert tokens == ids
+            decided += 1
+    assert decided > 0.9 * CUTS
+    assert len(set(map(tuple, said))) > 10
 
 
 @pytest.fixture(scope="module")

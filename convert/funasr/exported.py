@@ -28,7 +28,11 @@ _PRODUCTS: dict[str, tuple[int, int | None, int | None, int | None]] = {
     "MatMulIntegerToFloat": (1, 3, 5, 6),
     "Conv": (1, None, None, 2),
     "ConvInteger": (1, None, 3, None),
+    "QLinearMatMul": (3, 4, 5, None),
+    "QLinearConv": (3, 4, 5, None),
+    "QGemm": (3, 4, 5, 6),
 }
+_INPUT_SCALE = 1  # the place of the scale of the activations, by which a bias of integers is multiplied too
 _FOLDED_LIMIT = 1 << 28  # bytes of what operations on constants give; the published detector has 1.7 MB
 
 
@@ -99,9 +103,18 @@ def _in_order(graph: OnnxGraph, notes: list[str]) -> _Weights:
                 if scale is None:
                     unscaled.append((where, len(where), zero_point))
                 else:
-                    weight = dequantize(weight, scale, zero_point, weight.ndim - 1)
+                    weight = dequantize(weight, scale, zero_point, 0 if weight.ndim > 2 else weight.ndim - 1)
             where.append(_upright(node, weight))
+            if bias is not None and bias.dtype.kind != "f":
+                activations = constants[_INPUT_SCALE]
+                if scale is None or activations is None:
+                    raise ValueError("a bias of integers without a scale")
+                bias = dequantize(bias.reshape(-1), (scale * activations).reshape(-1), None, 0)
             found.biases.extend([] if bias is None else [bias.reshape(-1)])
+        elif node.op_type == "QLinearAdd":
+            for vector, scale, zero_point in (constants[:3], constants[3:6]):
+                if vector is not None and scale is not None and vector.size > 1:
+                    found.biases.append(dequantize(vector.reshape(-1), scale, zero_point, 0))
         elif node.op_type == "Mul":
             scales += _floats(constants)
         elif node.op_type == "Add":

@@ -4,9 +4,8 @@ Each frame has a weight in 0..1. Weights are added up frame by frame; wherever t
 complete, and its vector is the weighted sum of the frames since the one before. The frame that completes a token gives
 the rest of its weight to the next one.
 
-All tokens are found at once. The running sum is kept as a whole number and a fraction, from sums of two float32
-numbers: it falls on the same side of each whole number as a sum in float64, on every device and after thousands of
-frames. Source: FunASR, models/paraformer/cif_predictor.py; models/bicif_paraformer/cif_predictor.py.
+All tokens are found at once (running_sums.py). Source: FunASR, models/paraformer/cif_predictor.py;
+models/bicif_paraformer/cif_predictor.py.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from jaxasr.arrays import length_mask, zero_beyond
 from jaxasr.heads.parallel_config import CIFConfig, PeaksConfig
+from jaxasr.heads.publisher_times import Steps
+from jaxasr.heads.running_sums import PEAK, Running, fire_places, running_sum
 from jaxasr.layers.convolution import Conv2d, DepthwiseConv1d
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.products import batched_product
@@ -29,35 +29,13 @@ from jaxasr.quant.ranges import ranges_over
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
-# A peak of the second head stands where the running sum reaches this instead of 1, so that the last one, whose sum is
-# a whole number by construction, is not lost to rounding.
-PEAK = 1.0 - 1e-4
-
-
-class Running(NamedTuple):
-    """A running sum of weights: its whole part (B, T) int32 and the fraction (B, T) in 0..1 after each frame."""
-
-    whole: Int[Array, "B T"]
-    fraction: Float[Array, "B T"]
-
-    @property
-    def fires(self) -> Float[Array, "B T"]:
-        """The fraction after each frame, plus 1 where the frame completes a token: FunASR's cif_peak."""
-        before = jnp.pad(self.whole, ((0, 0), (1, 0)))[:, :-1]
-        return (self.whole > before) + self.fraction
-
-    @property
-    def counts(self) -> Int[Array, " B"]:
-        """Tokens of each row."""
-        return self.whole[:, -1]
-
 
 class Fired(NamedTuple):
     """What a predictor found in each row.
 
     `vectors` (B, L, D): of its tokens, zeros after the last. `counts` (B,): how many there are. `frames` (B, L): the
     encoded frame at which each is complete, the tail being the one after a row's last. `weights` (B, T + 1): of its
-    frames and of the tail. `running`: their sum.
+    frames and of the tail. `running`: their sum. `steps`: of what the publisher makes times, where those are asked for.
     """
 
     vectors: Float[Array, "B L D"]
@@ -65,6 +43,7 @@ class Fired(NamedTuple):
     frames: Int[Array, "B L"]
     weights: Float[Array, "B T1"]
     running: Running
+    steps: Steps | None = None
 
     def first(self, size: int) -> Fired:
         """Without the positions from number `size` on, which hold no tokens."""
@@ -229,29 +208,6 @@ def reverse_rows(x: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[A
     return jnp.take_along_axis(x, source[..., None], axis=1)
 
 
-def running_sum(weights: Float[Array, "B T"]) -> Running:
-    """The running sum of weights (B, T) float32 in two float32 numbers a frame, the second being what the first lost.
-
-    Sums of two numbers without loss: Knuth, The Art of Computer Programming, volume 2, section 4.2.2, theorem B.
-    """
-
-    def add(one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        high, lost = _two_sum(one[0], other[0])
-        return _two_sum(high, lost + (one[1] + other[1]))
-
-    high, low = lax.associative_scan(add, (weights, jnp.zeros_like(weights)), axis=1)
-    whole = jnp.floor(high)
-    whole = jnp.where((high == whole) & (low < 0), whole - 1, whole)
-    return Running(whole.astype(jnp.int32), (high - whole) + low)
-
-
-def _two_sum(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> tuple[jax.Array, jax.Array]:
-    """a + b rounded, and what rounding took from it."""
-    total = a + b
-    of_b = total - a
-    return total, (a - (total - of_b)) + (b - of_b)
-
-
 def integrate(frames: Float[Array, "B T D"], running: Running, most: int) -> Float[Array, "B {most} D"]:
     """The vectors (B, most, D) of the first `most` tokens: what each frame's weight gives to each, times the frame.
 
@@ -267,8 +223,3 @@ def integrate(frames: Float[Array, "B T D"], running: Running, most: int) -> Flo
     before = ((0, 0), (1, 0))
     shares = within(*running) - within(*(jnp.pad(each, before)[:, :-1] for each in running))
     return batched_product(shares, frames)
-
-
-def fire_places(running: Running, most: int) -> Int[Array, "B {most}"]:
-    """The frame that completes each of the first `most` tokens: (B, most), T where none does."""
-    return (running.whole[:, None] <= jnp.arange(most)[:, None]).sum(axis=-1, dtype=jnp.int32)

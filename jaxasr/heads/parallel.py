@@ -15,8 +15,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxasr.arrays import length_mask, zero_beyond
-from jaxasr.heads.cif import CIF, Carried, Fired, fire_places
+from jaxasr.heads.cif import CIF, Carried, Fired
 from jaxasr.heads.parallel_config import ParallelConfig
+from jaxasr.heads.publisher_times import Steps, steps_exchanged
+from jaxasr.heads.running_sums import fire_places
 from jaxasr.layers.attention import attend, extend_cache
 from jaxasr.layers.linear import Linear
 from jaxasr.layers.memory import Memory
@@ -81,7 +83,8 @@ class Parallel(nnx.Module):
     def fire(self, encoded: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Fired:
         """The tokens' vectors, not yet decoded: encoded (B, T, D), lengths (B,) -> at most T tokens a row.
 
-        `frames` are the second head's, where there is one, and at most the last of the row.
+        `frames` are the second head's, where there is one, and at most the last of the row; `steps` place the tokens
+        where times are the publisher's.
         """
         config, rows = self.config, encoded.shape[1]
         if config.padding == "isolated":
@@ -92,10 +95,13 @@ class Parallel(nnx.Module):
             fired = self.predictor(encoded, lengths, config.chunks.new(rows))
             return fired._replace(frames=config.chunks.frame(jnp.minimum(fired.frames, last)))
         fired = self.predictor(encoded, lengths)
-        frames = fired.frames
+        frames, steps = fired.frames, steps_exchanged(fired.weights, fired.running, lengths)
         if config.predictor.peaks is not None:
-            peaks = self.predictor.peaks(encoded, lengths, fired.counts)
-            frames = fire_places(peaks.running, rows) // config.predictor.peaks.upsampling
+            peaks, upsampling = self.predictor.peaks(encoded, lengths, fired.counts), config.predictor.peaks.upsampling
+            frames = fire_places(peaks.running, rows) // upsampling
+            steps = Steps(peaks.weights, peaks.running, lengths * upsampling)
+        if config.times == "publisher":
+            return fired._replace(steps=steps)
         return fired._replace(frames=jnp.minimum(frames, last))
 
     def fire_known(

@@ -9,6 +9,9 @@ from jaxasr.encoders import EncoderConfig
 from jaxasr.layers.overlapped import Overlapped
 from jaxasr.layers.sliding import Sliding
 
+# Into how many parts a step of a predictor's weights is divided by the publisher's times.
+STEP_PARTS = 4
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PeaksConfig:
@@ -64,6 +67,8 @@ class ParallelConfig:
     training.
     `padding`: "publisher" computes what FunASR computes in a padded batch: the predictor reads what the encoder made of
     the padding after a row, and the tail's frame is that of the first frame of it.
+    `times`: "own", a token has the frame at which its weight is complete; "publisher", tokens begin and last as FunASR
+    states it (publisher_times.py).
     `chunks`: the encoded frames come in overlapping chunks, of which the predictor counts the new frames, and a token
     sees its own and some before it. `window`: that in which a stream is encoded.
     """
@@ -81,6 +86,7 @@ class ParallelConfig:
     silent_ids: tuple[int, ...] = (1, 2)
     end_id: int = 2
     padding: Literal["isolated", "publisher"] = "isolated"
+    times: Literal["own", "publisher"] = "own"
     chunks: Overlapped | None = None
     window: Sliding | None = None
 
@@ -94,6 +100,8 @@ class ParallelConfig:
             raise ValueError("a decoder needs a layer with cross-attention, and no negative numbers of others")
         if self.predictor.peaks is not None and (self.chunks is not None or self.window is not None):
             raise ValueError("a predictor with peaks takes whole utterances: leave out chunks and window")
+        if self.times == "publisher" and (self.chunks is not None or self.window is not None):
+            raise ValueError("the publisher states times of whole utterances: leave out times, or chunks and window")
         if min(self.feedforward_dim, self.num_heads, self.kernel) < 1 or self.shift < 0:
             raise ValueError("feedforward_dim, num_heads and kernel must be positive, and shift not negative")
 
@@ -103,6 +111,13 @@ class ParallelConfig:
             if getattr(self, name) != getattr(encoder, name, None):
                 return f"{name}: the encoder's and the parallel head's differ"
         return None
+
+    @property
+    def frame_parts(self) -> int:
+        """Parts of an encoded frame in which tokens are placed."""
+        if self.times == "own":
+            return 1
+        return STEP_PARTS * (1 if self.predictor.peaks is None else self.predictor.peaks.upsampling)
 
     @property
     def sliding(self) -> Sliding:

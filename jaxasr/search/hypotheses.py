@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class Hypotheses(NamedTuple):
     """Token sequences of a batch as arrays of fixed shape; the n-best axis N is second, the best first.
 
-    tokens, frames, durations (B, N, L) int32: ids, the encoded frame each was emitted at, encoded frames it spans.
+    tokens, frames, durations (B, N, L) int32: ids, the encoded frame each was emitted at, encoded frames it spans;
+    parts of frames where the head's configuration says so (`ModelConfig.seconds_per_step`).
     log_probs (B, N, L) float32: of each token under the search's softmax at temperature 1. length (B, N) int32: how
     many are valid. score (B, N) float32: of greedy searches the sum of the valid log_probs; others say what theirs is.
     """

@@ -81,19 +81,19 @@ class ParallelSearch:
 
     def finish(self, state: ParallelState) -> Hypotheses:
         """The texts found, the best first; a NaN of the network reaches their scores."""
-        said = self._say(state)
+        fired = self.head.fire(*state)
+        said = _said(self._decode(fired, state), fired, self.head.blank_id, self.blank_penalty)
         tokens, log_probs, score = _best(said) if self.beam == 1 else _n_best(self, said)
         shape = tokens.shape
         emitted = is_token(tokens, self.head) & length_mask(said.counts, shape[2])[:, None]
         frames, durations = (jnp.broadcast_to(each[:, None], shape) for each in (said.frames, said.durations))
         emissions = Emissions(tokens, frames, durations, log_probs, emitted)
         found = empty_buffers(*shape).append(emissions)
+        if fired.steps is not None:
+            frames, durations = fired.steps.spans(found.length, shape[2])
+            found = found._replace(frames=frames, durations=durations)
         sound = jnp.isfinite(zero_beyond(*state)).all((1, 2))[:, None]
         return best_first(found.scored(jnp.where(sound, score, jnp.nan)), score)
-
-    def _say(self, state: ParallelState) -> _Said:
-        fired = self.head.fire(*state)
-        return _said(self._decode(fired, state), fired, self.head.blank_id, self.blank_penalty)
 
     def _decode(self, fired: Fired, state: ParallelState) -> Float[Array, "B L V"]:
         """The head's logits; where tokens leave half of the positions free, these are not decoded, but zeros.

@@ -80,7 +80,10 @@ class CTCHead(Protocol):
 
 @runtime_checkable
 class Fired(Protocol):
-    """The tokens' vectors (B, L, D) of a parallel head, how many (B,) there are, the frame (B, L) of each."""
+    """The tokens' vectors (B, L, D) of a parallel head, how many (B,) there are, the frame (B, L) of each.
+
+    `steps`: what places the tokens that are left of them, where the head's frames do not.
+    """
 
     @property
     def vectors(self) -> Float[Array, "B L D"]: ...
@@ -90,6 +93,9 @@ class Fired(Protocol):
 
     @property
     def frames(self) -> Int[Array, "B L"]: ...
+
+    @property
+    def steps(self) -> Any: ...
 
     def first(self, size: int) -> Fired:
         """Without the positions from number `size` on, which hold no tokens."""

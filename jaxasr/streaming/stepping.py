@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -74,8 +75,17 @@ class Stepping:
         search = streaming_search(config, model.heads, blank_penalty)
         if search is None:
             name = self._programs.config.name
-            raise ConfigError(f"{name}: a {config.kind} search hears the whole recording: take search greedy or beam")
+            raise ConfigError(f"{name}: {self._refusal(model)}")
         return search
+
+    def _refusal(self, model: Model) -> str:
+        """Why the search takes no stream, and which one does."""
+        config = self._programs.search
+        with contextlib.suppress(ConfigError):
+            best = self._programs.config.choose_search(config.kind, beam=1)
+            if streaming_search(best, model.heads) is not None:
+                return f"a {config.kind} search of {config.beam} hypotheses hears the whole recording: leave out beam"
+        return f"a {config.kind} search hears the whole recording: take search greedy or beam"
 
     def _advance(
         self, params: Parameters, state: Any, piece: StreamPiece, turn: Turn, blank_penalty: jax.Array

@@ -28,10 +28,12 @@ class FunasrConfig:
 
     `calls`: "apart" makes a text of what each call of a stream has found, as FunASR does, so that spaces and pieces at
     their edges are lost; "together" one of all tokens.
+    `spaces`: "words" parts words by them; "all" also Chinese characters, as FunASR prints a text that has timestamps.
     """
 
     kind: Literal["funasr"] = "funasr"
     calls: Literal["together", "apart"] = "together"
+    spaces: Literal["words", "all"] = "words"
 
 
 class _Item(NamedTuple):
@@ -61,6 +63,8 @@ class FunasrSpelling:
             if len(item.pieces) > 1 and item.text == "".join(tokens[i] for i in item.pieces).upper():
                 for i in item.pieces:
                     tokens[i] = tokens[i].upper()
+        if self.config.spaces == "all":
+            return _spaced(items), tokens
         return "".join(item.text for item in items).strip(), tokens
 
 
@@ -69,8 +73,13 @@ def spell_with_times(pieces: Sequence[str], spans: Sequence[Span]) -> tuple[str,
 
     `spans`: of the pieces that are left without `<s>`, `</s>`, `<unk>` and `<OOV>`, one each.
     """
-    items = [item for item in _items(pieces, spans) if item.text != _SPACE]
-    return " ".join(item.text for item in items).strip(), [item.span for item in items if item.span is not None]
+    items = _items(pieces, spans)
+    return _spaced(items), [item.span for item in items if item.span is not None]
+
+
+def _spaced(items: Sequence[_Item]) -> str:
+    """The text with a space between all words and characters."""
+    return " ".join(item.text for item in items if item.text != _SPACE).strip()
 
 
 def _items(pieces: Sequence[str], spans: Sequence[Span] | None) -> list[_Item]:

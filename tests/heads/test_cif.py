@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from golden_models import quick_jit
-from jaxasr.heads.cif import CIF, PEAK, SecondHead, fire_places, integrate, reverse_rows, running_sum
+from jaxasr.heads.cif import CIF, SecondHead, integrate, reverse_rows
 from jaxasr.heads.parallel_config import CIFConfig, ParallelConfig, PeaksConfig
+from jaxasr.heads.running_sums import PEAK, fire_places, running_sum
 from jaxasr.layers.overlapped import Overlapped
 from random_modules import build
 

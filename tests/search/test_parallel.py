@@ -29,6 +29,7 @@ class Fired(NamedTuple):
     vectors: jnp.ndarray
     counts: jnp.ndarray
     frames: jnp.ndarray
+    steps: None = None
 
     def first(self, size: int) -> Fired:
         return self._replace(vectors=self.vectors[:, :size], frames=self.frames[:, :size])

@@ -12,15 +12,22 @@ import pytest
 
 from jaxasr.encoders.conformer_config import ConformerConfig
 from jaxasr.encoders.icefall_conformer_config import IcefallConformerConfig
+from jaxasr.encoders.sanm_config import SanmConfig
 from jaxasr.errors import AudioError, ConfigError, ModelError
+from jaxasr.features.kaldi_config import KaldiConfig
+from jaxasr.features.lfr_config import LfrConfig
 from jaxasr.features.nemo_config import NemoMelConfig
 from jaxasr.heads.configs import CTCConfig, TransducerConfig
 from jaxasr.heads.lstm_config import LSTMConfig
+from jaxasr.heads.parallel_config import ParallelConfig
+from jaxasr.layers.sliding import Sliding
 from jaxasr.model import AbstractModel
 from jaxasr.model_config import AudioConfig, ModelConfig
 from jaxasr.recognizer import Recognizer
+from jaxasr.search import ParallelSearchConfig
 from jaxasr.streaming import Stream, Streams
 from jaxasr.testing import random_parameters, tiny_config
+from jaxasr.text.funasr import FunasrConfig
 from jaxasr.text.tokens import TokenTable
 
 RATE = 16000
@@ -71,6 +78,21 @@ def with_a_right_context() -> ModelConfig:
     ctc = CTCConfig(8, token_frames="previous")
     audio = AudioConfig(silence_after=0.66)
     return dataclasses.replace(tiny_config(), encoder=encoder, transducer=None, ctc=ctc, audio=audio)
+
+
+def with_a_parallel_head() -> ModelConfig:
+    """A window slides over the stream, in which a parallel head says all tokens at once."""
+    window = Sliding(current=4, ahead=2)
+    sizes: dict[str, Any] = {"num_layers": 1, "num_heads": 1, "feedforward_dim": 4, "kernel": 3, "window": window}
+    features = LfrConfig(fbank=KaldiConfig(bins=4), stacked=3, shift=2)
+    return ModelConfig(
+        name="tiny",
+        encoder=SanmConfig(dim=4, input_dim=features.output_dim, **sizes),
+        features=features,
+        text=FunasrConfig(),
+        parallel=ParallelConfig(vocabulary_size=8, **sizes),
+        search=ParallelSearchConfig(),
+    )
 
 
 MODELS: dict[str, tuple[Callable[[], ModelConfig], dict[str, Any]]] = {
@@ -277,3 +299,5 @@ def test_models_that_cannot_stream_are_refused_in_one_line(recognizer: Recognize
     assert refused(chunked(), search="joint") == (
         "tiny: a joint search hears the whole recording: take search greedy or beam"
     )
+    remedied = "tiny: a parallel search of 4 hypotheses hears the whole recording: leave out beam"
+    assert refused(with_a_parallel_head(), beam=4) == remedied

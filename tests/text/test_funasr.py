@@ -20,6 +20,7 @@ def test_every_row_of_the_reference(shared: Path) -> None:
         timed = row["with_timestamps"]
         text, spans = spell_with_times(row["tokens"], [(begin, end) for begin, end in timed["timestamps_in"]])
         assert (text, [list(span) for span in spans]) == (timed["text"], timed["timestamps_out"]), row["tokens"]
+        assert FunasrSpelling(FunasrConfig(spaces="all"))(row["tokens"])[0] == timed["text"]
 
 
 @pytest.mark.parametrize(

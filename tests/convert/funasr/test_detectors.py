@@ -152,6 +152,22 @@ def quantized(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.clip(np.round(matrix / scale) + zero, 0, 255).astype(np.uint8), scale, zero
 
 
+# Products of activations with fixed ranges, of which STEP is the scale.
+FIXED, STEP = ("QLinearMatMul", "QGemm"), 2.0**-14
+
+
+def quantized_vector(vector: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A bias as int8, with one scale."""
+    scale = np.float32(np.abs(vector).max() / 127)
+    return np.round(vector / scale).astype(np.int8), scale, np.int8(0)
+
+
+def quantized_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A memory's kernel (channels, 1, width, 1) as int8, with a scale a channel."""
+    scale = np.abs(kernel).max(axis=(1, 2, 3)) / 127
+    return np.round(kernel / scale[:, None, None, None]).astype(np.int8), scale, np.zeros(len(scale), np.int8)
+
+
 def export(path: Path, weights: Weights, kind: str) -> Path:
     """An export without names: `kind` of product, as exporters, optimisers and quantizers write it."""
     stored: list[bytes] = []
@@ -176,6 +192,14 @@ def export(path: Path, weights: Weights, kind: str) -> Path:
         elif kind == "DynamicQuantizeMatMul":
             inputs = [x, *(store_array(each) for each in quantized(matrix))]
             return add(kind, [*inputs, *([] if bias is None else [store_array(bias)])])
+        elif kind == "QLinearMatMul":
+            y = add(kind, [x, *grid, *(store_array(each) for each in quantized(matrix)), *grid])
+            vector = [] if bias is None else [store_array(each) for each in quantized_vector(bias)]
+            return add("QLinearAdd", [*vector, y, *grid, *grid]) if vector else y
+        elif kind == "QGemm":
+            integers, scale, zero = quantized(matrix)
+            whole = [] if bias is None else [store_array(np.round(bias / (scale * STEP)).astype(np.int32))]
+            return add(kind, [x, *grid, *map(store_array, (integers, scale, zero)), *(whole or [""]), *grid])
         else:
             integers, scale, zero = quantized(matrix)
             if kind == "scale first":
@@ -186,12 +210,17 @@ def export(path: Path, weights: Weights, kind: str) -> Path:
             y = add("Mul", [add("Cast", [y], onnx.field(1, "to") + onnx.field(3, 1) + onnx.field(20, 2)), factor])
         return y if bias is None else add("Add", [y, store_array(bias)])
 
+    grid = [store_array(np.float32(STEP)), store_array(np.uint8(128))] if kind in FIXED else []
     x = "speech"
     for name, matrix, bias in layers(weights):
         x = product(x, matrix, bias)
         if name.endswith(".linear"):
             kernel = weights[f"encoder.{name.removesuffix('.linear')}.fsmn_block.conv_left.weight"]
-            x = add("Add", [add("Conv", [x, store_array(kernel)]), x])
+            if kind in FIXED:
+                integers = [store_array(each) for each in quantized_kernel(kernel)]
+                x = add("QLinearAdd", [add("QLinearConv", [x, *grid, *integers, *grid]), *grid, x, *grid, *grid])
+            else:
+                x = add("Add", [add("Conv", [x, store_array(kernel)]), x])
         elif bias is not None and name not in ("in_linear1", "out_linear1", "out_linear2"):
             x = add("Relu", [x])
     nodes.append(onnx.node("Softmax", [x], ["logits"]))
@@ -200,7 +229,7 @@ def export(path: Path, weights: Weights, kind: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["MatMul", "Gemm", "DequantizeLinear", "DynamicQuantizeMatMul", "scale first", "scale after"]
+    "kind", ["MatMul", "Gemm", "DequantizeLinear", "DynamicQuantizeMatMul", "scale first", "scale after", *FIXED]
 )
 def test_weights_are_found_in_the_order_of_the_nodes(tmp_path: Path, weights: Weights, kind: str) -> None:
     notes: list[str] = []
@@ -208,7 +237,9 @@ def test_weights_are_found_in_the_order_of_the_nodes(tmp_path: Path, weights: We
     assert found.keys() == weights.keys()
     assert bool(notes) == (kind not in ("MatMul", "Gemm"))
     for name, array in weights.items():
-        step = np.ptp(array, axis=-1, keepdims=True) / 254 if notes and array.ndim == 2 else 0.0
+        rounded = notes and (array.ndim == 2 or kind in FIXED)
+        reach = np.ptp(array, -1, keepdims=True) if array.ndim == 2 else np.abs(array).max()
+        step = reach / 254 if rounded else 0.0
         assert found[name].dtype == np.float32 and (np.abs(found[name] - array) <= step).all(), name
 
 

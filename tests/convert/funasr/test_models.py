@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import jaxasr
 from funasr_directory import TOKENS, WIDTH, settings, statistics, tensors, write
@@ -71,6 +74,40 @@ def test_the_spellings_of_the_first_releases(directory: Make) -> None:
     assert facts["kind"] == "FunASR model directory" and "dither 1" in str(facts["notes"])
     ours, theirs = converted(folder)[1], tensors()
     np.testing.assert_array_equal(ours["parallel.embedding"], theirs["decoder.embed.0.weight"])
+
+
+OLDER = {
+    "model": "paraformer",
+    "encoder": "sanm_chunk_opt",
+    "decoder": "paraformer_decoder_sanm",
+    "predictor": "cif_predictor_v2",
+    "frontend": "wav_frontend_online",
+}
+
+
+@pytest.mark.parametrize("tokens", ["tokens.txt", "token_list"])
+def test_a_streaming_model_in_the_layout_of_the_first_releases(shared: Path, tmp_path: Path, tokens: str) -> None:
+    """The reference's -online folder as it would have been then: the same model, whatever its files are called."""
+    source, folder = shared / "golden/paraformer-online-tiny", tmp_path / "older"
+    folder.mkdir()
+    shutil.copyfile(source / "model.pt", folder / "model.pb")
+    shutil.copyfile(source / "am.mvn", folder / "am.mvn")
+    pieces = json.loads((source / "tokens.json").read_text(encoding="utf-8"))
+    config = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8")) | OLDER
+    if tokens == "token_list":
+        config["token_list"] = pieces
+    else:
+        (folder / tokens).write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    jaxasr.convert_checkpoint(source, tmp_path / "usual")
+    usual = store.load(tmp_path / "usual")
+    found, params, table = converted(folder)
+    assert dataclasses.replace(found, name=usual[0].name) == usual[0]
+    assert table.pieces == usual[2].pieces == tuple(pieces)
+    arrays = flatten(usual[1])
+    assert params.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(params[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize(
