@@ -21,7 +21,7 @@ import numpy as np
 
 import jaxasr
 from jaxasr import store
-from jaxasr.compression.calibrated import hear
+from jaxasr.compression.calibrated import Heard, hear
 from jaxasr.compression.calibration import read_windows
 from jaxasr.compression.post_training import fitting_rules, quantize_stored
 from jaxasr.configuration import from_mapping
@@ -74,16 +74,16 @@ class Table:
         self.recognizer = Recognizer(self.stored.config, self.params, self.stored.tokens)
 
     @functools.cached_property
-    def heard(self) -> dict[str, np.ndarray]:
+    def heard(self) -> Heard:
         """What calibration hears, which is the same for all rows: kept with their results."""
         kept = self.results / "heard.npz"
         if not kept.exists():
             windows = read_windows(read_manifest(self.calibrate, {"split": ["train"]}))
             rules = QuantizationConfig(rules=default_rules(4))
             with replacing_file(kept) as file:
-                np.savez(file, allow_pickle=False, **hear(self.stored.config, self.params, windows, rules))
+                np.savez(file, allow_pickle=False, **hear(self.stored.config, self.params, windows, rules).grams)
         with np.load(kept) as arrays:
-            return dict(arrays)
+            return Heard(dict(arrays), {})
 
     def make(self, name: str) -> None:
         """Quantize as the row says, recognise all sets, and keep what was heard.

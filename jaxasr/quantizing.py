@@ -89,7 +89,8 @@ def quantize(
         2 bits.
     `method`: round weights to the nearest integers; or, calibrated, the encoder's dense layers and convolutions to
         those that give most nearly what the float ones give on recordings.
-    `calibrate`: a manifest of such recordings, of which some minutes are heard; their texts do not matter.
+    `calibrate`: a manifest of such recordings, of which some minutes are heard; their texts do not matter. Rules with
+        static ranges of activations measure these on them too, whatever the method.
     `where`: of the recordings to calibrate with only those whose column has one of the values given for it.
     `evaluate`: a manifest of transcribed recordings, on which both models are compared.
     `overwrite`: replace the model directory `out_dir`.
@@ -103,13 +104,17 @@ def quantize(
     rules = _rules(stored.config, spec, bits, symmetric, block, clip)
     if method not in ("nearest", "calibrated"):
         raise ConfigError(f"method must be nearest or calibrated, not {method!r}")
-    if (method == "calibrated") != (calibrate is not None):
-        raise ConfigError("calibrate, a manifest of recordings, and the method calibrated belong together: give both")
+    static = any(rule.ranges == "static" for rule in rules.rules)
+    if (method == "calibrated" or static) != (calibrate is not None):
+        why = "the method calibrated and static ranges of activations need calibrate, a manifest of recordings"
+        raise ConfigError(f"{why}; nothing else takes it")
     utterances = read_manifest(evaluate) if evaluate is not None else []
     windows = read_windows(read_manifest(calibrate, where)) if calibrate is not None else None
     params = stored.params()
     check_finite(stored, params, rules)
-    heard = hear(stored.config, params, windows, rules, progress) if windows is not None else None
+    heard = None
+    if windows is not None:
+        heard = hear(stored.config, params, windows, rules, progress, calibrated=method == "calibrated")
     quantized = quantize_stored(stored, params, rules, heard)
     before = Recognizer(stored.config, params, stored.tokens, parameters=stored.parameters)
     after = Recognizer(quantized.config, quantized.params, stored.tokens, parameters=stored.parameters)
@@ -117,7 +122,10 @@ def quantize(
         encoded_error = encoded_difference(before, after)
         words = compare_words(before, after, utterances, progress) if utterances else None
     card = _Card(
-        stored.manifest["name"], _sources(stored), readme=_readme(stored), section=_section(quantized, windows, words)
+        stored.manifest["name"],
+        _sources(stored),
+        readme=_readme(stored),
+        section=_section(quantized, method, windows, words),
     )
     store.save(out_dir, quantized.config, quantized.params, stored.tokens, card, overwrite=overwrite)
     made = store.open_model(out_dir, verify=False)
@@ -184,11 +192,14 @@ def _readme(stored: StoredModel) -> str:
         return ModelCard(stored.manifest["name"], _sources(stored)).text(stored.config, stored.parameters)
 
 
-def _section(quantized: Quantized, windows: Windows | None, words: Words | None) -> str:
+def _section(quantized: Quantized, method: str, windows: Windows | None, words: Words | None) -> str:
     """What the card says of the quantization."""
     rules = quantized.config.quantization
     assert rules is not None
-    how = "to the nearest" if windows is None else f"the encoder's by what it makes of {windows.seconds:.0f} s of sound"
+    sound = f"{windows.seconds:.0f} s of sound" if windows is not None else ""
+    how = "to the nearest" if method == "nearest" else f"the encoder's by what it makes of {sound}"
+    if sound and method == "nearest":
+        how += f", with ranges of activations from {sound}"
     lines = ["## Quantization", "", f"Rounded after training, {how}; the first rule that fits a weight decides."]
     lines += ["", "| weights | bits | grid | activations |", "|---|---|---|---|"]
     for rule in rules.rules:
@@ -198,7 +209,8 @@ def _section(quantized: Quantized, windows: Windows | None, words: Words | None)
             continue
         shared = f"blocks of {rule.block}" if rule.block else f"per {rule.per}"
         kind = "symmetric" if rule.symmetric else "asymmetric"
-        lines.append(f"| {named} | {rule.bits} | {kind}, {shared}, bounds: {rule.bounds} | {rule.activations} |")
+        acting = rule.activations + (f", {rule.ranges}" if rule.activations != "float" else "")
+        lines.append(f"| {named} | {rule.bits} | {kind}, {shared}, bounds: {rule.bounds} | {acting} |")
     lines += ["", f"Error of the quantized weights: {100 * quantized.error:.2f} % (root mean square)."]
     if words is not None:
         before, after = 100 * words.before.rate, 100 * words.after.rate

@@ -462,7 +462,9 @@ def _low_bits(config: ModelConfig | DetectorConfig, manifest: Mapping[str, Any])
         rule, layer = config.quantization.rule(path, shape), layer_of(path, shape)
         if rule is not None and layer is not None:
             bits[f"{rule.bits} bits"] += math.prod(shape)
-            ways[WAYS[multiplied(rule.activations, layer, shape, rule.per)]] += math.prod(shape)
+            way = multiplied(rule.activations, layer, shape, rule.per)
+            static = rule.ranges == "static" and way != "float"
+            ways[f"{WAYS[way]}{', of static ranges' if static else ''}"] += math.prod(shape)
     stored = stored_bytes(_parameter_entries(manifest))
     return {
         "weights": {**bits, "float": _parameters(manifest) - bits.total()},

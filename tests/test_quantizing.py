@@ -261,5 +261,5 @@ def test_calibration_brings_the_encoder_nearer(
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             main(["quantize", str(floats), str(tmp_path / "out"), "--bits", "2", *options])
-        assert caught.value.code == 1 and "belong together" in capsys.readouterr().err
+        assert caught.value.code == 1 and "need calibrate" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -51,7 +51,10 @@ def quantize(
     ] = "nearest",
     calibrate: Annotated[
         Path | None,
-        typer.Option(metavar="MANIFEST", help="Recordings for --method calibrated; their texts do not matter."),
+        typer.Option(
+            metavar="MANIFEST",
+            help="Recordings for --method calibrated, and for a spec's static ranges; their texts do not matter.",
+        ),
     ] = None,
     where: Annotated[
         list[str] | None,

@@ -12,14 +12,14 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from jaxasr.compression.calibrated import quantize_heard
+from jaxasr.compression.calibrated import Heard, quantize_heard
 from jaxasr.detector_config import DetectorConfig
 from jaxasr.devices import usual_settings
 from jaxasr.errors import ConfigError, ModelError
 from jaxasr.model import AbstractModel
 from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.quant.array import quantize_array
-from jaxasr.quant.rules import QuantizationConfig, layer_of
+from jaxasr.quant.rules import QuantizationConfig, layer_of, needs_range
 from jaxasr.store import StoredModel, flatten, load_any_config, open_model, unflatten
 
 # Below its largest number's magnitude a leaf's float16 would keep fewer digits than it has: there all are subnormal.
@@ -61,7 +61,18 @@ def fitting_rules(model: ModelConfig, rules: QuantizationConfig, *, defaults: in
         raise ConfigError(f"{model.name}: {error}") from None
     if fault := checked.fault(shapes):
         raise ConfigError(f"{model.name}: {fault}")
+    for path in static_ranges(checked, shapes):
+        if not path.startswith("encoder."):
+            raise ConfigError(
+                f"{model.name}: static ranges are measured in the encoder alone, and a rule gives {path} one"
+            )
     return checked
+
+
+def static_ranges(rules: QuantizationConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The weights, by path, among leaves of these shapes, beside which a static range of activations is stored."""
+    ruled = ((path, shape, rules.rule(path, shape), layer_of(path, shape)) for path, shape in shapes.items())
+    return [path for path, shape, rule, layer in ruled if rule and layer and needs_range(rule, layer, shape)]
 
 
 def check_finite(stored: StoredModel, params: Parameters, rules: QuantizationConfig) -> None:
@@ -75,11 +86,11 @@ def quantize_stored(
     stored: StoredModel,
     params: Parameters,
     rules: QuantizationConfig,
-    heard: Mapping[str, np.ndarray] | None = None,
+    heard: Heard | None = None,
 ) -> Quantized:
     """Quantize `params` of a model directory by rules that fit, leaf by leaf, to the nearest integers of each grid.
 
-    `heard`: what `calibrated.hear` gives, with which the weights of its paths are quantized instead.
+    `heard`: what `calibrated.hear` gives: weights whose inputs it has are quantized by these instead.
     """
     leaves = flatten(params)
     quantized: dict[str, Any] = {}
@@ -91,8 +102,12 @@ def quantize_stored(
             if rule is None or layer is None:
                 quantized[path] = stored_float(path, weights, rules.floats)
                 continue
-            gram = heard.get(path) if heard is not None else None
-            array = quantize_array(weights, rule, layer) if gram is None else quantize_heard(weights, rule, layer, gram)
+            gram = heard.grams.get(path) if heard is not None else None
+            largest = heard.largest.get(path) if heard is not None else None
+            if gram is None:
+                array = quantize_array(weights, rule, layer, largest)
+            else:
+                array = quantize_heard(weights, rule, layer, gram, largest)
             difference = np.asarray(array.dequantize()) - weights
             changed += float(np.square(difference, dtype=np.float64).sum())
             whole += float(np.square(weights, dtype=np.float64).sum())

@@ -52,7 +52,7 @@ def linear_product(
         kernel.tell(x)
         kernel = kernel.weights
     if isinstance(kernel, QuantizedArray) and kernel.activations == "int8":
-        integers, steps = quantize_activations(x, kernel.ranges)
+        integers, steps = quantize_activations(x, kernel.ranges, kernel.step)
         product = _integer_sums(integers, kernel) * steps
     elif isinstance(kernel, QuantizedArray) and kernel.activations == "uint8":
         product = _product_from_zero(x, kernel)
@@ -111,7 +111,7 @@ def _rounded(x: Float[Array, "*shape"], kernel: Float[Array, "*weights"] | Quant
     """x, or the floats that its integers would stand for where the kernel asks for these."""
     if not isinstance(kernel, QuantizedArray) or kernel.activations != "fake":
         return x
-    integers, steps = quantize_activations(x, kernel.ranges)
+    integers, steps = quantize_activations(x, kernel.ranges, kernel.step)
     return (integers * steps).astype(x.dtype)
 
 
@@ -225,7 +225,7 @@ def _integer_convolution(
     padding: tuple[tuple[int, int], tuple[int, int]],
 ) -> Float[Array, "B _ _ out"]:
     """Integers x convolved over H: a product for each tap, whose activations keep their own steps."""
-    integers, steps = quantize_activations(x, kernel.ranges)
+    integers, steps = quantize_activations(x, kernel.ranges, kernel.step)
     size = (kernel.shape[0], 1)
     windows = _windows(integers, size, strides, padding)
     scales = _windows(jnp.broadcast_to(steps, (*x.shape[:-1], 1)), size, strides, padding)

@@ -17,15 +17,21 @@ LARGEST = 127  # -128 is left out, so that both signs reach as far
 
 
 def quantize_activations(
-    x: Float[Array, "*batch D"], ranges: Ranges
+    x: Float[Array, "*batch D"], ranges: Ranges, step: Float[Array, "*ones"] | None = None
 ) -> tuple[Int[Array, "*batch D"], Float[Array, "*#batch 1"]]:
     """x (..., D) -> (int8 (..., D), steps (..., 1) float32) with x near integers * steps, symmetric, by x itself.
 
     `ranges`: one step for each vector of the last axis, so that no frame depends on another one, or one for all frames
     of an utterance (`ranges.py`). Both are signed: CPUs multiply signed with unsigned integers in slow loops. Zeros
     have a step of 1. Source: praxis, operations.py, reduce_precision_activation, whose one step is that of all of x.
+
+    A `step` that was found before, of size 1, is that of all ("static"): what lies beyond its range is cut off, and NaN
+    becomes a 0, which no reduction looks for. Encoders carry NaN past their products.
     """
     wide = x.astype(jnp.float32)
+    if step is not None:
+        steps = step.reshape((1,) * x.ndim)
+        return _integers(wide, steps), steps
     if ranges == "token" or x.ndim < 2:
         largest = jnp.abs(wide).max(-1, keepdims=True)
     else:
@@ -33,7 +39,11 @@ def quantize_activations(
         largest = jnp.maximum(-low, high)
     steps = jnp.where(largest == 0, 1.0, largest / LARGEST)
     # Infinities and NaN go on as steps, so that a search that hears of them can say so.
-    return jnp.clip(jnp.round(wide / steps), -LARGEST, LARGEST).astype(jnp.int8), steps
+    return _integers(wide, steps), steps
+
+
+def _integers(x: Float[Array, "*batch D"], steps: Float[Array, "*#batch 1"]) -> Int[Array, "*batch D"]:
+    return jnp.clip(jnp.round(x / steps), -LARGEST, LARGEST).astype(jnp.int8)
 
 
 def quantize_from_zero(

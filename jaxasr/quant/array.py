@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxasr.arrays import ceil_div
+from jaxasr.quant.activations import LARGEST
 from jaxasr.quant.numbers import (
     Bounds,
     Grid,
@@ -24,13 +25,13 @@ from jaxasr.quant.numbers import (
     searched_bounds,
 )
 from jaxasr.quant.packing import pack, packed_shape, unpack, unpacked_shape
-from jaxasr.quant.rules import PACKED_AXIS, Activations, Layer, Ranges, Rule
+from jaxasr.quant.rules import PACKED_AXIS, Activations, Layer, Ranges, Rule, needs_range
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
 
-PARTS = ("integers", "scale", "zero", "sums")
+PARTS = ("integers", "scale", "zero", "sums", "step")
 
 
 @functools.partial(
@@ -47,7 +48,8 @@ class QuantizedArray:
     for each `block` of so many values, of which the last may be shorter (None: one for all). `length`: values along
     `axis`. `sums`: what the integers along `axis` add up to, int32 and shaped as the scale of a channel, where the
     activations have a zero and there are no blocks, else None: to add up all weights again would cost as much as a
-    product with a few tokens.
+    product with a few tokens. `step`: of the integers of activations where their range is static, float32 of size 1,
+    else None.
     `activations`, `ranges`: how it is multiplied, as `Rule` says. `dtype`: the type of float that it stands for.
     """
 
@@ -55,6 +57,7 @@ class QuantizedArray:
     scale: jax.Array
     zero: jax.Array | None
     sums: jax.Array | None
+    step: jax.Array | None
     bits: int
     axis: int
     length: int
@@ -137,12 +140,23 @@ class QuantizedArray:
         return jax.lax.slice_in_dim(whole, 0, self.length, axis=at)
 
 
-def quantize_array(weights: jax.Array | np.ndarray, rule: Rule, layer: Layer) -> QuantizedArray:
-    """The weights of a layer of this kind, as a rule quantizes them; ValueError where it leaves them in float."""
+def quantize_array(
+    weights: jax.Array | np.ndarray, rule: Rule, layer: Layer, largest: float | None = None
+) -> QuantizedArray:
+    """The weights of a layer of this kind, as a rule quantizes them.
+
+    `largest`: the magnitude of activations that a static range ends at. ValueError where the rule leaves the weights in
+    float, or has such a range and none is given.
+    """
     _bits(rule)
     # One program for all rules that say the same of other paths.
     made: QuantizedArray = _quantized(weights, dataclasses.replace(rule, path="*"), layer)
-    return made
+    if not needs_range(rule, layer, weights.shape):
+        return made
+    if largest is None:
+        raise ValueError(f"{rule.path}: a static range of activations is to be measured, and nothing was heard")
+    step = np.full((1,) * weights.ndim, largest / LARGEST if largest else 1.0, np.float32)
+    return dataclasses.replace(made, step=jnp.asarray(step))
 
 
 @functools.partial(jax.jit, static_argnames=("rule", "layer"))
@@ -175,7 +189,11 @@ def abstract_array(shape: tuple[int, ...], rule: Rule, layer: Layer) -> Quantize
         packed_shape(shape, bits, PACKED_AXIS[layer]), jnp.int8 if bits == 8 else jnp.uint8
     )
     sums: Any = jax.ShapeDtypeStruct((*shape[:at], 1, *shape[at + 1 :]), jnp.int32) if _summed(rule, layer) else None
-    return _assembled(packed, Grid(stored, None if rule.symmetric else stored), sums, rule, layer, shape[at])
+    made = _assembled(packed, Grid(stored, None if rule.symmetric else stored), sums, rule, layer, shape[at])
+    if not needs_range(rule, layer, shape):
+        return made
+    step: Any = jax.ShapeDtypeStruct((1,) * len(shape), jnp.float32)
+    return dataclasses.replace(made, step=step)
 
 
 def assembled_array(parts: dict[str, Any], shape: tuple[int, ...], rule: Rule, layer: Layer) -> QuantizedArray:
@@ -191,7 +209,7 @@ def assembled_array(parts: dict[str, Any], shape: tuple[int, ...], rule: Rule, l
         parts = parts | {"sums": bare.values().sum(abstract.axis, dtype=jnp.int32, keepdims=True)}
     wanted = {name: (part.shape, part.dtype) for name, part in parts_of(abstract).items()}
     if wanted != {name: (part.shape, part.dtype) for name, part in parts.items()}:
-        raise ValueError("integers, scales, zeros and sums do not fit the rules")
+        raise ValueError("integers, scales, zeros, sums and steps do not fit the rules")
     return dataclasses.replace(abstract, **parts)
 
 
@@ -214,6 +232,7 @@ def _assembled(
         scale=grid.scale,
         zero=grid.zero,
         sums=sums,
+        step=None,
         bits=_bits(rule),
         axis=PACKED_AXIS[layer],
         length=length,

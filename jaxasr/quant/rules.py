@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 Shape: TypeAlias = tuple[int, ...]
 Layer: TypeAlias = Literal["dense", "convolution", "depthwise", "embedding"]
 Activations: TypeAlias = Literal["float", "int8", "uint8", "fake"]
-Ranges: TypeAlias = Literal["token", "tensor"]
+Ranges: TypeAlias = Literal["token", "tensor", "static"]
 FloatType: TypeAlias = Literal["float16", "bfloat16", "float32"]
 
 SMALLEST_BLOCK = 8  # with less a block's scale takes more than two bits a weight
@@ -37,7 +37,7 @@ class Rule:
     does so with a zero beside each scale of activations, as ONNX's DynamicQuantizeLinear (dense layers; others
     dequantize); `fake` gives the values of `int8` in float arithmetic. `ranges`: activations that share a scale: those
     of one `token` (frame), or the whole `tensor` of one utterance, or of one chunk of a model that streams
-    (quant/ranges.py).
+    (quant/ranges.py); or all that there will ever be (`static`), by the largest of recordings that were heard before.
     """
 
     path: str
@@ -57,6 +57,8 @@ class Rule:
             raise ValueError(f"block must be at least {SMALLEST_BLOCK}, not {self.block}")
         if self.block is not None and self.per == "tensor":
             raise ValueError(f"{self.path}: blocks and one scale per tensor exclude each other")
+        if self.ranges == "static" and self.activations == "uint8":
+            raise ValueError(f"{self.path}: static ranges have no zero: take the activations int8")
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile must lie above 50 and not above 100, not {self.percentile}")
 
@@ -158,6 +160,11 @@ def multiplied(
         over_time = len(shape) == 3 or shape[1] == 1
         return activations if over_time and shape[-2] >= FEWEST_INPUTS else "float"
     return "fake" if layer == "embedding" and activations == "uint8" and per == "tensor" else "float"
+
+
+def needs_range(rule: Rule, layer: Layer, shape: Shape) -> bool:
+    """Whether a static range of activations is stored beside the weights: where integers can be multiplied."""
+    return rule.ranges == "static" and multiplied("int8", layer, shape) == "int8"
 
 
 def stated_rules(weights: Mapping[str, tuple[Shape, Rule | None]]) -> tuple[Rule, ...]:

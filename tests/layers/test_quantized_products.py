@@ -54,6 +54,27 @@ def test_integers_are_multiplied_as_integers_and_each_frame_by_itself() -> None:
     np.testing.assert_array_equal(linear_product(other, kernel)[0], linear_product(X, kernel)[0])
 
 
+@pytest.mark.parametrize("largest", [1.0, 10.0])
+def test_a_static_range_is_looked_for_no_more(largest: float) -> None:
+    """What lies beyond it is cut off; padding's zeros and other clips change nothing."""
+    rule = dataclasses.replace(RULES[0], activations="int8", ranges="static")
+    clipped = np.clip(np.round(X * (127 / largest)), -127, 127) * largest / 127
+    kernel = quantize_array(KERNEL, rule, "dense", largest)
+    floats = np.asarray(kernel.dequantize(), np.float64)
+    for way in ("int8", "fake"):
+        found = jax.jit(linear_product)(X, acting(kernel, way), BIAS)
+        np.testing.assert_allclose(found, clipped @ floats + BIAS, rtol=1e-5, atol=1e-5)
+    assert "reduce_max" not in str(jax.make_jaxpr(linear_product)(X, kernel))
+    taps = quantize_array(GENERATOR.standard_normal((3, 20, 6)).astype(np.float32), rule, "convolution", largest)
+    weights = np.asarray(taps.dequantize(), np.float64)
+    found = convolution_product(X[:, :, None], taps[:, None], (1, 1), ((0, 0), (0, 0)))[:, :, 0]
+    expected = sum(clipped[:, place : place + 5] @ weights[place] for place in range(3))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert quantize_array(KERNEL[:, None], rule, "depthwise").step is None
+    with pytest.raises(ValueError, match="nothing was heard"):
+        quantize_array(KERNEL, rule, "dense")
+
+
 @pytest.mark.parametrize("rule", RULES[:4], ids=lambda rule: f"{rule.bits}-{rule.block}-{rule.symmetric}")
 def test_a_convolution_over_time(rule: Rule) -> None:
     kernel = quantize_array(GENERATOR.standard_normal((3, 20, 6)).astype(np.float32), rule, "convolution")[:, None]
