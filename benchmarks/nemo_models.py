@@ -114,14 +114,14 @@ def build(config: dict[str, Any]) -> Any:
     settings |= {
         "model_defaults": {
             "enc_hidden": width,
-            "pred_hidden": predictor["dim"],
+            "pred_hidden": predictor.get("dim", 640),
             "joint_hidden": head["joiner_dim"],
         },
         "decoder": {
             "_target_": f"{MODULES}.RNNTDecoder",
             "normalization_mode": None,
             "blank_as_pad": True,
-            "prednet": {"pred_hidden": predictor["dim"], "pred_rnn_layers": predictor["layers"]},
+            "prednet": {"pred_hidden": predictor.get("dim", 640), "pred_rnn_layers": predictor.get("layers", 1)},
         },
         "joint": {
             "_target_": f"{MODULES}.RNNTJoint",
