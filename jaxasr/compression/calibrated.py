@@ -18,7 +18,7 @@ from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.quant.array import QuantizedArray, assembled_array, quantize_array
 from jaxasr.quant.numbers import limits
 from jaxasr.quant.packing import pack
-from jaxasr.quant.rules import Layer, QuantizationConfig, Rule, layer_of, needs_range
+from jaxasr.quant.rules import Layer, QuantizationConfig, Rule, layer_of
 from jaxasr.store import flatten, unflatten
 
 # The kinds of products whose inputs the door tells.
@@ -53,17 +53,14 @@ def hear(
     ConfigError for a static range of which nothing is heard.
     """
     leaves = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(params).items()}
-    watched: set[str] = set()
-    static: set[str] = set()
+    static = set(rules.static_ranges({path: leaf.shape for path, leaf in leaves.items()}))
+    watched = [
+        path
+        for path, leaf in leaves.items()
+        if path.startswith("encoder.") and rules.rule(path, leaf.shape) and layer_of(path, leaf.shape) in PRODUCTS
+        if calibrated or path in static
+    ]
     heard = Heard({}, {})
-    for path, leaf in leaves.items():
-        rule, layer = rules.rule(path, leaf.shape), layer_of(path, leaf.shape)
-        if rule is None or layer not in PRODUCTS or not path.startswith("encoder."):
-            continue
-        if needs_range(rule, layer, leaf.shape):
-            static.add(path)
-        if calibrated or path in static:
-            watched.add(path)
 
     def add(path: str, rows: np.ndarray) -> None:
         if path in static:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from jaxasr.errors import ConfigError, ModelError
 from jaxasr.model import AbstractModel
 from jaxasr.model_config import ModelConfig, Parameters
 from jaxasr.quant.array import quantize_array
-from jaxasr.quant.rules import QuantizationConfig, layer_of, needs_range
+from jaxasr.quant.rules import QuantizationConfig, layer_of
 from jaxasr.store import StoredModel, flatten, load_any_config, open_model, unflatten
 
 # Below its largest number's magnitude a leaf's float16 would keep fewer digits than it has: there all are subnormal.
@@ -61,18 +60,12 @@ def fitting_rules(model: ModelConfig, rules: QuantizationConfig, *, defaults: in
         raise ConfigError(f"{model.name}: {error}") from None
     if fault := checked.fault(shapes):
         raise ConfigError(f"{model.name}: {fault}")
-    for path in static_ranges(checked, shapes):
+    for path in checked.static_ranges(shapes):
         if not path.startswith("encoder."):
             raise ConfigError(
                 f"{model.name}: static ranges are measured in the encoder alone, and a rule gives {path} one"
             )
     return checked
-
-
-def static_ranges(rules: QuantizationConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The weights, by path, among leaves of these shapes, beside which a static range of activations is stored."""
-    ruled = ((path, shape, rules.rule(path, shape), layer_of(path, shape)) for path, shape in shapes.items())
-    return [path for path, shape, rule, layer in ruled if rule and layer and needs_range(rule, layer, shape)]
 
 
 def check_finite(stored: StoredModel, params: Parameters, rules: QuantizationConfig) -> None:

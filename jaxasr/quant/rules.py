@@ -84,6 +84,11 @@ class QuantizationConfig:
         found = next((rule for rule in self.rules if layer is not None and rule.fits(path, layer)), None)
         return found if found is not None and found.bits is not None else None
 
+    def static_ranges(self, shapes: Mapping[str, Shape]) -> list[str]:
+        """The weights, by path, among leaves of these shapes, beside which a static range of activations is stored."""
+        ruled = ((path, shape, self.rule(path, shape), layer_of(path, shape)) for path, shape in shapes.items())
+        return [path for path, shape, rule, layer in ruled if rule and layer and needs_range(rule, layer, shape)]
+
     def with_activations(self, activations: Activations) -> QuantizationConfig:
         """The same weights, multiplied in another way."""
         rules = tuple(dataclasses.replace(rule, activations=activations) for rule in self.rules)
